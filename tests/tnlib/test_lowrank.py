@@ -1,0 +1,97 @@
+"""Truncated bases: every kernel is orthonormal, projects, and counts what it discards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.arrays import LIBRARIES, numpy_of, with_spectrum
+from tnlib import _array
+from tnlib.lowrank import truncated_basis
+
+SHAPES = [(40, 40), (30, 200), (200, 30), (5, 64), (64, 5), (1, 9), (9, 1)]
+
+
+def basis_of(matrix, method, max_rank=None, allowed=None):
+    return truncated_basis(
+        matrix,
+        energy=_array.energy(matrix),
+        max_rank=max_rank,
+        allowed=allowed,
+        method=method,
+        rng=np.random.default_rng(0),
+    )
+
+
+@pytest.mark.parametrize("library", sorted(LIBRARIES))
+@pytest.mark.parametrize("method", ["svd", "gram", "krylov"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+def test_basis_is_orthonormal_and_the_rest_is_projected(library, method, shape, dtype):
+    side = min(shape)
+    matrix = with_spectrum(np.arange(1.0, side + 1) ** -0.7, *shape)
+    if np.issubdtype(dtype, np.complexfloating):
+        matrix = matrix * np.exp(1j * np.arange(shape[1]))
+    matrix = LIBRARIES[library](matrix.astype(dtype))
+    basis = basis_of(matrix, method, max_rank=max(1, side // 3))
+    vectors, data = numpy_of(basis.vectors), numpy_of(matrix)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(vectors.conj().T @ vectors, np.eye(vectors.shape[1]), atol=tolerance)
+    np.testing.assert_allclose(numpy_of(basis.rest), vectors.conj().T @ data, atol=tolerance)
+    left = np.linalg.norm(data - vectors @ numpy_of(basis.rest)) ** 2
+    assert basis.discarded == pytest.approx(left, rel=1e-4, abs=10 * tolerance)
+
+
+@pytest.mark.parametrize("method", ["svd", "gram", "krylov"])
+def test_discarded_energy_is_within_one_per_mille_of_the_least(method):
+    values = np.arange(1, 601.0) ** -0.7
+    matrix = with_spectrum(values, 600, 700)
+    basis = basis_of(matrix, method, max_rank=32)
+    assert basis.kernel == method
+    assert basis.discarded <= 1.002 * np.sum(values[32:] ** 2)
+
+
+@pytest.mark.parametrize("method", ["svd", "gram", "krylov"])
+def test_a_tolerance_gives_the_smallest_rank(method):
+    values = 2.0 ** -np.arange(40)
+    matrix = with_spectrum(values, 50, 60)
+    allowed = np.sum(values[10:] ** 2) * 1.0001
+    basis = basis_of(matrix, method, allowed=allowed)
+    assert basis.vectors.shape[1] == 10
+    assert basis.discarded <= allowed
+
+
+def test_auto_takes_krylov_for_low_ranks_and_gram_for_high_ones():
+    matrix = with_spectrum(np.arange(1, 513.0) ** -0.7, 512, 640).astype(np.float32)
+    assert basis_of(matrix, "auto", max_rank=16).kernel == "krylov"
+    assert basis_of(matrix, "auto", max_rank=300).kernel == "gram"
+    assert basis_of(matrix, "auto", max_rank=512).kernel == "identity"
+
+
+def test_auto_falls_back_to_gram_when_the_krylov_space_outgrows_its_share():
+    matrix = np.eye(512, dtype=np.float32)
+    basis = basis_of(matrix, "auto", allowed=0.3 * 512)
+    assert basis.kernel == "gram"
+    assert basis.vectors.shape[1] == pytest.approx(0.7 * 512, abs=1)
+
+
+def test_auto_switches_to_svd_where_squares_do_not_resolve():
+    values = np.logspace(0, -12, 60)
+    matrix = with_spectrum(values, 60, 90)
+    basis = basis_of(matrix, "auto", max_rank=50)
+    assert basis.kernel == "svd"
+    assert basis.discarded == pytest.approx(np.sum(values[50:] ** 2), rel=1e-3)
+
+
+def test_krylov_of_an_exactly_low_rank_matrix_stops_at_its_rank():
+    matrix = with_spectrum([3.0, 2.0, 1.0], 600, 800)
+    basis = basis_of(matrix, "krylov", max_rank=40)
+    assert basis.vectors.shape[1] == 3
+    residual = matrix - basis.vectors @ basis.rest
+    assert np.linalg.norm(residual) <= 1e-13 * np.linalg.norm(matrix)
+
+
+def test_the_start_block_decides_and_is_seeded():
+    matrix = np.random.default_rng(3).standard_normal((600, 600))
+    one, two = (basis_of(matrix, "krylov", max_rank=8) for _ in range(2))
+    np.testing.assert_array_equal(one.vectors, two.vectors)

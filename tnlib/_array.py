@@ -1,0 +1,260 @@
+"""What NumPy and torch do not already share through the array API.
+
+Every algorithm of the package is written once, against the array-API names that
+``array_api_compat`` gives both libraries. This module adds the handful of things the standard
+lacks: choosing the working precision, sums in float64, partial eigenproblems, random blocks.
+It looks at the type of its input and never imports torch by itself.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.linalg
+from array_api_compat import array_namespace, is_numpy_array, is_torch_array
+
+# A numpy.ndarray or a torch.Tensor. No static type covers both, so the alias is for the reader.
+Array: TypeAlias = Any
+RNG: TypeAlias = Any
+
+FLOATING = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+_BLOCK = 1 << 16
+
+
+def namespace(*arrays: Array) -> Any:
+    """Return the one array-API namespace of `arrays`, or raise TypeError."""
+    for array in arrays:
+        if not (is_numpy_array(array) or is_torch_array(array)):
+            raise TypeError(
+                f"expected a NumPy array or a torch tensor, got {type(array).__name__}; "
+                "convert it first, for example with numpy.asarray"
+            )
+    if len({is_torch_array(array) for array in arrays}) > 1:
+        kinds = ", ".join(type(array).__module__.split(".")[0] for array in arrays)
+        raise TypeError(
+            f"all arrays must come from one library, got {kinds}; "
+            "convert them with torch.from_numpy or tensor.numpy()"
+        )
+    return array_namespace(*arrays)
+
+
+def is_torch(array: Array) -> bool:
+    """Whether `array` is a torch tensor."""
+    return bool(is_torch_array(array))
+
+
+def plain(array: Array) -> Array:
+    """Return the data of `array` as a plain tensor or ndarray, outside any autograd graph.
+
+    A leaf such as ``nn.Parameter`` is read as data. A tensor that was computed from parameters
+    is refused: gradients through truncated singular vectors are not finite in general.
+    """
+    if not is_torch(array):
+        return np.asarray(array)
+    if array.requires_grad and not array.is_leaf and sys.modules["torch"].is_grad_enabled():
+        raise ValueError(
+            "the tensor is part of an autograd graph and a decomposition is not differentiable: "
+            "pass tensor.detach(), or call inside torch.no_grad()"
+        )
+    return array.detach()
+
+
+def resolve_dtype(xp: Any, dtype: Any) -> Any:
+    """Turn a dtype of either library, or its name, into a floating dtype of namespace `xp`."""
+    name = dtype_name(dtype)
+    if "torch." not in str(dtype) and not isinstance(dtype, str):
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = repr(dtype)
+    choices = [known for known in FLOATING if hasattr(xp, known)]
+    if name not in choices:
+        raise TypeError(f"dtype must be one of {', '.join(choices)}, got {dtype!r}")
+    return np.dtype(name) if is_numpy_namespace(xp) else getattr(xp, name)
+
+
+def is_numpy_namespace(xp: Any) -> bool:
+    """Whether `xp` is the NumPy side of array_api_compat."""
+    return "numpy" in str(xp.__name__)
+
+
+def dtype_name(dtype: Any) -> str:
+    """Name of a dtype of either library, such as ``"bfloat16"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def is_complex(dtype: Any) -> bool:
+    """Whether `dtype` is complex."""
+    return dtype_name(dtype).startswith("complex")
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether `dtype` has fewer bits than float32."""
+    return dtype_name(dtype) in ("float16", "bfloat16", "complex32")
+
+
+def unit_roundoff(xp: Any, dtype: Any) -> float:
+    """Half the distance from 1 to the next larger number of `dtype`."""
+    return float(xp.finfo(dtype).eps) / 2
+
+
+def default_float(xp: Any) -> Any:
+    """The floating type that integers become: float64 in NumPy, torch's default in torch."""
+    if is_numpy_namespace(xp):
+        return np.dtype(np.float64)
+    return sys.modules["torch"].get_default_dtype()
+
+
+def working_dtype(xp: Any, dtype: Any) -> Any:
+    """The precision in which arrays of `dtype` are computed: never below float32."""
+    if dtype_name(dtype) == "complex32":
+        return xp.complex64
+    return xp.float32 if is_half(dtype) else dtype
+
+
+def double(xp: Any, dtype: Any) -> Any:
+    """float64 or complex128, whichever holds `dtype`."""
+    return xp.complex128 if is_complex(dtype) else xp.float64
+
+
+def adjoint(matrix: Array) -> Array:
+    """Conjugate transpose of the last two axes, as a view where the data is real."""
+    transposed = matrix.mT
+    return transposed.conj() if is_complex(matrix.dtype) else transposed
+
+
+def astype(array: Array, dtype: Any) -> Array:
+    """Cast `array` to `dtype`; no copy when it already has that type."""
+    return array_namespace(array).astype(array, dtype, copy=False)
+
+
+def real_view(array: Array) -> Array:
+    """The real numbers that `array` is made of."""
+    if not is_complex(array.dtype):
+        return array
+    if is_torch(array):
+        return sys.modules["torch"].view_as_real(array.resolve_conj())
+    return np.stack([array.real, array.imag], axis=-1)
+
+
+def magnitude(array: Array) -> float:
+    """Largest absolute value of a non-empty array; nan or inf if it holds one."""
+    xp = array_namespace(array)
+    values = real_view(array)
+    low, high = float(xp.min(values)), float(xp.max(values))
+    return max(abs(low), abs(high)) if low == low and high == high else float("nan")
+
+
+def energy(array: Array) -> float:
+    """Sum of squared absolute values, accumulated in float64 over short blocks."""
+    flat = real_view(array).reshape(-1)
+    return sum(float(block @ block) for block in blocks(flat, _BLOCK))
+
+
+def blocks(array: Array, size: int) -> Iterator[Array]:
+    """Consecutive pieces of `array` along its first axis, `size` rows each."""
+    return (array[start : start + size] for start in range(0, array.shape[0], size))
+
+
+def gram(matrix: Array) -> Array:
+    """``matrix @ matrix^H`` in double precision, for a matrix that may be in single.
+
+    Columns are converted a block at a time, so no double copy of the matrix is made.
+    """
+    xp = array_namespace(matrix)
+    wide = double(xp, matrix.dtype)
+    rows, columns = matrix.shape
+    step = max(1, (1 << 21) // rows)
+    total = None
+    for start in range(0, columns, step):
+        block = astype(matrix[:, start : start + step], wide)
+        part = block @ adjoint(block)
+        total = part if total is None else total + part
+    return total
+
+
+def eigh_top(hermitian: Array, count: int) -> tuple[Array, Array]:
+    """Largest `count` eigenpairs, largest first, of a small Hermitian matrix."""
+    size = hermitian.shape[0]
+    if not on_cpu(hermitian):
+        values, vectors = array_namespace(hermitian).linalg.eigh(hermitian)
+        return values.flip(0)[:count], vectors.flip(1)[:, :count]
+    subset = (size - count, size - 1) if count < size else None
+    values, vectors = scipy.linalg.eigh(np.asarray(hermitian), subset_by_index=subset)
+    return (
+        from_numpy(values[::-1].copy(), hermitian),
+        from_numpy(vectors[:, ::-1].copy(), hermitian),
+    )
+
+
+def triangular_factor(tall: Array) -> Array:
+    """The factor R of ``tall = Q R``, without forming Q."""
+    if is_torch(tall):
+        return sys.modules["torch"].linalg.qr(tall, mode="r").R
+    return np.linalg.qr(tall, mode="r")
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """The values of a small array on the CPU."""
+    return np.asarray(array.resolve_conj().cpu() if is_torch(array) else array)
+
+
+def on_cpu(array: Array) -> bool:
+    """Whether NumPy can read the memory of `array`."""
+    return not is_torch(array) or array.device.type == "cpu"
+
+
+def from_numpy(values: np.ndarray[Any, Any], like: Array) -> Array:
+    """`values` in the library and on the device of `like`, in the dtype of `values`."""
+    if is_torch(like):
+        return sys.modules["torch"].from_numpy(values).to(like.device)
+    return values
+
+
+def restored(values: Array, like: Array, dtype: Any) -> Array:
+    """`values` as a contiguous array of its own in the library and device of `like`."""
+    if isinstance(values, np.ndarray):
+        values = from_numpy(np.ascontiguousarray(values), like)
+    with np.errstate(over="ignore"):
+        return array_namespace(like).astype(values, dtype, copy=False)
+
+
+def computable(array: Array, like: Array) -> Array:
+    """`array` in the dtype of `like`, and in NumPy where `like` is."""
+    if isinstance(like, np.ndarray) and is_torch(array):
+        torch = sys.modules["torch"]
+        return array.to(getattr(torch, like.dtype.name)).numpy()
+    return array_namespace(array).astype(array, like.dtype, copy=False)
+
+
+def as_generator(rng: RNG) -> np.random.Generator:
+    """A NumPy generator from None (seed 0), an int, a NumPy or a torch generator.
+
+    Random numbers are always drawn by NumPy, so both libraries see the same ones.
+    """
+    if isinstance(rng, np.random.Generator):
+        return rng
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(rng, torch.Generator):
+        draw = torch.randint(2**63 - 1, (1,), generator=rng, device=rng.device)
+        return np.random.default_rng(int(draw))
+    try:
+        return np.random.default_rng(0 if rng is None else operator.index(rng))
+    except (TypeError, ValueError):
+        raise TypeError(
+            "rng must be None, a non-negative int, a numpy.random.Generator or a torch.Generator, "
+            f"got {rng!r}"
+        ) from None
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], like: Array) -> Array:
+    """Standard normal numbers in the library, dtype and device of `like`."""
+    xp = array_namespace(like)
+    values: np.ndarray[Any, Any] = rng.standard_normal(shape)
+    if is_complex(like.dtype):
+        values = values + 1j * rng.standard_normal(shape)
+    return xp.astype(from_numpy(values, like), like.dtype)

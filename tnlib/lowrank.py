@@ -1,0 +1,143 @@
+"""Truncated orthonormal bases of one matrix: the step every decomposition repeats.
+
+For a matrix M the functions here return U with orthonormal columns and the *projected* rest
+C = U^H M. Whatever U is, ||M - U C||^2 = ||M||^2 - ||C||^2 (Pythagoras), so the discarded energy
+is known and adds up over a sweep; forming C as S V^H instead would lose that.
+
+Three kernels find U:
+
+* ``svd``: triangular factor first when M is far from square, then a dense SVD. Resolves singular
+  values down to the unit roundoff.
+* ``gram``: eigenvectors of M M^H or M^H M, whichever is smaller, accumulated in float64.
+  Resolves singular values down to 1e-8 of the largest, all there is in float32 data.
+* ``krylov``: a block Krylov space grown until the captured energy stops rising, for ranks far
+  below both sides; see :mod:`tnlib.krylov`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from tnlib import _array
+from tnlib._array import Array
+from tnlib._basis import NOISE, Basis, Target, is_single, tails
+from tnlib.krylov import krylov_basis
+
+# The Krylov space may fill this share of the smaller side before the Gram kernel takes over:
+# a third where the rank is given, an eighth where a tolerance leaves the rank open.
+KRYLOV_SHARE = (1 / 3, 1 / 8)
+# Below this side length a dense eigenproblem is cheaper than any iteration.
+KRYLOV_SIDE = 512
+# Float64 data that are wanted below this relative error need the SVD: squares resolve 1e-8.
+GRAM_FLOOR = 1e-6
+
+
+def truncated_basis(
+    matrix: Array,
+    *,
+    energy: float,
+    max_rank: int | None,
+    allowed: float | None,
+    method: str,
+    rng: np.random.Generator,
+) -> Basis:
+    """Smallest orthonormal basis of the columns of `matrix` within a rank and an error.
+
+    Parameters
+    ----------
+    matrix : array, shape (m, n)
+        Floating-point data in single precision or better.
+    energy : float
+        Squared Frobenius norm of `matrix`.
+    max_rank : int or None
+        Largest number of basis vectors.
+    allowed : float or None
+        Squared Frobenius norm that may be discarded, None for rounding only. Where both bind,
+        `max_rank` wins.
+    method : {"auto", "svd", "gram", "krylov"}
+        Kernel; "auto" chooses by shape and precision.
+    rng : numpy.random.Generator
+        Source of the Krylov start block.
+
+    Returns
+    -------
+    Basis
+    """
+    side = min(matrix.shape)
+    limit = side if max_rank is None else min(max_rank, side)
+    if limit == side and allowed is None:
+        return _complete(matrix)
+    noise = (NOISE * _array.unit_roundoff(array_namespace(matrix), matrix.dtype)) ** 2 * energy
+    open_rank = allowed is not None and limit == side
+    target = Target(energy, limit, max(allowed or 0.0, noise), open_rank)
+    kernel = _choose(matrix, target) if method == "auto" else method
+    if kernel == "krylov":
+        share = KRYLOV_SHARE[open_rank] if method == "auto" else 1.0
+        found = krylov_basis(matrix, target, rng, max(int(side * share), 1))
+        if found is not None:
+            return found
+        kernel = "gram"
+    if kernel == "gram":
+        basis = _gram(matrix, target)
+        if is_single(matrix) or method != "auto" or basis.discarded > GRAM_FLOOR**2 * energy:
+            return basis
+    return _svd(matrix, target)
+
+
+def _choose(matrix: Array, target: Target) -> str:
+    """Cheapest kernel that is precise enough for this shape, dtype and target."""
+    side = min(matrix.shape)
+    if target.open_rank:
+        if not is_single(matrix) and target.allowed < GRAM_FLOOR**2 * target.energy:
+            return "svd"
+        low_rank = target.allowed > 1e-3 * target.energy
+    else:
+        low_rank = target.limit <= side // 8
+    return "krylov" if side >= KRYLOV_SIDE and low_rank else "gram"
+
+
+def _complete(matrix: Array) -> Basis:
+    """A basis of everything: nothing is discarded and no spectrum is needed."""
+    xp = array_namespace(matrix)
+    rows, columns = matrix.shape
+    if rows <= columns:
+        identity = xp.eye(rows, dtype=matrix.dtype, device=matrix.device)
+        return Basis(identity, matrix, 0.0, "identity")
+    vectors, rest = xp.linalg.qr(matrix)
+    return Basis(vectors, rest, 0.0, "qr")
+
+
+def _project(matrix: Array, vectors: Array, discarded: float, kernel: str) -> Basis:
+    return Basis(vectors, _array.adjoint(vectors) @ matrix, discarded, kernel)
+
+
+def _svd(matrix: Array, target: Target) -> Basis:
+    xp = array_namespace(matrix)
+    rows, columns = matrix.shape
+    outer, core = None, matrix
+    if columns > 2 * rows:
+        core = _array.adjoint(_array.triangular_factor(_array.adjoint(matrix)))
+    elif rows > 2 * columns:
+        outer, core = xp.linalg.qr(matrix)
+    left, values, _ = xp.linalg.svd(core, full_matrices=False)
+    tail = tails(_array.to_numpy(values).astype(np.float64) ** 2)
+    rank = target.rank(tail)
+    vectors = left[:, :rank] if outer is None else outer @ left[:, :rank]
+    return _project(matrix, vectors, float(tail[rank]), "svd")
+
+
+def _gram(matrix: Array, target: Target) -> Basis:
+    xp = array_namespace(matrix)
+    rows, columns = matrix.shape
+    wide = rows <= columns
+    product = _array.gram(matrix if wide else _array.adjoint(matrix))
+    values, eigenvectors = _array.eigh_top(product, target.limit)
+    tail = tails(_array.to_numpy(values))
+    if target.limit < product.shape[0]:
+        tail = tail + max(target.energy - float(tail[0]), 0.0)
+    rank = target.rank(tail)
+    vectors = _array.astype(eigenvectors[:, :rank], matrix.dtype)
+    if not wide:
+        vectors, _ = xp.linalg.qr(matrix @ vectors)
+    return _project(matrix, vectors, float(tail[rank]), "gram")

@@ -1,0 +1,77 @@
+"""Factorising a width into balanced modes.
+
+Which modes a matrix is folded into decides how well a tensor network compresses it. Without
+better knowledge the balanced choice is used: among all ways to write n as d ordered factors, the
+one with the smallest sum, found exactly over the divisors of n.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tnlib import _checks
+
+
+def factorize(n: int, d: int) -> tuple[int, ...]:
+    """Write `n` as a product of `d` ascending factors that are as equal as possible.
+
+    The factors have the least possible sum (for a fixed product, the balanced choice); among
+    those, the smallest largest factor. Always succeeds: missing prime factors become ones.
+
+    Parameters
+    ----------
+    n : int
+        Width to factorise, at least 1.
+    d : int
+        Number of factors, at least 1.
+
+    Returns
+    -------
+    tuple of int
+        `d` factors in ascending order whose product is `n`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an integer.
+    ValueError
+        If an argument is below 1.
+
+    Examples
+    --------
+    >>> factorize(768, 3)
+    (8, 8, 12)
+    >>> factorize(11008, 4)
+    (4, 8, 8, 43)
+    >>> factorize(97, 3)
+    (1, 1, 97)
+    """
+    n = _checks.positive_int("n", n)
+    d = _checks.positive_int("d", d)
+    return _best(n, d, 1)
+
+
+def default_order(width: int) -> int:
+    """Number of modes for a matrix whose smaller side is `width`: 2, 3 from 256, 4 from 4096."""
+    return 2 + (width >= 256) + (width >= 4096)
+
+
+@lru_cache(maxsize=4096)
+def _best(n: int, d: int, at_least: int) -> tuple[int, ...]:
+    if d == 1:
+        return (n,)
+    ones = (1,) * (d - 1) + (n,)
+    candidates = [ones] if at_least == 1 else []
+    for first in _divisors(n):
+        if first < at_least or first**d > n:
+            continue
+        rest = _best(n // first, d - 1, first)
+        if rest:
+            candidates.append((first, *rest))
+    return min(candidates, key=lambda factors: (sum(factors), factors[-1]), default=())
+
+
+@lru_cache(maxsize=4096)
+def _divisors(n: int) -> tuple[int, ...]:
+    small = [k for k in range(1, int(n**0.5) + 1) if n % k == 0]
+    return tuple(small + [n // k for k in reversed(small) if k * k != n])
