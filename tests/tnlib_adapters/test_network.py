@@ -1,0 +1,111 @@
+"""Networks as data: counts, dense updates and products follow from the declaration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tnlib import MPO
+from tnlib_adapters import Core, Network
+from tnlib_adapters.network import mpo_network
+
+LORA = Network(
+    (Core("a", ("bond", "in")), Core("b", ("out", "bond"))),
+    {"in": 7, "out": 5, "bond": 2},
+    out_legs=("out",),
+    in_legs=("in",),
+    scale=0.5,
+)
+
+
+def random_cores(network, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in network.shapes.items()
+    }
+
+
+@st.composite
+def mpo_networks(draw):
+    order = draw(st.integers(1, 4))
+    sizes = st.lists(st.integers(1, 4), min_size=order, max_size=order)
+    bonds = draw(st.lists(st.integers(1, 4), min_size=order - 1, max_size=order - 1))
+    anchored = draw(st.booleans())
+    return mpo_network(draw(sizes), draw(sizes), (1, *bonds, 1), anchored=anchored)
+
+
+def test_lora_is_two_cores():
+    cores = random_cores(LORA)
+    assert LORA.shapes == {"a": (2, 7), "b": (5, 2)}
+    assert LORA.n_params == 24
+    torch.testing.assert_close(LORA.delta(cores), 0.5 * cores["b"] @ cores["a"])
+
+
+@given(mpo_networks(), st.integers(0, 5))
+def test_apply_is_the_product_with_the_dense_update(network, tokens):
+    cores = random_cores(network)
+    anchor = random_cores(network, seed=1) if network.anchored else None
+    x = torch.randn(2, tokens, network.in_features, dtype=torch.float64)
+    expected = x @ network.delta(cores, anchor).mT
+    torch.testing.assert_close(network.apply(x, cores, anchor), expected, rtol=1e-10, atol=1e-10)
+
+
+@given(mpo_networks())
+def test_an_mpo_network_is_the_mpo_of_its_cores(network):
+    cores = random_cores(network)
+    plain = network.unanchored
+    expected = MPO(list(cores.values())).to_matrix()
+    torch.testing.assert_close(plain.delta(cores), expected, rtol=1e-10, atol=1e-10)
+    assert plain.n_params == sum(core.numel() for core in cores.values())
+
+
+@given(mpo_networks())
+def test_an_anchored_network_starts_at_exactly_zero(network):
+    if network.anchored:
+        cores = random_cores(network)
+        assert not network.delta(cores, dict(cores)).any()
+
+
+@given(mpo_networks())
+def test_both_ways_have_the_same_gradients(network):
+    cores = {k: v.requires_grad_() for k, v in random_cores(network).items()}
+    anchor = random_cores(network, seed=1) if network.anchored else None
+    x = torch.randn(3, network.in_features, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *cores.values()]
+    one = torch.autograd.grad((x @ network.delta(cores, anchor).mT).square().sum(), wanted)
+    two = torch.autograd.grad(network.apply(x, cores, anchor).square().sum(), wanted)
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_few_tokens_go_through_the_activations_and_many_rebuild():
+    network = mpo_network((16, 16), (16, 16), (1, 8, 1))
+    assert 0 < network.breakeven < 256
+
+
+BAD = [
+    ({"cores": (Core("a", ("in",)), Core("a", ("out",)))}, "must be different"),
+    ({"cores": (Core("a", ("in", "out", "x")),)}, "without a size"),
+    ({"cores": (Core("a", ("in",)),)}, "open legs that no core has"),
+    ({"cores": (Core("a b", ("in", "out")),)}, "identifier"),
+    ({"cores": (Core("a", ("in", "out")),), "residual": True}, "needs an anchored network"),
+    ({"cores": (Core("a", ("in", "out")),), "sizes": {"in": 2, "out": 0}}, "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_declarations_that_do_not_fit_are_refused(changes, message):
+    arguments = {"sizes": {"in": 2, "out": 3}, "out_legs": ("out",), "in_legs": ("in",)}
+    with pytest.raises(ValueError, match=message):
+        Network(**(arguments | changes))
+
+
+def test_an_anchor_is_given_exactly_where_there_is_one():
+    cores = random_cores(LORA)
+    with pytest.raises(ValueError, match="takes no anchor"):
+        LORA.delta(cores, cores)
+    with pytest.raises(ValueError, match="needs anchor"):
+        mpo_network((2,), (2,), (1, 1), anchored=True).delta({"core_0": torch.ones(1, 2, 2, 1)})

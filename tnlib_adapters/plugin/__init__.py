@@ -1,0 +1,1 @@
+"""How a network method enters PEFT: registration, configuration, one tuner and one layer."""
