@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
-import scipy.linalg
 from array_api_compat import array_namespace, is_numpy_array, is_torch_array
 
 # A numpy.ndarray or a torch.Tensor. No static type covers both, so the alias is for the reader.
@@ -22,6 +21,7 @@ Array: TypeAlias = Any
 RNG: TypeAlias = Any
 
 FLOATING = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+# Elements of one dot product.
 _BLOCK = 1 << 16
 
 
@@ -158,37 +158,6 @@ def energy(array: Array) -> float:
 def blocks(array: Array, size: int) -> Iterator[Array]:
     """Consecutive pieces of `array` along its first axis, `size` rows each."""
     return (array[start : start + size] for start in range(0, array.shape[0], size))
-
-
-def gram(matrix: Array) -> Array:
-    """``matrix @ matrix^H`` in double precision, for a matrix that may be in single.
-
-    Columns are converted a block at a time, so no double copy of the matrix is made.
-    """
-    xp = array_namespace(matrix)
-    wide = double(xp, matrix.dtype)
-    rows, columns = matrix.shape
-    step = max(1, (1 << 21) // rows)
-    total = None
-    for start in range(0, columns, step):
-        block = astype(matrix[:, start : start + step], wide)
-        part = block @ adjoint(block)
-        total = part if total is None else total + part
-    return total
-
-
-def eigh_top(hermitian: Array, count: int) -> tuple[Array, Array]:
-    """Largest `count` eigenpairs, largest first, of a small Hermitian matrix."""
-    size = hermitian.shape[0]
-    if not on_cpu(hermitian):
-        values, vectors = array_namespace(hermitian).linalg.eigh(hermitian)
-        return values.flip(0)[:count], vectors.flip(1)[:, :count]
-    subset = (size - count, size - 1) if count < size else None
-    values, vectors = scipy.linalg.eigh(np.asarray(hermitian), subset_by_index=subset)
-    return (
-        from_numpy(values[::-1].copy(), hermitian),
-        from_numpy(vectors[:, ::-1].copy(), hermitian),
-    )
 
 
 def triangular_factor(tall: Array) -> Array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from tnlib import _array
 from tnlib._array import Array
@@ -61,3 +62,30 @@ def is_single(matrix: Array) -> bool:
 def tails(squared: Vector) -> Vector:
     """Energy left after 0, 1, 2, ... of the descending squared singular values."""
     return np.append(np.cumsum(np.clip(squared, 0.0, None)[::-1])[::-1], 0.0)
+
+
+def inner(left: Array, right: Array) -> Vector:
+    """``left^H @ right`` of double arrays; small, so it is kept and solved by NumPy."""
+    return _array.to_numpy(_array.adjoint(left) @ right)
+
+
+def orthonormal(block: Array, space: Array | None = None) -> Array:
+    """Orthonormal columns for `block` outside `space`; directions that vanish are dropped.
+
+    Projection and whitening by the block's Gram matrix in float64, both done twice: matrix
+    products only, where a Householder QR of a tall thin block waits for memory. Directions below
+    1e-7 of the block's largest are not resolved by its Gram matrix and are dropped too.
+    """
+    xp = array_namespace(block)
+    wide = _array.double(xp, block.dtype)
+    noise = (NOISE * _array.unit_roundoff(xp, block.dtype)) ** 2 * _array.energy(block)
+    for _ in range(2):
+        if space is not None:
+            block = block - space @ (_array.adjoint(space) @ block)
+        doubled = _array.astype(block, wide)
+        values, vectors = np.linalg.eigh(inner(doubled, doubled))
+        keep = values > max(1e-14 * values[-1], noise) if values.size else values > 0
+        noise = 0.0
+        scaled = vectors[:, keep] / np.sqrt(values[keep])
+        block = block @ _array.astype(_array.from_numpy(scaled, block), block.dtype)
+    return block

@@ -22,7 +22,7 @@ from tnlib._array import RNG, Array
 from tnlib._basis import NOISE
 
 # Elements of the residual that are formed at a time.
-_RESIDUAL_BLOCK = 1 << 21
+_RESIDUAL_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)

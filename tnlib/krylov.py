@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array
+from tnlib import _array, _gram
 from tnlib._array import Array
-from tnlib._basis import NOISE, Basis, Target, Vector, is_single, tails
+from tnlib._basis import NOISE, Basis, Target, Vector, inner, is_single, orthonormal, tails
 
 # Stop when a step captures less than this share of what is still discarded: on flat spectra the
 # error is then within 0.05 % of the least possible.
@@ -61,23 +61,23 @@ def _krylov_spaces(
     wide = _array.double(xp, matrix.dtype)
     rows, columns = matrix.shape
     block = min(max(8, min(limit, 128) // 2), rows, columns)
-    space = _orthonormal(matrix @ _array.normal(rng, (columns, block), matrix), None)
+    space = orthonormal(matrix @ _array.normal(rng, (columns, block), matrix), None)
     newest = _image(matrix, space)
     images = _array.astype(newest, wide)
-    gram = _inner(images, images)
+    gram = inner(images, images)
     while True:
         yield space, images, gram, gram.shape[0] == min(rows, columns)
         block = min(newest.shape[1], size - space.shape[1])
         if block <= 0:
             return
-        direction = _orthonormal(matrix @ newest[:, :block], space)
+        direction = orthonormal(matrix @ newest[:, :block], space)
         if direction.shape[1] == 0:
             yield space, images, gram, True
             return
         newest = _image(matrix, direction)
         space = xp.concat([space, direction], axis=1)
         images = xp.concat([images, _array.astype(newest, wide)], axis=1)
-        border = _inner(images, images[:, gram.shape[0] :])
+        border = inner(images, images[:, gram.shape[0] :])
         old = gram.shape[0]
         gram = np.block([[gram, border[:old]], [border.conj().T]])
 
@@ -87,42 +87,13 @@ def _image(matrix: Array, vectors: Array) -> Array:
     return _array.adjoint(_array.adjoint(vectors) @ matrix)
 
 
-def _inner(left: Array, right: Array) -> Vector:
-    """``left^H @ right`` of double arrays; small, so it is kept and solved by NumPy."""
-    return _array.to_numpy(_array.adjoint(left) @ right)
-
-
-def _orthonormal(block: Array, space: Array | None) -> Array:
-    """Orthonormal columns for `block` outside `space`; directions that vanish are dropped.
-
-    Projection and whitening by the block's Gram matrix in float64, both done twice: matrix
-    products only, where a Householder QR of a tall thin block waits for memory. Directions below
-    1e-7 of the block's largest are not resolved by its Gram matrix and are dropped too.
-    """
-    xp = array_namespace(block)
-    wide = _array.double(xp, block.dtype)
-    noise = (NOISE * _array.unit_roundoff(xp, block.dtype)) ** 2 * _array.energy(block)
-    for _ in range(2):
-        if space is not None:
-            block = block - space @ (_array.adjoint(space) @ block)
-        doubled = _array.astype(block, wide)
-        values, vectors = np.linalg.eigh(_inner(doubled, doubled))
-        keep = values > max(1e-14 * values[-1], noise) if values.size else values > 0
-        noise = 0.0
-        scaled = vectors[:, keep] / np.sqrt(values[keep])
-        block = block @ _array.astype(_array.from_numpy(scaled, block), block.dtype)
-    return block
-
-
 def _extract(
     matrix: Array, space: Array, images: Array, gram: Vector, rank: int, target: Target
 ) -> Basis:
     """The best `rank` vectors inside the space: an SVD of its projection, images^H."""
     xp = array_namespace(matrix)
     if is_single(matrix):
-        values, left = np.linalg.eigh(gram)
-        values = _array.from_numpy(values[::-1].copy(), matrix)
-        left = _array.from_numpy(left[:, ::-1].copy(), matrix)
+        values, left = _gram.eigh_top(_array.from_numpy(gram, matrix), rank)
     else:
         left, values, _ = xp.linalg.svd(_array.adjoint(_array.triangular_factor(images)))
         values = values**2

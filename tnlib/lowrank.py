@@ -19,9 +19,9 @@ from __future__ import annotations
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array
+from tnlib import _array, _gram
 from tnlib._array import Array
-from tnlib._basis import NOISE, Basis, Target, is_single, tails
+from tnlib._basis import NOISE, Basis, Target, is_single, orthonormal, tails
 from tnlib.krylov import krylov_basis
 
 # The Krylov space may fill this share of the smaller side before the Gram kernel takes over:
@@ -79,7 +79,7 @@ def truncated_basis(
             return found
         kernel = "gram"
     if kernel == "gram":
-        basis = _gram(matrix, target)
+        basis = _gram_basis(matrix, target)
         if is_single(matrix) or method != "auto" or basis.discarded > GRAM_FLOOR**2 * energy:
             return basis
     return _svd(matrix, target)
@@ -127,17 +127,16 @@ def _svd(matrix: Array, target: Target) -> Basis:
     return _project(matrix, vectors, float(tail[rank]), "svd")
 
 
-def _gram(matrix: Array, target: Target) -> Basis:
-    xp = array_namespace(matrix)
+def _gram_basis(matrix: Array, target: Target) -> Basis:
     rows, columns = matrix.shape
     wide = rows <= columns
-    product = _array.gram(matrix if wide else _array.adjoint(matrix))
-    values, eigenvectors = _array.eigh_top(product, target.limit)
+    product = _gram.gram(matrix if wide else _array.adjoint(matrix))
+    values, eigenvectors = _gram.eigh_top(product, target.limit)
     tail = tails(_array.to_numpy(values))
     if target.limit < product.shape[0]:
         tail = tail + max(target.energy - float(tail[0]), 0.0)
     rank = target.rank(tail)
     vectors = _array.astype(eigenvectors[:, :rank], matrix.dtype)
     if not wide:
-        vectors, _ = xp.linalg.qr(matrix @ vectors)
+        vectors = orthonormal(matrix @ vectors)
     return _project(matrix, vectors, float(tail[rank]), "gram")

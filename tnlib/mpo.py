@@ -88,7 +88,7 @@ class MPO:
         return "none" if self.error is None else "exact"
 
     def to_matrix(self) -> Array:
-        """The dense matrix, of shape :attr:`shape`, in the dtype of the cores.
+        """The dense matrix, of shape ``shape``, in the dtype of the cores.
 
         Differentiable with respect to torch cores. Half precision is contracted in float32.
         """

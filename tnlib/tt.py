@@ -68,7 +68,7 @@ class TT:
         return "none" if self.error is None else "exact"
 
     def to_dense(self) -> Array:
-        """The array that the cores stand for, of shape :attr:`shape`, in their dtype.
+        """The array that the cores stand for, of shape ``shape``, in their dtype.
 
         Differentiable with respect to torch cores. Half precision is contracted in float32.
         """

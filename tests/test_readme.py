@@ -1,0 +1,42 @@
+"""The README's code runs as it is printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tnlib
+import tnlib_adapters
+from tests.tnlib_adapters.models import make
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_analysis_example(capsys):
+    names = {}
+    exec(BLOCKS[0], names)
+    assert "(8, 8, 12) (12, 16, 16) (1, 64, 64, 1)" in capsys.readouterr().out
+    assert names["tight"].error <= 0.1
+    assert names["y"].shape == (5, 768)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_the_training_example(tmp_path, monkeypatch, capsys):
+    make("bert").save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    exec(BLOCKS[1].replace("path/to/a/model", str(tmp_path / "model")), {})
+    assert "trainable params" in capsys.readouterr().out
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        path.name for path in (tmp_path / "adapter").iterdir()
+    }
+
+
+@pytest.mark.parametrize("package", [tnlib, tnlib_adapters])
+def test_every_public_name_exists_has_a_docstring_and_is_in_the_api_page(package):
+    page = (ROOT / "docs" / "api.md").read_text()
+    for name in package.__all__:
+        assert getattr(package, name).__doc__, name
+        assert f"{package.__name__}.{name}" in page, name
