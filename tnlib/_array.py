@@ -184,6 +184,23 @@ def from_numpy(values: np.ndarray[Any, Any], like: Array) -> Array:
     return values
 
 
+def owned(array: Array) -> Array:
+    """A copy of `array`, to be changed in place."""
+    return array_namespace(array).asarray(array, copy=True)
+
+
+def times_power_of_two(array: Array, exponent: int) -> Array:
+    """Multiply `array` by 2^exponent in place, exactly wherever the result is a normal number.
+
+    In two factors, because the power itself may be out of range.
+    """
+    half = exponent // 2
+    with np.errstate(over="ignore"):
+        array *= 2.0**half
+        array *= 2.0 ** (exponent - half)
+    return array
+
+
 def restored(values: Array, like: Array, dtype: Any) -> Array:
     """`values` as a contiguous array of its own in the library and device of `like`."""
     if isinstance(values, np.ndarray):

@@ -70,25 +70,25 @@ def sweep(
     """Decompose `array`, transposed by `axes` and read as a tensor of `modes`, into a train."""
     xp = array_namespace(array)
     generator = _array.as_generator(rng)
-    given, out, compute = _dtypes(xp, array, dtype)
-    budget = _budget(xp, eps, given, out, compute, len(modes))
-    scale = _scale(array)
-    if scale == 0.0:
+    out, compute = _dtypes(xp, array, dtype)
+    budget = _budget(xp, eps, out, compute, len(modes))
+    exponent = _exponent(array)
+    if exponent is None:
         return _zero(xp, array, modes, out, compute, eps)
-    data = _prepared(xp, array, axes, compute, scale)
+    data = _prepared(xp, array, axes, compute, exponent)
     total = _array.energy(data)
     limits = ranks or (None,) * (len(modes) - 1)
     cores, discarded, kernels = _split_all(data, modes, limits, budget, total, method, generator)
-    cores[-1] = cores[-1] * scale
+    cores[-1] = _array.times_power_of_two(_array.owned(cores[-1]), exponent)
     rounded = tuple(_array.restored(core, array, out) for core in cores)
-    error = _residual(data, rounded, scale, total)
+    error = _residual(data, rounded, exponent, total)
     _verify(error, eps, ranks, out)
     info = Info(kernels, tuple(d / total for d in discarded), eps, _array.dtype_name(compute))
     return Swept(rounded, error, info)
 
 
-def _dtypes(xp: Any, array: Array, dtype: Any) -> tuple[Any, Any, Any]:
-    """The dtype of the data, of the cores to return and of the arithmetic."""
+def _dtypes(xp: Any, array: Array, dtype: Any) -> tuple[Any, Any]:
+    """The dtype of the cores to return and of the arithmetic."""
     given = array.dtype
     if xp.isdtype(given, ("bool", "integral")):
         given = _array.default_float(xp)
@@ -96,38 +96,44 @@ def _dtypes(xp: Any, array: Array, dtype: Any) -> tuple[Any, Any, Any]:
     if _array.is_complex(given) and not _array.is_complex(out):
         raise TypeError(f"complex data cannot be returned as {_array.dtype_name(out)} cores")
     wide = xp.result_type(_array.working_dtype(xp, given), _array.working_dtype(xp, out))
-    return given, out, wide
+    return out, wide
 
 
-def _budget(
-    xp: Any, eps: float | None, given: Any, out: Any, compute: Any, order: int
-) -> float | None:
-    """The share of eps that truncation may use: the cores' own rounding takes the rest."""
+def _budget(xp: Any, eps: float | None, out: Any, compute: Any, order: int) -> float | None:
+    """The share of eps that truncation may use.
+
+    Rounding the cores is independent of the truncation, so it takes its part in squares; the
+    arithmetic's own errors can point the same way and are taken off in full.
+    """
     if eps is None:
         return None
-    roundoff = max(_array.unit_roundoff(xp, out), NOISE * _array.unit_roundoff(xp, compute))
-    floor = math.sqrt(order) * roundoff
+    rounding = math.sqrt(order) * _array.unit_roundoff(xp, out)
+    arithmetic = math.sqrt(order) * NOISE * _array.unit_roundoff(xp, compute)
+    floor = rounding + arithmetic
     if eps <= floor:
         raise ValueError(
             f"eps={eps:g} cannot be met: {order} cores in {_array.dtype_name(out)} computed in "
             f"{_array.dtype_name(compute)} are only accurate to about {floor:.1g}; "
             "ask for a larger eps or a wider dtype="
         )
-    return math.sqrt(eps**2 - floor**2)
+    return max(math.sqrt(eps**2 - rounding**2) - arithmetic, 0.0)
 
 
-def _scale(array: Array) -> float:
-    """A power of two near the largest entry, so that squares neither overflow nor vanish."""
+def _exponent(array: Array) -> int | None:
+    """Exponent of the power of two above the largest entry; None for the zero array.
+
+    Divided by it, the squares of the entries neither overflow nor vanish.
+    """
     largest = _array.magnitude(array)
     if not math.isfinite(largest):
         raise ValueError(
             "the array contains nan or inf; replace them before decomposing (a decomposition of "
             "such data has no meaning)"
         )
-    return 2.0 ** (math.frexp(largest)[1]) if largest > 0 else 0.0
+    return math.frexp(largest)[1] if largest > 0 else None
 
 
-def _prepared(xp: Any, array: Array, axes: Sequence[int], compute: Any, scale: float) -> Array:
+def _prepared(xp: Any, array: Array, axes: Sequence[int], compute: Any, exponent: int) -> Array:
     """A flat, scaled, transposed copy in the computing dtype; NumPy's where the data is in memory.
 
     On the CPU all arithmetic is NumPy's, whatever the library of the input: same memory, and
@@ -136,8 +142,7 @@ def _prepared(xp: Any, array: Array, axes: Sequence[int], compute: Any, scale: f
     moved = xp.permute_dims(array, tuple(axes))
     copied = xp.empty(tuple(moved.shape), dtype=compute, device=array.device)
     copied[...] = moved
-    copied *= 1.0 / scale if 1e-300 < scale < 1e300 else xp.asarray(1.0, dtype=compute) / scale
-    flat = copied.reshape(-1)
+    flat = _array.times_power_of_two(copied.reshape(-1), -exponent)
     return _array.to_numpy(flat) if _array.on_cpu(flat) else flat
 
 
@@ -223,10 +228,10 @@ def _chain(cores: Sequence[Array]) -> Array:
     return product
 
 
-def _residual(data: Array, cores: Sequence[Array], scale: float, total: float) -> float:
+def _residual(data: Array, cores: Sequence[Array], exponent: int, total: float) -> float:
     """Relative error of the rounded cores, from the residual formed a block of rows at a time."""
     wide = [_array.computable(core, data) for core in cores]
-    wide[-1] = wide[-1] / scale
+    wide[-1] = _array.times_power_of_two(_array.owned(wide[-1]), -exponent)
     left, right = halves(wide)
     rows = data.reshape(left.shape[0], -1)
     step = max(1, _RESIDUAL_BLOCK // rows.shape[1])

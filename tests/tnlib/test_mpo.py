@@ -151,10 +151,29 @@ def test_cores_that_overflow_half_precision_are_refused():
 
 def test_extreme_scales_neither_overflow_nor_vanish():
     matrix = np.random.default_rng(0).standard_normal((16, 16))
-    for scale in (1e150, 1e-150):
-        assert mpo_decompose(matrix * scale, 3).error == pytest.approx(
-            mpo_decompose(matrix, 3).error, rel=1e-10
-        )
+    expected = mpo_decompose(matrix, 3).error
+    for scale in (1e300, 1e150, 1e-150, 1e-290):
+        assert mpo_decompose(matrix * scale, 3).error == pytest.approx(expected, rel=1e-10)
+    for scale in (1e36, 1e-36):
+        small = (matrix * scale).astype(np.float32)
+        assert mpo_decompose(small, 3).error == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_largest_and_the_smallest_numbers_are_accepted():
+    for value in (1.7e308, 5e-324, 3.4e38, 1e-45):
+        mpo = mpo_decompose(np.diag([value, 0.0, 0.0, 0.0]), 4)
+        assert mpo.error <= 1e-15
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kept", [1, 5, 17, 40])
+def test_a_tolerance_on_the_edge_of_a_rank_is_met(dtype, kept):
+    values = np.arange(1, 65.0) ** -0.5
+    matrix = with_spectrum(values, 64, 64).astype(dtype)
+    eps = float(np.sqrt(np.sum(values[kept:] ** 2) / np.sum(values**2)))
+    mpo = mpo_decompose(matrix, eps=eps, row_dims=(64, 1), col_dims=(1, 64))
+    assert mpo.error <= eps
+    assert mpo.ranks[1] in (kept, kept + 1)
 
 
 @pytest.mark.parametrize("shape", [(97, 13), (1, 7), (7, 1), (1, 1), (3, 1024), (509, 512)])
