@@ -229,6 +229,8 @@ def as_generator(rng: RNG) -> np.random.Generator:
         draw = torch.randint(2**63 - 1, (1,), generator=rng, device=rng.device)
         return np.random.default_rng(int(draw))
     try:
+        if isinstance(rng, bool):
+            raise TypeError
         return np.random.default_rng(0 if rng is None else operator.index(rng))
     except (TypeError, ValueError):
         raise TypeError(

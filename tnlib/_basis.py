@@ -41,12 +41,16 @@ class Basis:
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked of a basis: at most `limit` vectors, at most `allowed` energy lost."""
+    """What is asked of a basis: at most `limit` vectors, at most `allowed` energy lost.
+
+    `tolerant` says that the caller asked for a tolerance, `open_rank` that only it sets the rank.
+    """
 
     energy: float
     limit: int
     allowed: float
     open_rank: bool
+    tolerant: bool
 
     def rank(self, tail: Vector) -> int:
         """Smallest rank whose tail is allowed, else the limit; ``tail[k]`` is lost at rank k."""
@@ -73,19 +77,19 @@ def orthonormal(block: Array, space: Array | None = None) -> Array:
     """Orthonormal columns for `block` outside `space`; directions that vanish are dropped.
 
     Projection and whitening by the block's Gram matrix in float64, both done twice: matrix
-    products only, where a Householder QR of a tall thin block waits for memory. Directions below
-    1e-7 of the block's largest are not resolved by its Gram matrix and are dropped too.
+    products only, where a Householder QR of a tall thin block waits for memory. The first time,
+    directions are dropped that are rounding of the block as it came, or that its Gram matrix does
+    not resolve (1e-7 of the largest); the second time, those that turn out to lie in `space`.
     """
     xp = array_namespace(block)
     wide = _array.double(xp, block.dtype)
     noise = (NOISE * _array.unit_roundoff(xp, block.dtype)) ** 2 * _array.energy(block)
-    for _ in range(2):
+    for first in (True, False):
         if space is not None:
             block = block - space @ (_array.adjoint(space) @ block)
         doubled = _array.astype(block, wide)
         values, vectors = np.linalg.eigh(inner(doubled, doubled))
-        keep = values > max(1e-14 * values[-1], noise) if values.size else values > 0
-        noise = 0.0
+        keep = values > (max(1e-14 * values.max(initial=0.0), noise) if first else 0.25)
         scaled = vectors[:, keep] / np.sqrt(values[keep])
         block = block @ _array.astype(_array.from_numpy(scaled, block), block.dtype)
     return block

@@ -38,7 +38,7 @@ def ranks(value: Any, order: int) -> tuple[int, ...] | None:
     if value is None:
         return None
     hint = "ranks are whole numbers; for a tolerance use eps="
-    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or not np.ndim(value):
         if isinstance(value, float):
             raise TypeError(f"ranks must be an int or a sequence of ints, got {value!r}; {hint}")
         return (positive_int("ranks", value),) * (order - 1)
@@ -115,9 +115,15 @@ def tensor(name: str, value: Any) -> Array:
             raise TypeError(
                 f"{name} must be a dense tensor, got {value.layout}; use to_dense() or dequantize()"
             )
+    elif isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; fill its holes first, with filled()")
+    elif not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
     value = _array.plain(value)
     if not xp.isdtype(value.dtype, ("bool", "numeric")) and not _array.is_half(value.dtype):
         raise TypeError(f"{name} must be numeric, got dtype {value.dtype}")
+    if _array.dtype_name(value.dtype) in ("longdouble", "clongdouble", "float128", "complex256"):
+        raise TypeError(f"{name} has dtype {value.dtype}, which LAPACK lacks; use float64")
     if 0 in value.shape:
         raise ValueError(f"{name} is empty: its shape is {tuple(value.shape)}")
     return value

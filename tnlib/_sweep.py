@@ -82,7 +82,8 @@ def sweep(
     cores[-1] = _array.times_power_of_two(_array.owned(cores[-1]), exponent)
     rounded = tuple(_array.restored(core, array, out) for core in cores)
     error = _residual(data, rounded, exponent, total)
-    _verify(error, eps, ranks, out)
+    binding = any(limit == core.shape[-1] for limit, core in zip(limits, cores, strict=False))
+    _verify(error, None if binding else eps, out, kernels)
     info = Info(kernels, tuple(d / total for d in discarded), eps, _array.dtype_name(compute))
     return Swept(rounded, error, info)
 
@@ -240,13 +241,13 @@ def _residual(data: Array, cores: Sequence[Array], exponent: int, total: float) 
     return math.sqrt(squared / total)
 
 
-def _verify(error: float, eps: float | None, ranks: Any, out: Any) -> None:
+def _verify(error: float, eps: float | None, out: Any, kernels: tuple[str, ...]) -> None:
     """Refuse a result that is not what was promised."""
     name = _array.dtype_name(out)
     if not math.isfinite(error):
-        raise ValueError(f"the cores overflow {name}; pass dtype='float32' or wider")
-    if eps is not None and ranks is None and error > eps:
+        raise ValueError(f"the cores overflow {name}: scale the array down, or pass a wider dtype=")
+    if eps is not None and error > eps:
         raise ValueError(
-            f"eps={eps:g} was not met: the cores, rounded to {name}, have error {error:.3g}; "
-            "ask for a larger eps or a wider dtype="
+            f"eps={eps:g} was not met: the {name} cores found by {', '.join(kernels)} have error "
+            f"{error:.3g}; ask for a larger eps, a wider dtype= or method='svd'"
         )

@@ -7,6 +7,7 @@ on torch.
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,9 @@ import opt_einsum
 
 from tnlib import _array
 from tnlib._array import Array
+
+# Operands up to which every order is considered.
+_EXACT = 8
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,10 @@ class Plan:
 
 @lru_cache(maxsize=1024)
 def plan_contraction(equation: str, *shapes: tuple[int, ...]) -> Plan:
-    """Find the order of pairwise products with the fewest operations.
+    """Find an order of pairwise products with few operations.
+
+    Up to eight operands the best order is found; beyond that, whose search takes exponential
+    time, a greedy one.
 
     Parameters
     ----------
@@ -75,13 +82,21 @@ def plan_contraction(equation: str, *shapes: tuple[int, ...]) -> Plan:
     --------
     >>> plan = plan_contraction("ij,jk,k->i", (9, 8), (8, 7), (7,))
     >>> [step for _, step in plan.steps]
-    ['k,jk->j', 'j,ij->i']
+    ['b,ab->a', 'b,ab->a']
     """
     if "->" not in equation:
         raise ValueError(f"the equation must name its result with '->', got {equation!r}")
-    _, report = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="dp")
-    steps = tuple((tuple(step[0]), str(step[2])) for step in report.contraction_list)
+    optimizer = "dp" if len(shapes) <= _EXACT else "greedy"
+    _, report = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimizer)
+    steps = tuple((tuple(step[0]), _relabelled(str(step[2]))) for step in report.contraction_list)
     return Plan(equation, steps, int(report.opt_cost), int(report.largest_intermediate))
+
+
+def _relabelled(equation: str) -> str:
+    """The equation of one step in the letters that every einsum knows."""
+    symbols = sorted({symbol for symbol in equation if symbol not in ",->"})
+    names = dict(zip(symbols, string.ascii_letters, strict=False))
+    return "".join(names.get(symbol, symbol) for symbol in equation)
 
 
 def _einsum(equation: str, operands: list[Array]) -> Array:

@@ -8,7 +8,6 @@ evenly: each core is Lambda^{1/2} Gamma Lambda^{1/2} in Vidal's notation (Phys. 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +15,14 @@ from array_api_compat import array_namespace
 
 from tnlib import _array
 from tnlib._array import Array
+from tnlib._basis import NOISE
 
 
 def balance(cores: Sequence[Array], center: int | None) -> tuple[Array, ...]:
     """Balanced cores of the same train, from left-canonical (r, n, r) cores.
 
-    One sweep from right to left finds the singular values of every bond. A bond that is larger
-    than what its right side can hold shrinks to it. Half precision is computed in float32.
+    One sweep from right to left finds the singular values of every bond. Those that are only
+    rounding are dropped, and the bond shrinks. Half precision is computed in float32.
     """
     if center != len(cores) - 1:
         raise ValueError(
@@ -38,9 +38,11 @@ def balance(cores: Sequence[Array], center: int | None) -> tuple[Array, ...]:
         left, values, rows = xp.linalg.svd(
             moving[k].reshape(bond, mode * right), full_matrices=False
         )
-        moving[k] = rows.reshape(-1, mode, right)
-        moving[k - 1] = xp.tensordot(moving[k - 1], left * values[None, :], axes=1)
-        roots.append(xp.sqrt(values))
+        kept = _resolved(xp, values)
+        moving[k] = rows[:kept].reshape(-1, mode, right)
+        weighted = left[:, :kept] * values[None, :kept]
+        moving[k - 1] = xp.tensordot(moving[k - 1], weighted, axes=1)
+        roots.append(xp.sqrt(values[:kept]))
     roots.append(xp.ones_like(roots[0]))
     roots.reverse()
     # roots[k] stands on the left of core k; the first core already carries its bond's values.
@@ -54,8 +56,13 @@ def _real(xp: Any, array: Array) -> Any:
     return xp.abs(array.reshape(-1)[:1]).dtype
 
 
+def _resolved(xp: Any, values: Array) -> int:
+    """How many descending singular values are more than rounding; at least one."""
+    floor = values[0] * (NOISE * _array.unit_roundoff(xp, values.dtype))
+    return max(int(xp.count_nonzero(values > floor)), 1)
+
+
 def _inverse(xp: Any, roots: Array) -> Array:
-    """Reciprocals, with zero for the roots of singular values that are only rounding."""
-    floor = xp.max(roots) * math.sqrt(_array.unit_roundoff(xp, roots.dtype))
-    safe = xp.where(roots > floor, roots, xp.ones_like(roots))
-    return xp.where(roots > floor, 1.0 / safe, xp.zeros_like(roots))
+    """Reciprocals; zero stays zero, as for the zero array."""
+    safe = xp.where(roots > 0, roots, xp.ones_like(roots))
+    return xp.where(roots > 0, 1.0 / safe, xp.zeros_like(roots))

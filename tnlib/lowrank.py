@@ -70,7 +70,7 @@ def truncated_basis(
         return _complete(matrix)
     noise = (NOISE * _array.unit_roundoff(array_namespace(matrix), matrix.dtype)) ** 2 * energy
     open_rank = allowed is not None and limit == side
-    target = Target(energy, limit, max(allowed or 0.0, noise), open_rank)
+    target = Target(energy, limit, max(allowed or 0.0, noise), open_rank, allowed is not None)
     kernel = _choose(matrix, target) if method == "auto" else method
     if kernel == "krylov":
         share = KRYLOV_SHARE[open_rank] if method == "auto" else 1.0
@@ -80,7 +80,7 @@ def truncated_basis(
         kernel = "gram"
     if kernel == "gram":
         basis = _gram_basis(matrix, target)
-        if is_single(matrix) or method != "auto" or basis.discarded > GRAM_FLOOR**2 * energy:
+        if is_single(matrix) or method == "gram" or basis.discarded > GRAM_FLOOR**2 * energy:
             return basis
     return _svd(matrix, target)
 
@@ -88,9 +88,10 @@ def truncated_basis(
 def _choose(matrix: Array, target: Target) -> str:
     """Cheapest kernel that is precise enough for this shape, dtype and target."""
     side = min(matrix.shape)
+    tight = target.tolerant and target.allowed < GRAM_FLOOR**2 * target.energy
+    if tight and not is_single(matrix):
+        return "svd"
     if target.open_rank:
-        if not is_single(matrix) and target.allowed < GRAM_FLOOR**2 * target.energy:
-            return "svd"
         low_rank = target.allowed > 1e-3 * target.energy
     else:
         low_rank = target.limit <= side // 8
@@ -128,6 +129,7 @@ def _svd(matrix: Array, target: Target) -> Basis:
 
 
 def _gram_basis(matrix: Array, target: Target) -> Basis:
+    xp = array_namespace(matrix)
     rows, columns = matrix.shape
     wide = rows <= columns
     product = _gram.gram(matrix if wide else _array.adjoint(matrix))
@@ -138,5 +140,6 @@ def _gram_basis(matrix: Array, target: Target) -> Basis:
     rank = target.rank(tail)
     vectors = _array.astype(eigenvectors[:, :rank], matrix.dtype)
     if not wide:
-        vectors = orthonormal(matrix @ vectors)
+        leading = matrix @ vectors
+        vectors = orthonormal(leading) if is_single(matrix) else xp.linalg.qr(leading)[0]
     return _project(matrix, vectors, float(tail[rank]), "gram")

@@ -84,8 +84,12 @@ class MPO:
 
     @property
     def error_kind(self) -> str:
-        """``"exact"`` for a measured residual, ``"none"`` where there is none to measure."""
-        return "none" if self.error is None else "exact"
+        """``"exact"`` for the measured residual of these cores, ``"inherited"`` for that of the
+        cores they were made from by a change of gauge, ``"none"`` where there is none.
+        """
+        if self.error is None:
+            return "none"
+        return "exact" if self.center is not None else "inherited"
 
     def to_matrix(self) -> Array:
         """The dense matrix, of shape ``shape``, in the dtype of the cores.

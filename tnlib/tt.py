@@ -64,8 +64,12 @@ class TT:
 
     @property
     def error_kind(self) -> str:
-        """``"exact"`` for a measured residual, ``"none"`` where there is none to measure."""
-        return "none" if self.error is None else "exact"
+        """``"exact"`` for the measured residual of these cores, ``"inherited"`` for that of the
+        cores they were made from by a change of gauge, ``"none"`` where there is none.
+        """
+        if self.error is None:
+            return "none"
+        return "exact" if self.center is not None else "inherited"
 
     def to_dense(self) -> Array:
         """The array that the cores stand for, of shape ``shape``, in their dtype.

@@ -8,6 +8,7 @@ to activations follow from the declaration.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -83,9 +84,20 @@ class Network:
         unknown = sorted(legs - set(self.sizes))
         if unknown:
             raise ValueError(f"legs without a size: {unknown}; add them to sizes")
-        loose = sorted({*self.out_legs, *self.in_legs} - legs)
+        open_legs = (*self.out_legs, *self.in_legs)
+        loose = sorted(set(open_legs) - legs)
         if loose:
             raise ValueError(f"open legs that no core has: {loose}")
+        counts = Counter(leg for core in self.cores for leg in core.legs)
+        single = sorted(
+            leg
+            for leg, n in counts.items()
+            if n == 1 and self.sizes[leg] > 1 and leg not in open_legs
+        )
+        if single:
+            raise ValueError(f"legs of one core that are not open, so nothing joins them: {single}")
+        if len(set(open_legs)) != len(open_legs):
+            raise ValueError(f"a leg can be open once, got {open_legs}")
         if min(self.sizes.values(), default=1) < 1:
             raise ValueError(f"every leg's size must be at least 1, got {dict(self.sizes)}")
         if self.residual and not self.anchored:

@@ -51,8 +51,8 @@ class Update(nn.Module):
         if network.anchored:
             for name, core in self.cores.items():
                 self.register_buffer(ANCHOR + name, torch.zeros_like(core, requires_grad=False))
-        self._residual: Tensor | None
-        self.register_buffer("_residual", None, persistent=False)
+        self.filled = False
+        self._residual: tuple[tuple[int, int], Tensor] | None = None
 
     @property
     def cores(self) -> dict[str, Tensor]:
@@ -80,24 +80,39 @@ class Update(nn.Module):
             core.copy_(values[name])
         for name, core in (self.anchor or {}).items():
             core.copy_(values.get(ANCHOR + name, values[name]))
-        self.forget_residual()
-
-    def forget_residual(self) -> None:
-        """Drop W - N(theta_0), which the next forward pass forms again."""
+        self.filled = True
         self._residual = None
+
+    def check_filled(self) -> None:
+        """Raise RuntimeError if training starts from cores that were never set or loaded."""
+        if self.filled or not self.training:
+            return
+        if not any(core.any() for core in self.cores.values()):
+            raise RuntimeError(
+                "the cores were allocated but never loaded: init_weights='saved' is what saved "
+                "configurations say; to start a new adapter from one, set init_weights=True"
+            )
+        self.filled = True
 
     def fixed_part(self, weight: Tensor) -> tuple[Tensor, Network, dict[str, Tensor] | None]:
         """What stays fixed while the cores train: a weight, and the network to add to it."""
         if not self.network.residual:
             return weight, self.network, self.anchor
-        if self._residual is None:
-            with torch.no_grad():
-                self._residual = weight - self.network.unanchored.delta(self.anchor or {})
-        return self._residual, self.network.unanchored, None
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if self._residual is None or self._residual[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                fixed = weight - self.network.unanchored.delta(self.anchor or {})
+            self._residual = (state, fixed)
+        return self._residual[1], self.network.unanchored, None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.forget_residual()
+        self._residual = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Update:
+        self._residual = None
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
 
     def delta(self) -> Tensor:
         """The dense update (out_features, in_features); differentiable."""
@@ -105,6 +120,7 @@ class Update(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The update applied to ``x`` of shape (..., in_features)."""
+        self.check_filled()
         cores = self.cores
         if _tokens(x) <= self.network.breakeven:
             dtype = next(iter(cores.values())).dtype
@@ -127,6 +143,7 @@ def adapted_forward(
     weight = _fusible_weight(base, x)
     if weight is not None and updates and _tokens(x) > updates[0].network.breakeven:
         first, *updates = updates
+        first.check_filled()
         bias: Any = base.bias
         fixed, network, anchor = first.fixed_part(weight)
         y = rebuilt_linear(x, fixed, bias, network, first.cores, anchor)
@@ -151,8 +168,8 @@ def is_transposed(base: nn.Module) -> bool:
 def _fusible_weight(base: nn.Module, x: Tensor) -> Tensor | None:
     """The base weight if adding the update to it before the product changes nothing else.
 
-    Not where the layer is more than its weight (hooks, a subclass, a quantised weight), and not
-    below float32, where the sum would round away small updates.
+    Not where the layer is more than its weight (hooks, a subclass, a quantised weight), not where
+    the weight is trained too, and not below float32, where the sum would round away small updates.
     """
     plain = type(base) is nn.Linear or is_transposed(base)
     hooked = base._forward_hooks or base._forward_pre_hooks or hasattr(base, "_hf_hook")
@@ -160,7 +177,7 @@ def _fusible_weight(base: nn.Module, x: Tensor) -> Tensor | None:
         return None
     weight = base_weight(base)
     wide = weight.dtype == x.dtype and weight.dtype in (torch.float32, torch.float64)
-    return weight if wide else None
+    return weight if wide and not weight.requires_grad else None
 
 
 def _tokens(x: Tensor) -> int:

@@ -12,14 +12,14 @@ from tnlib.lowrank import truncated_basis
 SHAPES = [(40, 40), (30, 200), (200, 30), (5, 64), (64, 5), (1, 9), (9, 1)]
 
 
-def basis_of(matrix, method, max_rank=None, allowed=None):
+def basis_of(matrix, method, max_rank=None, allowed=None, seed=0):
     return truncated_basis(
         matrix,
         energy=_array.energy(matrix),
         max_rank=max_rank,
         allowed=allowed,
         method=method,
-        rng=np.random.default_rng(0),
+        rng=np.random.default_rng(seed),
     )
 
 
@@ -95,3 +95,30 @@ def test_the_start_block_decides_and_is_seeded():
     matrix = np.random.default_rng(3).standard_normal((600, 600))
     one, two = (basis_of(matrix, "krylov", max_rank=8) for _ in range(2))
     np.testing.assert_array_equal(one.vectors, two.vectors)
+    other = basis_of(matrix, "krylov", max_rank=8, seed=1)
+    assert not np.array_equal(one.vectors, other.vectors)
+
+
+STEEP = {
+    "3^-k": 3.0 ** -np.arange(520),
+    "10^(-k/2)": 10.0 ** (-np.arange(520) / 2),
+    "k^-8": np.arange(1, 521.0) ** -8,
+    "k^-4": np.arange(1, 521.0) ** -4,
+    "1, 1e-4 x 40": np.r_[1.0, [1e-4] * 40, np.zeros(479)],
+    "1, 1e-6 x 40": np.r_[1.0, [1e-6] * 40, np.zeros(479)],
+}
+
+
+@pytest.mark.parametrize("spectrum", sorted(STEEP))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64])
+@pytest.mark.parametrize("method", ["auto", "krylov"])
+def test_steep_spectra_are_as_good_as_the_svd_to_rounding(spectrum, dtype, method):
+    values = STEEP[spectrum]
+    matrix = with_spectrum(values, 520, 600).astype(dtype)
+    basis = basis_of(matrix, method, max_rank=48)
+    u = np.finfo(dtype).eps / 2
+    best = np.linalg.norm(values[48:]) / np.linalg.norm(values)
+    residual = np.linalg.norm(matrix - basis.vectors @ basis.rest) / np.linalg.norm(matrix)
+    assert residual <= 1.001 * best + 50 * u
+    overlap = basis.vectors.conj().T @ basis.vectors
+    np.testing.assert_allclose(overlap, np.eye(overlap.shape[0]), atol=50 * u)

@@ -160,9 +160,11 @@ def test_extreme_scales_neither_overflow_nor_vanish():
 
 
 def test_the_largest_and_the_smallest_numbers_are_accepted():
-    for value in (1.7e308, 5e-324, 3.4e38, 1e-45):
-        mpo = mpo_decompose(np.diag([value, 0.0, 0.0, 0.0]), 4)
-        assert mpo.error <= 1e-15
+    for dtype in (np.float32, np.float64):
+        limits = np.finfo(dtype)
+        for value in (limits.max, limits.smallest_subnormal):
+            mpo = mpo_decompose(np.diag([value, 0, 0, 0]).astype(dtype), 4)
+            assert mpo.error <= 2 * limits.eps
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -205,6 +207,15 @@ def test_dense_form_is_differentiable_with_respect_to_the_cores():
     assert torch.autograd.gradcheck(lambda *c: MPO(c).to_matrix(), cores)
     x = torch.from_numpy(rng.standard_normal((2, 12)))
     assert torch.autograd.gradcheck(lambda *c: MPO(c).matvec(x), cores)
+
+
+def test_long_chains_are_planned_and_applied():
+    rng = np.random.default_rng(0)
+    bonds = [1, *[2] * 19, 1]
+    cores = [rng.standard_normal((bonds[k], 1, 2, bonds[k + 1])) for k in range(20)]
+    mpo = MPO(cores)
+    x = rng.standard_normal(2**20)
+    np.testing.assert_allclose(mpo.matvec(x), mpo.to_matrix() @ x, rtol=1e-8)
 
 
 def test_a_tensor_inside_an_autograd_graph_is_refused_and_detached_is_not():

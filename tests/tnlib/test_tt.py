@@ -11,7 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.arrays import LIBRARIES, numpy_of, relative, tensors, unfolding_tails
+from tests.arrays import (
+    LIBRARIES,
+    numpy_of,
+    relative,
+    tensors,
+    unfolding_tails,
+    with_spectrum,
+)
 from tnlib import TT, tt_svd
 
 U = np.finfo(np.float64).eps / 2
@@ -95,6 +102,7 @@ def test_error_is_at_most_tensorly_svd(array, ranks):
 def test_balanced_gauge_keeps_the_array_and_evens_the_cores(array, ranks, library):
     train = tt_svd(LIBRARIES[library](array), ranks)
     even = train.balanced()
+    assert (even.error, even.error_kind) == (train.error, "inherited")
     scale = np.linalg.norm(array)
     np.testing.assert_allclose(
         numpy_of(even.to_dense()), numpy_of(train.to_dense()), atol=1e-6 * scale
@@ -140,6 +148,30 @@ def test_sizes_of_a_train():
     assert train.compression == 120 / train.n_params
 
 
+def test_ranks_that_do_not_bind_leave_eps_guaranteed():
+    matrix = with_spectrum(10.0 ** (-np.arange(300) / 4), 300, 300)
+    train = tt_svd(matrix, 200, eps=1e-12)
+    assert train.error <= 1e-12
+    assert train.ranks[1] < 200
+    with pytest.raises(ValueError, match=r"eps=1e-12 was not met: .* found by gram"):
+        tt_svd(matrix, 200, eps=1e-12, method="gram")
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">c16", ">i4"])
+def test_byte_order_does_not_matter(dtype):
+    native = np.arange(1, 25).reshape(4, 6).astype(np.dtype(dtype).newbyteorder("="))
+    if native.dtype.kind == "c":
+        native = native * 1j
+    expected = tt_svd(native, 1)
+    swapped = tt_svd(native.astype(dtype), 1)
+    assert swapped.error == expected.error
+    np.testing.assert_array_equal(swapped.to_dense(), expected.to_dense())
+
+
+def test_a_zero_dimensional_rank_is_a_number():
+    assert tt_svd(np.eye(4), np.array(2)).ranks == (1, 2, 1)
+
+
 def test_input_is_not_modified_and_cores_own_their_memory(to_library):
     array = to_library(np.random.default_rng(0).standard_normal((4, 4, 4)))
     before = numpy_of(array).copy()
@@ -173,6 +205,9 @@ BAD_CALLS = [
     (np.ones((2, 2)), {"ranks": 1, "method": "magic"}, ValueError, "auto, svd, gram, krylov"),
     (np.ones((2, 2)), {"ranks": 1, "rng": "seed"}, TypeError, "rng must be"),
     (np.ones((2, 2)), {"ranks": 1, "rng": -1}, TypeError, "rng must be"),
+    (np.ones((2, 2)), {"ranks": 1, "rng": True}, TypeError, "rng must be"),
+    (np.ones((2, 2), np.longdouble), {"ranks": 1}, TypeError, "use float64"),
+    (np.ma.masked_equal([[1.0, 2.0]], 2), {"ranks": 1}, TypeError, "masked array"),
     (np.ones((2, 2)), {"ranks": 1, "dtype": "int32"}, TypeError, "dtype must be one of"),
     (np.ones((2, 2)), {"ranks": 1, "dtype": "bfloat16"}, TypeError, "got 'bfloat16'"),
     (np.ones((2, 2)) * 1j, {"ranks": 1, "dtype": "float64"}, TypeError, "complex data"),

@@ -52,6 +52,11 @@ def test_weights_that_do_not_fill_their_bonds_get_cores_of_the_declared_shape(va
     cores = config.initial_cores(network, values)
     assert {name: tuple(core.shape) for name, core in cores.items()} == network.shapes
     torch.testing.assert_close(network.unanchored.delta(cores), values, rtol=1e-5, atol=1e-6)
+    leaves = {name: core.requires_grad_() for name, core in cores.items()}
+    anchor = {name: core.detach() for name, core in cores.items()}
+    seed = weight()
+    (network.delta(leaves, anchor) * seed).sum().backward()
+    assert leaves["core_2"].grad.ne(0).all()
 
 
 def test_random_start_is_zero_and_its_first_cores_are_not():

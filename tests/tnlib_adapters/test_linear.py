@@ -72,6 +72,32 @@ def test_the_residual_is_formed_again_after_loading():
     assert not any("residual" in key for key in target.state_dict())
 
 
+def test_the_residual_follows_the_base_weight_and_survives_inference_mode():
+    one = NetworkLinear.from_linear(linear(), DoTAConfig(r=3))
+    two = NetworkLinear.from_linear(linear(), DoTAConfig(r=3, residual=True))
+    with torch.inference_mode():
+        two(X)
+    two(X).sum().backward()
+    for layer in (one, two):
+        with torch.no_grad():
+            layer.base.weight.mul_(2)
+    torch.testing.assert_close(two(X), one(X), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trained_base_weight_gets_its_gradient():
+    layer = NetworkLinear.from_linear(linear(), DoTAConfig(r=3))
+    layer.base.weight.requires_grad_(True)
+    layer(X).sum().backward()
+    torch.testing.assert_close(layer.base.weight.grad, X.sum(0).expand(36, -1))
+
+
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (2, 0, 24), (2, 30, 24)])
+def test_any_batch_shape(shape):
+    layer = trained()
+    x = torch.randn(shape)
+    torch.testing.assert_close(layer(x), layer.merged()(x), rtol=1e-5, atol=1e-5)
+
+
 def test_a_bfloat16_layer_keeps_float32_cores_and_starts_at_its_outputs():
     base = linear().bfloat16()
     layer = NetworkLinear.from_linear(copy.deepcopy(base), DoTAConfig(r=3))

@@ -289,14 +289,30 @@ def test_an_adapter_that_fails_leaves_the_others_working():
     assert not any("second" in key for key in model.state_dict())
 
 
-def test_safe_merge_refuses_nan_and_changes_nothing():
+def test_safe_merge_refuses_nan_in_any_layer_and_changes_nothing():
     model, _, before = trained("bert")
+    last = [p for n, p in model.named_parameters() if "core_0" in n][-1]
     with torch.no_grad():
-        next(p for n, p in model.named_parameters() if "core_0" in n).fill_(torch.nan)
-    with pytest.raises(ValueError, match="nothing was merged"):
+        last.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"layer.1.intermediate.*nothing was merged"):
         model.merge_adapter(safe_merge=True)
     with model.disable_adapter():
-        torch.testing.assert_close(logits(model), before)
+        assert torch.equal(logits(model), before)
+
+
+def test_training_a_new_adapter_from_a_saved_configuration_is_refused(tmp_path):
+    config("bert").save_pretrained(tmp_path)
+    saved = peft.PeftConfig.from_pretrained(tmp_path)
+    saved.inference_mode = False
+    model = peft.get_peft_model(make("bert"), saved)
+    with pytest.raises(RuntimeError, match="set init_weights=True"):
+        train(model)
+
+
+def test_attention_that_bypasses_its_layer_is_refused():
+    model = torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(8, 2)})
+    with pytest.raises(TypeError, match=r"attention.out_proj: cannot adapt"):
+        peft.get_peft_model(model, DoTAConfig(target_modules=["out_proj"]))
 
 
 def test_the_saved_configuration_names_the_method(tmp_path):

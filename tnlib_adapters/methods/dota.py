@@ -111,10 +111,10 @@ class DoTAConfig(NetworkConfig):
         self, network: Network, weight: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Cores of the decomposed `weight`, or random ones, by ``init_weights``."""
-        if self.init_weights is True:
+        if self.init_weights is True and weight.any():
             return _decomposed(network, weight)
         cores = _random(network, weight, generator)
-        if self.init_weights == "random":
+        if self.init_weights in (True, "random"):
             cores[network.cores[-1].name].zero_()
             return cores
         anchor = _random(network, weight, generator)
@@ -143,7 +143,11 @@ class DoTAConfig(NetworkConfig):
 
 
 def _decomposed(network: Network, weight: Tensor) -> dict[str, Tensor]:
-    """Balanced cores of the weight; bonds that the weight does not fill are padded."""
+    """Balanced cores of the weight, with every bond as large as declared.
+
+    Where the weight does not fill a bond, its new directions are random in all cores but the last
+    and zero there: the operator stays the same, and a gradient reaches them.
+    """
     shapes = network.shapes
     mpo = mpo_decompose(
         weight,
@@ -152,10 +156,16 @@ def _decomposed(network: Network, weight: Tensor) -> dict[str, Tensor]:
         col_dims=[shape[2] for shape in shapes.values()],
         dtype=computing([weight]),
     ).balanced()
+    padding = _random(network, weight, torch.Generator().manual_seed(0))
     cores = {}
-    for (name, shape), core in zip(shapes.items(), mpo.cores, strict=True):
-        left, right = shape[0] - core.shape[0], shape[-1] - core.shape[-1]
-        cores[name] = torch.nn.functional.pad(core, (0, right, 0, 0, 0, 0, 0, left))
+    for k, (name, core) in enumerate(zip(shapes, mpo.cores, strict=True)):
+        padded = torch.zeros(shapes[name], dtype=core.dtype, device=core.device)
+        left, right = core.shape[0], core.shape[-1]
+        if k < len(shapes) - 1:
+            first = 0 if k == 0 else left
+            padded[first:, :, :, right:] = padding[name][first:, :, :, right:].to(core)
+        padded[:left, :, :, :right] = core
+        cores[name] = padded
     return cores
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tnlib_adapters.network import Network, Site, computing
 from tnlib_adapters.update import Update, adapted_forward, base_weight, is_transposed
@@ -115,17 +116,22 @@ class NetworkLayer(nn.Module, BaseTunerLayer):
         return True
 
     @torch.no_grad()
+    def check_update(self, name: str) -> None:
+        """Raise ValueError if an update is not finite."""
+        if not torch.isfinite(self._update(name).delta()).all():
+            raise ValueError(f"adapter {name!r} holds nan or inf; nothing was merged")
+
+    @torch.no_grad()
     def _add_to_base(self, name: str, sign: int, *, check: bool) -> None:
         weight = self.get_base_weight()
         delta = self.get_delta_weight(name)
         total = torch.add(weight.to(computing([weight, delta])), delta, alpha=sign)
         if check and not torch.isfinite(total).all():
             raise ValueError(
-                f"merging adapter {name!r} would make the weight nan or inf; nothing was merged"
+                f"merging adapter {name!r} would make the weight nan or inf; this layer was not "
+                "merged, and those before it can be unmerged"
             )
         self.set_base_weight(total.to(weight.dtype))
-        for update in self.updates.values():
-            cast(Update, update).forget_residual()
 
     def _update(self, name: str) -> Update:
         return self.updates[name]  # type: ignore[return-value]
@@ -137,11 +143,13 @@ class NetworkLayer(nn.Module, BaseTunerLayer):
 def _features(layer: nn.Module, backend: Any) -> tuple[int, int]:
     """Output and input width of a supported layer; TypeError for any other."""
     if is_transposed(layer):
-        wide, narrow = base_weight(layer).mT.shape
-        return int(narrow), int(wide)
-    if isinstance(layer, nn.Linear) or backend is not None:
+        out_features, in_features = base_weight(layer).shape
+        return int(out_features), int(in_features)
+    used = not isinstance(layer, NonDynamicallyQuantizableLinear)
+    if (isinstance(layer, nn.Linear) and used) or backend is not None:
         return int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]
     raise TypeError(
         f"cannot adapt a {type(layer).__name__}: only torch.nn.Linear, transformers' Conv1D and "
-        "quantised linear layers are supported; leave it out of target_modules"
+        "quantised linear layers are supported (not torch.nn.MultiheadAttention's output, whose "
+        "weight is used without its layer); leave it out of target_modules"
     )

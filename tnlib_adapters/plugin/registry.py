@@ -18,7 +18,7 @@ OLDEST_PEFT = "0.20"
 
 
 def register(name: str, config_class: type[Any], tuner_class: type[Any]) -> None:
-    """Register a method under its lower-case `name`; safe to call again after a reload.
+    """Register a method under its lower-case `name`; a name that is known already is kept.
 
     Raises
     ------

@@ -49,6 +49,17 @@ class NetworkTuner(BaseTuner):
                 parameter.requires_grad_(requires_grad)
             raise
 
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Merge in every layer; with `safe_merge` look at all updates before the first is."""
+        if safe_merge:
+            for name in adapter_names or self.active_adapters:
+                for key, layer in self._layers(self.model, name):
+                    with _naming(key):
+                        layer.check_update(name)
+        super().merge_adapter(adapter_names, safe_merge)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Cores are made in float32; without autocast they take the base layer's dtype."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -115,7 +126,8 @@ class NetworkTuner(BaseTuner):
         """Remove what an injection that failed has left in the model."""
         for name, layer in list(model.named_modules()):
             if isinstance(layer, self.tuner_layer_cls):
-                layer.updates.pop(adapter_name) if adapter_name in layer.updates else None
+                if adapter_name in layer.updates:
+                    del layer.updates[adapter_name]
                 if not layer.updates:
                     parent, _, child = name.rpartition(".")
                     setattr(model.get_submodule(parent), child, layer.base_layer)
