@@ -46,7 +46,7 @@ class Settings:
     steps: int = 120
     seed: int = 0
     batch_size: int = 32
-    validate_every: int = 20
+    validate_every: int = 30
     progress: bool = True
 
 
