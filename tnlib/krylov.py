@@ -76,7 +76,7 @@ def _krylov_spaces(
         block = min(newest.shape[1], size - space.shape[1])
         if block <= 0:
             return
-        direction = orthonormal(matrix @ orthonormal(newest)[:, :block], space)
+        direction = orthonormal(matrix @ orthonormal(newest)[:, -block:], space)
         if direction.shape[1] == 0:
             yield space, images, gram, True
             return
