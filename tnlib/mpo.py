@@ -17,12 +17,12 @@ import opt_einsum
 
 from tnlib import _array, _checks, _sweep, gauge, shapes
 from tnlib._array import RNG, Array
-from tnlib._sweep import Info
+from tnlib._chain import Chain
 from tnlib.contraction import plan_contraction
 
 
 @dataclass(frozen=True, eq=False)
-class MPO:
+class MPO(Chain):
     """A matrix product operator (also called a TT matrix).
 
     Attributes
@@ -44,11 +44,6 @@ class MPO:
         If the cores are not a closed chain of four-way arrays of one library and dtype.
     """
 
-    cores: tuple[Array, ...]
-    error: float | None = None
-    center: int | None = None
-    info: Info | None = None
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "cores", _checks.cores(self.cores, 4, "(r, i, j, r)"))
 
@@ -66,30 +61,6 @@ class MPO:
     def shape(self) -> tuple[int, int]:
         """Shape (m, n) of the matrix."""
         return math.prod(self.row_dims), math.prod(self.col_dims)
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The d + 1 bond ranks, with a 1 at both ends."""
-        return (1, *(int(core.shape[-1]) for core in self.cores))
-
-    @property
-    def n_params(self) -> int:
-        """Number of values in the cores."""
-        return sum(math.prod(core.shape) for core in self.cores)
-
-    @property
-    def compression(self) -> float:
-        """Number of values of the dense matrix for each value in the cores."""
-        return math.prod(self.shape) / self.n_params
-
-    @property
-    def error_kind(self) -> str:
-        """``"exact"`` for the measured residual of these cores, ``"inherited"`` for that of the
-        cores they were made from by a change of gauge, ``"none"`` where there is none.
-        """
-        if self.error is None:
-            return "none"
-        return "exact" if self.center is not None else "inherited"
 
     def to_matrix(self) -> Array:
         """The dense matrix, of shape ``shape``, in the dtype of the cores.

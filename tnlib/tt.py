@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from tnlib import _checks, _sweep, gauge
 from tnlib._array import RNG, Array
-from tnlib._sweep import Info
+from tnlib._chain import Chain
 
 
 @dataclass(frozen=True, eq=False)
-class TT:
+class TT(Chain):
     """A tensor train.
 
     Attributes
@@ -34,11 +33,6 @@ class TT:
         If the cores are not a closed chain of three-way arrays of one library and dtype.
     """
 
-    cores: tuple[Array, ...]
-    error: float | None = None
-    center: int | None = None
-    info: Info | None = None
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "cores", _checks.cores(self.cores, 3, "(r, n, r)"))
 
@@ -46,30 +40,6 @@ class TT:
     def shape(self) -> tuple[int, ...]:
         """Mode sizes (n_1, ..., n_d)."""
         return tuple(int(core.shape[1]) for core in self.cores)
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The d + 1 bond ranks, with a 1 at both ends."""
-        return (1, *(int(core.shape[-1]) for core in self.cores))
-
-    @property
-    def n_params(self) -> int:
-        """Number of values in the cores."""
-        return sum(math.prod(core.shape) for core in self.cores)
-
-    @property
-    def compression(self) -> float:
-        """Number of values of the dense array for each value in the cores."""
-        return math.prod(self.shape) / self.n_params
-
-    @property
-    def error_kind(self) -> str:
-        """``"exact"`` for the measured residual of these cores, ``"inherited"`` for that of the
-        cores they were made from by a change of gauge, ``"none"`` where there is none.
-        """
-        if self.error is None:
-            return "none"
-        return "exact" if self.center is not None else "inherited"
 
     def to_dense(self) -> Array:
         """The array that the cores stand for, of shape ``shape``, in their dtype.
