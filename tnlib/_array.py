@@ -8,6 +8,7 @@ It looks at the type of its input and never imports torch by itself.
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ Array: TypeAlias = Any
 RNG: TypeAlias = Any
 
 FLOATING = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
-# Elements of one dot product.
+# Elements of one dot product, and of a residual, that are formed at a time.
 _BLOCK = 1 << 16
+_RESIDUAL_BLOCK = 1 << 18
 
 
 def namespace(*arrays: Array) -> Any:
@@ -158,6 +160,13 @@ def energy(array: Array) -> float:
 def blocks(array: Array, size: int) -> Iterator[Array]:
     """Consecutive pieces of `array` along its first axis, `size` rows each."""
     return (array[start : start + size] for start in range(0, array.shape[0], size))
+
+
+def residual_energy(matrix: Array, left: Array, right: Array) -> float:
+    """Sum of squares of ``matrix - left @ right``, formed a block of rows at a time."""
+    step = max(1, _RESIDUAL_BLOCK // matrix.shape[1])
+    pairs = zip(blocks(matrix, step), blocks(left, step), strict=True)
+    return math.fsum(energy(rows - part @ right) for rows, part in pairs)
 
 
 def triangular_factor(tall: Array) -> Array:

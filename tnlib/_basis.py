@@ -63,6 +63,11 @@ def is_single(matrix: Array) -> bool:
     return _array.dtype_name(matrix.dtype) in ("float32", "complex64")
 
 
+def rounding_energy(array: Array, energy: float) -> float:
+    """Energy that is only rounding in an array of the given energy and the dtype of `array`."""
+    return (NOISE * _array.unit_roundoff(array_namespace(array), array.dtype)) ** 2 * energy
+
+
 def tails(squared: Vector) -> Vector:
     """Energy left after 0, 1, 2, ... of the descending squared singular values."""
     return np.append(np.cumsum(np.clip(squared, 0.0, None)[::-1])[::-1], 0.0)
@@ -83,7 +88,7 @@ def orthonormal(block: Array, space: Array | None = None) -> Array:
     """
     xp = array_namespace(block)
     wide = _array.double(xp, block.dtype)
-    noise = (NOISE * _array.unit_roundoff(xp, block.dtype)) ** 2 * _array.energy(block)
+    noise = rounding_energy(block, _array.energy(block))
     for first in (True, False):
         if space is not None:
             block = block - space @ (_array.adjoint(space) @ block)

@@ -21,9 +21,6 @@ from tnlib import _array, lowrank
 from tnlib._array import RNG, Array
 from tnlib._basis import NOISE
 
-# Elements of the residual that are formed at a time.
-_RESIDUAL_BLOCK = 1 << 18
-
 
 @dataclass(frozen=True)
 class Info:
@@ -235,9 +232,7 @@ def _residual(data: Array, cores: Sequence[Array], exponent: int, total: float) 
     wide[-1] = _array.times_power_of_two(_array.owned(wide[-1]), -exponent)
     left, right = halves(wide)
     rows = data.reshape(left.shape[0], -1)
-    step = max(1, _RESIDUAL_BLOCK // rows.shape[1])
-    pairs = zip(_array.blocks(rows, step), _array.blocks(left, step), strict=True)
-    squared = math.fsum(_array.energy(block - part @ right) for block, part in pairs)
+    squared = _array.residual_energy(rows, left, right)
     return math.sqrt(squared / total)
 
 

@@ -17,13 +17,20 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _gram
 from tnlib._array import Array
-from tnlib._basis import NOISE, Basis, Target, Vector, inner, is_single, orthonormal, tails
+from tnlib._basis import (
+    Basis,
+    Target,
+    Vector,
+    inner,
+    is_single,
+    orthonormal,
+    rounding_energy,
+    tails,
+)
 
 # Stop when a step captures less than this share of what is still discarded: on flat spectra the
 # error is then within 0.05 % of the least possible.
 GAIN = 5e-4
-# Rows of the residual that are formed at a time.
-_ROWS = 256
 
 
 def krylov_basis(
@@ -98,12 +105,7 @@ def _is_sound(matrix: Array, found: Basis, target: Target, complete: bool) -> bo
     floor = 1e-3 if is_single(matrix) else 1e-6
     if found.discarded > floor**2 * target.energy and not complete:
         return True
-    left = sum(
-        _array.energy(rows - part @ found.rest)
-        for rows, part in zip(
-            _array.blocks(matrix, _ROWS), _array.blocks(found.vectors, _ROWS), strict=True
-        )
-    )
+    left = _array.residual_energy(matrix, found.vectors, found.rest)
     return left <= target.allowed
 
 
@@ -122,7 +124,7 @@ def _extract(
     else:
         left, values, _ = xp.linalg.svd(_array.adjoint(_array.triangular_factor(images)))
         values = values**2
-    noise = (NOISE * _array.unit_roundoff(xp, matrix.dtype)) ** 2 * target.energy
+    noise = rounding_energy(matrix, target.energy)
     tail = tails(_array.to_numpy(values))
     rank = min(rank, max(int(np.argmax(tail <= noise)), 1))
     rotation = left[:, :rank]

@@ -21,7 +21,7 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _gram
 from tnlib._array import Array
-from tnlib._basis import NOISE, Basis, Target, is_single, orthonormal, tails
+from tnlib._basis import Basis, Target, is_single, orthonormal, rounding_energy, tails
 from tnlib.krylov import krylov_basis
 
 # The Krylov space may fill this share of the smaller side before the Gram kernel takes over:
@@ -68,7 +68,7 @@ def truncated_basis(
     limit = side if max_rank is None else min(max_rank, side)
     if limit == side and allowed is None:
         return _complete(matrix)
-    noise = (NOISE * _array.unit_roundoff(array_namespace(matrix), matrix.dtype)) ** 2 * energy
+    noise = rounding_energy(matrix, energy)
     open_rank = allowed is not None and limit == side
     target = Target(energy, limit, max(allowed or 0.0, noise), open_rank, allowed is not None)
     kernel = _choose(matrix, target) if method == "auto" else method

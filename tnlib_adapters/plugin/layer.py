@@ -52,9 +52,9 @@ class NetworkLayer(nn.Module, BaseTunerLayer):
     def add_adapter(self, adapter_name: str, network: Network, inference_mode: bool) -> None:
         """Allocate an update on the base layer's device; the tuner sets its values."""
         weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
-        floating = weight.dtype if weight.is_floating_point() else torch.float32
-        dtype = torch.promote_types(floating, torch.float32)
-        self.updates[adapter_name] = Update(network, device=weight.device, dtype=dtype)
+        self.updates[adapter_name] = Update(
+            network, device=weight.device, dtype=computing([weight])
+        )
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def _move_adapter_to_device_of_base_layer(

@@ -11,6 +11,7 @@ from typing import Any
 
 import peft
 from packaging.version import Version
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
@@ -30,26 +31,21 @@ def register(name: str, config_class: type[Any], tuner_class: type[Any]) -> None
             f"tnlib_adapters needs peft {OLDEST_PEFT} or newer, found {peft.__version__}; "
             "run: pip install -U peft"
         )
-    if name.upper() not in PeftType.__members__:
-        _add_member(name.upper())
+    if peft_type(name) not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name=name, config_cls=config_class, model_cls=tuner_class)
 
 
-def _add_member(name: str) -> None:
-    """Add `name` to PeftType, with itself as its value."""
-    member = str.__new__(PeftType, name)
-    member._name_ = name
-    member._value_ = name
-    member.__objclass__ = PeftType  # type: ignore[attr-defined]
-    member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]
-    PeftType._member_names_.append(name)
-    PeftType._member_map_[name] = member
-    PeftType._value2member_map_[name] = member
-    type.__setattr__(PeftType, name, member)
-
-
 def peft_type(name: str) -> PeftType:
-    """The enum member of a registered method, or its future value while registering."""
-    if name.upper() not in PeftType.__members__:
-        _add_member(name.upper())
-    return PeftType[name.upper()]
+    """The enum member of a method's lower-case `name`, added where PEFT has none."""
+    value = name.upper()
+    if value not in PeftType.__members__:
+        member = str.__new__(PeftType, value)
+        member._name_ = value
+        member._value_ = value
+        member.__objclass__ = PeftType  # type: ignore[attr-defined]
+        member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]
+        PeftType._member_names_.append(value)
+        PeftType._member_map_[value] = member
+        PeftType._value2member_map_[value] = member
+        type.__setattr__(PeftType, value, member)
+    return PeftType[value]
