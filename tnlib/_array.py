@@ -25,6 +25,7 @@ FLOATING = ("float16", "bfloat16", "float32", "float64", "complex64", "complex12
 # Elements of one dot product, and of a residual, that are formed at a time.
 _BLOCK = 1 << 16
 _RESIDUAL_BLOCK = 1 << 18
+_RESIDUAL_COLUMNS = 1 << 12
 
 
 def namespace(*arrays: Array) -> Any:
@@ -63,6 +64,16 @@ def plain(array: Array) -> Array:
             "pass tensor.detach(), or call inside torch.no_grad()"
         )
     return array.detach()
+
+
+def requires_grad(array: Array) -> bool:
+    """Whether gradients will flow to `array`."""
+    return is_torch(array) and bool(array.requires_grad)
+
+
+def detached(array: Array) -> Array:
+    """The data of `array`, outside any autograd graph."""
+    return array.detach() if is_torch(array) else array
 
 
 def resolve_dtype(xp: Any, dtype: Any) -> Any:
@@ -163,10 +174,15 @@ def blocks(array: Array, size: int) -> Iterator[Array]:
 
 
 def residual_energy(matrix: Array, left: Array, right: Array) -> float:
-    """Sum of squares of ``matrix - left @ right``, formed a block of rows at a time."""
-    step = max(1, _RESIDUAL_BLOCK // matrix.shape[1])
-    pairs = zip(blocks(matrix, step), blocks(left, step), strict=True)
-    return math.fsum(energy(rows - part @ right) for rows, part in pairs)
+    """Sum of squares of ``matrix - left @ right``, formed a tile at a time."""
+    total = []
+    for start in range(0, matrix.shape[1], _RESIDUAL_COLUMNS):
+        columns = slice(start, start + _RESIDUAL_COLUMNS)
+        part = right[:, columns]
+        step = max(1, _RESIDUAL_BLOCK // part.shape[1])
+        pairs = zip(blocks(matrix, step), blocks(left, step), strict=True)
+        total += [energy(rows[:, columns] - factor @ part) for rows, factor in pairs]
+    return math.fsum(total)
 
 
 def triangular_factor(tall: Array) -> Array:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
+from array_api_compat import array_namespace
+
+from tnlib import _array, _checks, _train, gauge
 from tnlib._array import Array
-from tnlib._sweep import Info
+from tnlib._format import Format
 
 
-@dataclass(frozen=True, eq=False)
-class Chain:
-    """Cores whose first and last axes are bonds; subclasses say what the axes between are."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Chain(Format):
+    """Cores whose first and last axes are bonds; subclasses say what the axes between are.
+
+    Sums, differences and multiples are written ``a + b``, ``a - b``, ``2 * a``; ranks add up, and
+    :func:`tt_round` lowers them again. Arithmetic is differentiable with respect to torch cores;
+    changes of gauge are not.
+    """
 
     cores: tuple[Array, ...]
-    error: float | None = None
-    center: int | None = None
-    info: Info | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the dense array."""
-        raise NotImplementedError
+    center: int | None = field(default=None, kw_only=True)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -34,17 +37,144 @@ class Chain:
         return sum(math.prod(core.shape) for core in self.cores)
 
     @property
-    def compression(self) -> float:
-        """Number of values of the dense array for each value in the cores."""
-        return math.prod(self.shape) / self.n_params
+    def _modes(self) -> tuple[Any, ...]:
+        """What must agree for two chains to be added."""
+        raise NotImplementedError
 
-    @property
-    def error_kind(self) -> str:
-        """``"exact"``, ``"inherited"`` or ``"none"``.
+    def _merged(self) -> list[Array]:
+        """The cores with one axis between the bonds."""
+        raise NotImplementedError
 
-        The measured residual of these cores, that of the cores they were made from by a change of
-        gauge, or nothing to measure.
+    def _rebuilt(self, cores: Sequence[Array], **about: Any) -> Self:
+        """A chain with the modes of this one from merged cores."""
+        raise NotImplementedError
+
+    def __add__(self, other: Any) -> Self:
+        if not isinstance(other, Chain):
+            return NotImplemented
+        self._check_modes(other)
+        return self._rebuilt(_train.add(*self._promoted(other)))
+
+    def __sub__(self, other: Any) -> Self:
+        if not isinstance(other, Chain):
+            return NotImplemented
+        self._check_modes(other)
+        ours, theirs = self._promoted(other)
+        return self._rebuilt(_train.add(ours, _train.scaled(theirs, -1, 0)))
+
+    def __neg__(self) -> Self:
+        return self * -1
+
+    def __mul__(self, factor: Any) -> Self:
+        if isinstance(factor, Chain):
+            raise TypeError("for the elementwise product use a.hadamard(b), for operators a @ b")
+        number = _checks.scalar("factor", factor)
+        position = len(self.cores) - 1 if self.center is None else self.center
+        cores = _train.scaled(self._merged(), number, position)
+        same = [_array.astype(core, cores[position].dtype) for core in cores]
+        return self._rebuilt(same, center=self.center)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Self:
+        quotient: Self = self * (1 / _checks.scalar("divisor", divisor))
+        return quotient
+
+    def hadamard(self, other: Self) -> Self:
+        """Elementwise product; ranks multiply.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `other` is of another format, library or shape.
         """
-        if self.error is None:
-            return "none"
-        return "exact" if self.center is not None else "inherited"
+        self._check_modes(other)
+        return self._rebuilt(_train.hadamard(*self._promoted(other)))
+
+    def inner(self, other: Self) -> Array:
+        """Inner product: the sum of ``conj(self) * other`` over all entries.
+
+        Without forming either array; differentiable. For the distance of two near chains use
+        ``(a - b).norm()``, which does not cancel.
+
+        Returns
+        -------
+        array, shape ()
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `other` is of another format, library or shape.
+        """
+        self._check_modes(other)
+        return _train.inner(self._merged(), other._merged())
+
+    def norm(self) -> Array:
+        """Frobenius norm.
+
+        Found by orthogonalisation, so that the norm of a difference is accurate to the unit
+        roundoff of its terms. Differentiable except at zero, where the gradient given is zero.
+
+        Returns
+        -------
+        array, shape ()
+        """
+        merged = self._merged()
+        xp = array_namespace(*merged)
+        value = gauge.norm([_array.detached(core) for core in merged])
+        squared = _train.inner(merged, merged)
+        squared = xp.real(squared) if _array.is_complex(squared.dtype) else squared
+        result = xp.asarray(value, dtype=squared.dtype, device=merged[0].device)
+        if not _array.requires_grad(squared):
+            return result
+        return result + (squared - squared.detach()) / (2 * value if value else 1.0)
+
+    def canonical(self, center: int) -> Self:
+        """The same array in the canonical gauge with the given center.
+
+        Cores left of `center` get orthonormal columns, cores right of it orthonormal rows.
+
+        Raises
+        ------
+        TypeError
+            If `center` is not an integer.
+        ValueError
+            If there is no such core, or the cores are part of an autograd graph.
+        """
+        position = _checks.index("center", center, len(self.cores))
+        return self._regauged(gauge.canonical(self._merged(), position), center=position)
+
+    def balanced(self) -> Self:
+        """The same array with the singular values of every bond shared evenly by both sides.
+
+        Raises
+        ------
+        ValueError
+            If the cores are part of an autograd graph.
+        """
+        return self._regauged(gauge.balance(self._merged(), self.center))
+
+    def conj(self) -> Self:
+        """Complex conjugate; the same chain for real cores."""
+        cores = [core.conj() if _array.is_complex(core.dtype) else core for core in self._merged()]
+        return self._rebuilt(cores, center=self.center)
+
+    def _regauged(self, cores: Sequence[Array], **about: Any) -> Self:
+        kind = "none" if self.error is None else "inherited"
+        return self._rebuilt(cores, error=self.error, error_kind=kind, info=self.info, **about)
+
+    def _check_modes(self, other: Any) -> None:
+        if not isinstance(other, Chain) or type(other) is not type(self):
+            raise TypeError(f"expected another {type(self).__name__}, got {type(other).__name__}")
+        if self._modes != other._modes:
+            raise ValueError(
+                f"the modes must agree, got {self._modes} and {other._modes}; decompose both "
+                "arrays with the same modes"
+            )
+
+    def _promoted(self, other: Chain) -> tuple[list[Array], list[Array]]:
+        """Merged cores of both in their common dtype."""
+        xp = _array.namespace(*self.cores, *other.cores)
+        dtype = xp.result_type(self.cores[0], other.cores[0])
+        ours = [_array.astype(core, dtype) for core in self._merged()]
+        return ours, [_array.astype(core, dtype) for core in other._merged()]

@@ -57,6 +57,24 @@ def ranks(value: Any, order: int) -> tuple[int, ...] | None:
     return numbers
 
 
+def required_ranks(value: Any, order: int) -> tuple[int, ...]:
+    """`value` as `order` - 1 bond ranks, which must be given."""
+    checked = ranks(value, order)
+    if checked is None:
+        raise TypeError("ranks must be an int or a sequence of ints, got None")
+    return checked
+
+
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """`value` as mode sizes, at least one."""
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        raise TypeError(f"{name} must be a sequence of ints, got {value!r}")
+    checked = tuple(positive_int(f"every entry of {name}", size) for size in value)
+    if not checked:
+        raise ValueError(f"{name} must not be empty")
+    return checked
+
+
 def eps(value: Any) -> float | None:
     """`value` as a relative tolerance strictly between 0 and 1, or None."""
     if value is None:
@@ -92,17 +110,13 @@ def method(value: Any) -> str:
 
 def dims(name: str, value: Any, width: int) -> tuple[int, ...]:
     """`value` as mode sizes whose product is `width`."""
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        raise TypeError(f"{name} must be a sequence of ints, got {value!r}")
-    sizes = tuple(positive_int(f"every entry of {name}", size) for size in value)
-    if not sizes:
-        raise ValueError(f"{name} must not be empty")
-    if math.prod(sizes) != width:
+    checked = sizes(name, value)
+    if math.prod(checked) != width:
         raise ValueError(
-            f"{name}={sizes} has product {math.prod(sizes)}, expected {width}; "
-            f"tnlib.factorize({width}, {len(sizes)}) gives modes that fit"
+            f"{name}={checked} has product {math.prod(checked)}, expected {width}; "
+            f"tnlib.factorize({width}, {len(checked)}) gives modes that fit"
         )
-    return sizes
+    return checked
 
 
 def tensor(name: str, value: Any) -> Array:
@@ -157,3 +171,106 @@ def cores(values: Any, ndim: int, layout: str) -> tuple[Array, ...]:
         names = ", ".join(_array.dtype_name(core.dtype) for core in arrays)
         raise TypeError(f"all cores must have one dtype, got {names}")
     return arrays
+
+
+def index(name: str, value: Any, count: int) -> int:
+    """`value` as a position among `count`; negative ones count from the end."""
+    try:
+        position = operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be an integer, got {value!r} ({kind})") from None
+    if not -count <= position < count:
+        raise ValueError(f"{name} must be from {-count} to {count - 1}, got {position}")
+    return position % count
+
+
+def scalar(name: str, value: Any) -> Any:
+    """`value`, which must be one number; NumPy's become Python's, which leave dtypes alone."""
+    if isinstance(value, np.ndarray | np.number) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float | complex) or getattr(value, "ndim", None) == 0
+    ):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return value
+
+
+def count(name: str, value: Any) -> int:
+    """`value` as an int of at least 0."""
+    return 0 if isinstance(value, int) and value == 0 else positive_int(name, value)
+
+
+def multilinear_ranks(value: Any, order: int) -> tuple[int, ...] | None:
+    """`value` as one largest rank for each of `order` modes, or None for no limit."""
+    if value is None:
+        return None
+    hint = "ranks are whole numbers; for a tolerance use eps="
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or not np.ndim(value):
+        if isinstance(value, float):
+            raise TypeError(f"ranks must be an int or a sequence of ints, got {value!r}; {hint}")
+        return (positive_int("ranks", value),) * order
+    for rank in value:
+        if isinstance(rank, float):
+            raise TypeError(f"ranks must be ints, got {rank!r}; {hint}")
+    numbers = tuple(positive_int("every rank", rank) for rank in value)
+    if len(numbers) != order:
+        raise ValueError(
+            f"ranks must be one int or {order} ints, one a mode, got {len(numbers)}: {numbers}"
+        )
+    return numbers
+
+
+def tucker(core: Any, factors: Any) -> tuple[Array, ...]:
+    """The factors of a Tucker decomposition, checked against its core."""
+    arrays = matrices(factors)
+    _array.namespace(core, *arrays)
+    if core.ndim != len(arrays):
+        raise ValueError(f"a core of {core.ndim} axes needs as many factors, got {len(arrays)}")
+    for k, (factor, rank) in enumerate(zip(arrays, core.shape, strict=True)):
+        if factor.shape[1] != rank:
+            raise ValueError(
+                f"factor {k} has {factor.shape[1]} columns and axis {k} of the core {rank}"
+            )
+    if 0 in core.shape:
+        raise ValueError(f"the core is empty: its shape is {tuple(core.shape)}")
+    one_dtype([core, *arrays], "core and factors")
+    return arrays
+
+
+def cp(weights: Any, factors: Any) -> tuple[Array, ...]:
+    """The factors of a CP decomposition, checked against its weights."""
+    arrays = matrices(factors)
+    _array.namespace(weights, *arrays)
+    if weights.ndim != 1:
+        raise ValueError(f"weights must be a vector, got shape {tuple(weights.shape)}")
+    for k, factor in enumerate(arrays):
+        if factor.shape[1] != weights.shape[0]:
+            raise ValueError(
+                f"factor {k} has {factor.shape[1]} columns for {weights.shape[0]} weights"
+            )
+    one_dtype([weights, *arrays], "weights and factors")
+    return arrays
+
+
+def matrices(values: Any) -> tuple[Array, ...]:
+    """`values` as a non-empty tuple of non-empty matrices."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"factors must be a sequence of matrices, got {type(values).__name__}")
+    arrays = tuple(values)
+    if not arrays:
+        raise ValueError("factors must not be empty")
+    _array.namespace(*arrays)
+    for k, factor in enumerate(arrays):
+        if factor.ndim != 2 or 0 in factor.shape:
+            raise ValueError(
+                f"factor {k} must be a non-empty matrix, got shape {tuple(factor.shape)}"
+            )
+    return arrays
+
+
+def one_dtype(arrays: Sequence[Array], what: str) -> None:
+    """Refuse arrays of different dtypes."""
+    if len({array.dtype for array in arrays}) > 1:
+        names = ", ".join(_array.dtype_name(array.dtype) for array in arrays)
+        raise TypeError(f"all {what} must have one dtype, got {names}")

@@ -28,8 +28,10 @@ def gram(matrix: Array) -> Array:
     xp = array_namespace(matrix)
     wide = _array.double(xp, matrix.dtype)
     rows, columns = matrix.shape
-    step = max(256, _CONVERTED // rows)
     large = rows > _SMALL and isinstance(matrix, np.ndarray)
+    if matrix.dtype == wide and not large:
+        return matrix @ _array.adjoint(matrix)
+    step = max(256, _CONVERTED // rows)
     total = xp.zeros((rows, rows), dtype=wide, device=matrix.device)
     total = np.asfortranarray(total) if large else total
     for start in range(0, columns, step):

@@ -13,15 +13,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import opt_einsum
 
-from tnlib import _array, _checks, _sweep, gauge, shapes
+from tnlib import _array, _checks, _random, _sweep, _train, shapes
 from tnlib._array import RNG, Array
 from tnlib._chain import Chain
 from tnlib.contraction import plan_contraction
+from tnlib.tt import TT
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MPO(Chain):
     """A matrix product operator (also called a TT matrix).
 
@@ -29,12 +31,15 @@ class MPO(Chain):
     ----------
     cores : tuple of arrays
         Core k has shape (r_k, i_k, j_k, r_{k+1}); the outer bonds are 1.
-    error : float or None
-        Relative Frobenius error of these cores against the decomposed matrix; None for an
-        operator that was not made from one.
     center : int or None
         Position of the core that carries the norm where all cores to its left have orthonormal
         columns and all to its right orthonormal rows; None for any other gauge.
+    error : float or None
+        Relative Frobenius error of these cores against the decomposed matrix; None for an
+        operator that was not made from one.
+    error_kind : {"exact", "inherited", "none"}
+        The measured residual of these cores, that of the cores they were made from by a change
+        of gauge, or nothing to measure.
     info : Info or None
         How the operator was computed.
 
@@ -68,7 +73,7 @@ class MPO(Chain):
         Differentiable with respect to torch cores. Half precision is contracted in float32.
         """
         xp = _array.namespace(*self.cores)
-        flat = _sweep.dense([_merged(core) for core in self.cores])
+        flat = _train.dense(self._merged())
         order = len(self.cores)
         pairs = [size for pair in zip(self.row_dims, self.col_dims, strict=True) for size in pair]
         axes = (*range(0, 2 * order, 2), *range(1, 2 * order, 2))
@@ -117,17 +122,98 @@ class MPO(Chain):
         plan = plan_contraction(_matvec_equation(len(self.cores)), vectors, *shapes_of)
         return plan(batch, *self.cores).reshape(*x.shape[:-1], rows)
 
-    def balanced(self) -> MPO:
-        """The same matrix with the singular values of every bond shared evenly by both sides.
+    def __matmul__(self, other: Any) -> Any:
+        """Product with an operator (an MPO) or a train (a TT); ranks multiply."""
+        if not isinstance(other, MPO | TT):
+            return NotImplemented
+        rows = other.row_dims if isinstance(other, MPO) else other.shape
+        if self.col_dims != rows:
+            raise ValueError(
+                f"the column modes {self.col_dims} meet the modes {rows}; decompose both with "
+                "the same modes"
+            )
+        xp = _array.namespace(*self.cores, *other.cores)
+        dtype = xp.result_type(self.cores[0], other.cores[0])
+        pairs = zip(self.cores, other.cores, strict=True)
+        cores = [_product(xp, _array.astype(a, dtype), _array.astype(b, dtype)) for a, b in pairs]
+        return type(other)(tuple(cores))
 
-        Raises
-        ------
-        ValueError
-            If the operator is not left-canonical (``center`` is not the last core).
+    @property
+    def T(self) -> MPO:
+        """The transposed matrix."""
+        xp = _array.namespace(*self.cores)
+        cores = tuple(xp.permute_dims(core, (0, 2, 1, 3)) for core in self.cores)
+        return MPO(
+            cores, error=self.error, error_kind=self.error_kind, center=self.center, info=self.info
+        )
+
+    def entry(self, i: int, j: int) -> Array:
+        """Entry (i, j) as an array without axes, without forming the matrix."""
+        return self.row(i)[np.unravel_index(_checks.index("j", j, self.shape[1]), self.col_dims)]
+
+    def row(self, i: int) -> TT:
+        """Row i as a tensor train over the column modes, without forming the matrix.
+
+        ``mpo.row(i).to_dense().reshape(-1)`` is the row as a vector.
         """
-        cores = gauge.balance([_merged(core) for core in self.cores], self.center)
-        dims = zip(self.row_dims, self.col_dims, strict=True)
-        return MPO(_unmerged(cores, dims), error=self.error, info=self.info)
+        digits = np.unravel_index(_checks.index("i", i, self.shape[0]), self.row_dims)
+        return TT(
+            tuple(core[:, int(digit)] for core, digit in zip(self.cores, digits, strict=True))
+        )
+
+    def column(self, j: int) -> TT:
+        """Column j as a tensor train over the row modes, without forming the matrix."""
+        return self.T.row(_checks.index("j", j, self.shape[1]))
+
+    @property
+    def _modes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.row_dims, self.col_dims
+
+    def _merged(self) -> list[Array]:
+        return [_merged(core) for core in self.cores]
+
+    def _rebuilt(self, cores: Sequence[Array], **about: Any) -> MPO:
+        return MPO(_unmerged(cores, zip(self.row_dims, self.col_dims, strict=True)), **about)
+
+
+def mpo_random(
+    row_dims: Sequence[int],
+    col_dims: Sequence[int],
+    ranks: int | Sequence[int],
+    *,
+    rng: RNG = None,
+    dtype: Any = None,
+    like: Array = None,
+) -> MPO:
+    """A random matrix product operator, whose entries have mean 0 and variance 1.
+
+    Parameters
+    ----------
+    row_dims, col_dims : sequence of int
+        Row and column modes, equally many.
+    ranks, rng, dtype, like
+        As in :func:`tt_random`.
+
+    Returns
+    -------
+    MPO
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> mpo_random((2, 3), (4, 5), 3).shape
+    (6, 20)
+    """
+    rows, columns = _checks.sizes("row_dims", row_dims), _checks.sizes("col_dims", col_dims)
+    _check_order(rows, columns)
+    modes = [i * j for i, j in zip(rows, columns, strict=True)]
+    limits = _checks.required_ranks(ranks, len(rows))
+    cores = _random.cores(modes, limits, rng, dtype, np.empty(0) if like is None else like)
+    return MPO(_unmerged(cores, zip(rows, columns, strict=True)))
 
 
 def mpo_decompose(
@@ -138,6 +224,7 @@ def mpo_decompose(
     col_dims: Sequence[int] | None = None,
     eps: float | None = None,
     method: str = "auto",
+    refine: int = 0,
     rng: RNG = None,
     dtype: Any = None,
 ) -> MPO:
@@ -165,6 +252,9 @@ def mpo_decompose(
         well, the ranks win where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
+    refine : int, optional
+        Sweeps of alternating least squares that follow, at the ranks found; each lowers the
+        error or leaves it (:mod:`tnlib.refinement`).
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel; None is the fixed seed 0.
     dtype : dtype or str, optional
@@ -208,11 +298,12 @@ def mpo_decompose(
         ranks=limits,
         eps=tolerance,
         method=_checks.method(method),
+        refine=_checks.count("refine", refine),
         rng=rng,
         dtype=dtype,
     )
     cores = _unmerged(swept.cores, zip(rows, columns, strict=True))
-    return MPO(cores, error=swept.error, center=order - 1, info=swept.info)
+    return MPO(cores, error=swept.error, error_kind="exact", center=order - 1, info=swept.info)
 
 
 def _modes(
@@ -224,12 +315,25 @@ def _modes(
     order = len(rows or columns or ()) or shapes.default_order(min(shape))
     rows = rows or shapes.factorize(shape[0], order)
     columns = columns or shapes.factorize(shape[1], order)
+    _check_order(rows, columns)
+    return rows, columns
+
+
+def _check_order(rows: Sequence[int], columns: Sequence[int]) -> None:
     if len(rows) != len(columns):
         raise ValueError(
             f"row_dims and col_dims must be equally many, got {len(rows)} {rows} and "
             f"{len(columns)} {columns}; fill the shorter one with ones"
         )
-    return rows, columns
+
+
+def _product(xp: Any, a: Array, b: Array) -> Array:
+    """One core of a product: (r, i, k, s) with (p, k, ..., q) to (r p, i, ..., s q)."""
+    product = xp.tensordot(a, b, axes=((2,), (1,)))
+    outer = tuple(range(4, product.ndim - 1))
+    moved = xp.permute_dims(product, (0, 3, 1, *outer, 2, product.ndim - 1))
+    free = moved.shape[2:-2]
+    return moved.reshape(a.shape[0] * b.shape[0], *free, a.shape[3] * b.shape[-1])
 
 
 def _merged(core: Array) -> Array:

@@ -7,6 +7,7 @@ one with the smallest sum, found exactly over the divisors of n.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 from tnlib import _checks
@@ -51,6 +52,42 @@ def factorize(n: int, d: int) -> tuple[int, ...]:
     return _best(n, d, 1)
 
 
+def quantized_dims(*widths: int) -> tuple[tuple[int, ...], ...]:
+    """Write every width as its prime factors: the modes of a quantised tensor train (QTT).
+
+    Chains over modes of size 2 separate every scale of an index (Khoromskij, Constr. Approx. 34,
+    2011). All widths get equally many modes, the shorter lists being filled with ones in front, so
+    the rows and columns of a matrix can be paired.
+
+    Parameters
+    ----------
+    *widths : int
+        Widths to factorise, each at least 1.
+
+    Returns
+    -------
+    tuple of tuple of int
+        One tuple of modes for each width, ascending and of equal length.
+
+    Raises
+    ------
+    TypeError
+        If a width is not an integer.
+    ValueError
+        If a width is below 1.
+
+    Examples
+    --------
+    >>> quantized_dims(8, 12)
+    ((2, 2, 2), (2, 2, 3))
+    >>> quantized_dims(64, 6)
+    ((2, 2, 2, 2, 2, 2), (1, 1, 1, 1, 2, 3))
+    """
+    factors = [_primes(_checks.positive_int("every width", width)) for width in widths]
+    order = max((len(found) for found in factors), default=1) or 1
+    return tuple((1,) * (order - len(found)) + found for found in factors)
+
+
 def default_order(width: int) -> int:
     """Number of modes for a matrix whose smaller side is `width`: 2, 3 from 256, 4 from 4096."""
     return 2 + (width >= 256) + (width >= 4096)
@@ -73,5 +110,11 @@ def _best(n: int, d: int, at_least: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _divisors(n: int) -> tuple[int, ...]:
-    small = [k for k in range(1, int(n**0.5) + 1) if n % k == 0]
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
     return tuple(small + [n // k for k in reversed(small) if k * k != n])
+
+
+def _primes(n: int) -> tuple[int, ...]:
+    """Prime factors of `n`, ascending."""
+    smallest = next((k for k in range(2, math.isqrt(n) + 1) if n % k == 0), n)
+    return () if n == 1 else (smallest, *_primes(n // smallest))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tnlib import _checks, _sweep, gauge
+import numpy as np
+from array_api_compat import array_namespace
+
+from tnlib import _checks, _random, _sweep, _train
 from tnlib._array import RNG, Array
 from tnlib._chain import Chain
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TT(Chain):
     """A tensor train.
 
@@ -18,12 +22,15 @@ class TT(Chain):
     ----------
     cores : tuple of arrays
         Core k has shape (r_k, n_k, r_{k+1}); the outer bonds are 1.
-    error : float or None
-        Relative Frobenius error of these cores against the decomposed array; None for a train
-        that was not made from one.
     center : int or None
         Position of the core that carries the norm where all cores to its left have orthonormal
         columns and all to its right orthonormal rows; None for any other gauge.
+    error : float or None
+        Relative Frobenius error of these cores against the decomposed array; None for a train
+        that was not made from one.
+    error_kind : {"exact", "inherited", "none"}
+        The measured residual of these cores, that of the cores they were made from by a change
+        of gauge, or nothing to measure.
     info : Info or None
         How the train was computed.
 
@@ -31,6 +38,15 @@ class TT(Chain):
     ------
     TypeError, ValueError
         If the cores are not a closed chain of three-way arrays of one library and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> train = tt_svd(np.arange(24.0).reshape(2, 3, 4), eps=1e-12)
+    >>> train
+    TT(shape=(2, 3, 4), ranks=(1, 2, 2, 1), n_params=24, error=...)
+    >>> float(train[1, 2, 3].round(9)), train[:, 0, 1:].shape
+    (23.0, (2, 3))
     """
 
     def __post_init__(self) -> None:
@@ -41,30 +57,123 @@ class TT(Chain):
         """Mode sizes (n_1, ..., n_d)."""
         return tuple(int(core.shape[1]) for core in self.cores)
 
+    @property
+    def _modes(self) -> tuple[int, ...]:
+        return self.shape
+
+    def _merged(self) -> list[Array]:
+        return list(self.cores)
+
+    def _rebuilt(self, cores: Sequence[Array], **about: Any) -> TT:
+        return TT(tuple(cores), **about)
+
     def to_dense(self) -> Array:
         """The array that the cores stand for, of shape ``shape``, in their dtype.
 
         Differentiable with respect to torch cores. Half precision is contracted in float32.
         """
-        return _sweep.dense(self.cores).reshape(self.shape)
+        return _train.dense(self.cores).reshape(self.shape)
 
-    def balanced(self) -> TT:
-        """The same array with the singular values of every bond shared evenly by both sides.
+    def __getitem__(self, key: Any) -> Any:
+        """An entry (an array without axes) or a smaller train, without forming the array.
 
-        Raises
-        ------
-        ValueError
-            If the train is not left-canonical (``center`` is not the last core).
+        `key` is one integer or slice for each axis, or an ellipsis for several whole axes.
+        Integers remove an axis.
         """
-        return TT(gauge.balance(self.cores, self.center), error=self.error, info=self.info)
+        xp = array_namespace(*self.cores)
+        kept: list[Array] = []
+        carried = None
+        for core, selected in zip(self.cores, self._selection(key), strict=True):
+            part = core[:, selected, :]
+            if carried is not None:
+                part = xp.tensordot(carried, part, axes=1)
+            carried = part if isinstance(selected, int) else None
+            if carried is None:
+                kept.append(part)
+        if carried is None:
+            return TT(tuple(kept))
+        if not kept:
+            return carried[0, 0]
+        kept[-1] = xp.tensordot(kept[-1], carried, axes=1)
+        return TT(tuple(kept))
+
+    def _selection(self, key: Any) -> list[int | list[int]]:
+        """What `key` takes from every axis: a position, or a list of them."""
+        parts = list(key) if isinstance(key, tuple) else [key]
+        if parts.count(Ellipsis) > 1:
+            raise ValueError("at most one ellipsis")
+        if Ellipsis not in parts:
+            parts.append(Ellipsis)
+        gap = parts.index(Ellipsis)
+        order = len(self.cores)
+        if len(parts) - 1 > order:
+            raise ValueError(f"{len(parts) - 1} indices for a train of {order} axes")
+        parts[gap : gap + 1] = [slice(None)] * (order - len(parts) + 1)
+        selected: list[int | list[int]] = []
+        for axis, (part, size) in enumerate(zip(parts, self.shape, strict=True)):
+            if isinstance(part, slice):
+                positions = list(range(*part.indices(size)))
+                if not positions:
+                    raise ValueError(f"the slice of axis {axis}, of size {size}, is empty")
+                selected.append(positions)
+            else:
+                selected.append(_checks.index(f"the index of axis {axis}", part, size))
+        return selected
+
+
+def tt_random(
+    shape: Sequence[int],
+    ranks: int | Sequence[int],
+    *,
+    rng: RNG = None,
+    dtype: Any = None,
+    like: Array = None,
+) -> TT:
+    """A random tensor train, whose entries have mean 0 and variance 1.
+
+    Core entries are independent normal numbers with variance 1 / sqrt of the product of the two
+    bonds.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Mode sizes (n_1, ..., n_d).
+    ranks : int or sequence of int
+        Bond ranks: one for all, or d - 1 (d + 1 with ones at the ends is accepted); lowered
+        where a train of this shape cannot have them.
+    rng : None, int, numpy.random.Generator or torch.Generator, optional
+        None is the fixed seed 0.
+    dtype : dtype or str, optional
+        Floating type of the cores, by default that of `like`, or float64.
+    like : array, optional
+        NumPy array or torch tensor whose library and device the cores take; NumPy by default.
+
+    Returns
+    -------
+    TT
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> tt_random((4, 5, 6), 9).ranks
+    (1, 4, 6, 1)
+    """
+    sizes = _checks.sizes("shape", shape)
+    limits = _checks.required_ranks(ranks, len(sizes))
+    return TT(_random.cores(sizes, limits, rng, dtype, np.empty(0) if like is None else like))
 
 
 def tt_svd(
     X: Array,
-    ranks: int | tuple[int, ...] | None = None,
+    ranks: int | Sequence[int] | None = None,
     *,
     eps: float | None = None,
     method: str = "auto",
+    refine: int = 0,
     rng: RNG = None,
     dtype: Any = None,
 ) -> TT:
@@ -86,6 +195,9 @@ def tt_svd(
         well, the ranks win where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
+    refine : int, optional
+        Sweeps of alternating least squares that follow, at the ranks found; each lowers the
+        error or leaves it (:mod:`tnlib.refinement`).
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel; None is the fixed seed 0.
     dtype : dtype or str, optional
@@ -124,7 +236,14 @@ def tt_svd(
         ranks=limits,
         eps=tolerance,
         method=_checks.method(method),
+        refine=_checks.count("refine", refine),
         rng=rng,
         dtype=dtype,
     )
-    return TT(swept.cores, error=swept.error, center=array.ndim - 1, info=swept.info)
+    return TT(
+        swept.cores,
+        error=swept.error,
+        error_kind="exact",
+        center=array.ndim - 1,
+        info=swept.info,
+    )

@@ -145,7 +145,7 @@ def test_half_precision_meets_eps_after_rounding():
 
 
 def test_cores_that_overflow_half_precision_are_refused():
-    with pytest.raises(ValueError, match="overflow float16"):
+    with pytest.raises(ValueError, match="overflows float16"):
         mpo_decompose(np.full((256, 256), 60000.0, np.float16), 4)
 
 

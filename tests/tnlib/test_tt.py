@@ -240,8 +240,3 @@ BAD_CORES = [
 def test_bad_cores_say_what_is_wrong(cores, error, message):
     with pytest.raises(error, match=message):
         TT(cores)
-
-
-def test_only_left_canonical_trains_are_balanced():
-    with pytest.raises(ValueError, match="left-canonical"):
-        TT([np.ones((1, 2, 1)), np.ones((1, 2, 1))]).balanced()

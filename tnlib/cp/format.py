@@ -1,0 +1,89 @@
+"""The CP format: weights and one factor matrix for each mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tnlib import _array, _checks
+from tnlib._array import Array
+from tnlib._format import Format
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CP(Format):
+    """A sum of R rank-one terms; unpacks as ``weights, factors``.
+
+    Entry (i_1, ..., i_d) is the sum over r of weights[r] times the product of factors[k][i_k, r].
+
+    Attributes
+    ----------
+    weights : array, shape (R,)
+        Weight of every term.
+    factors : tuple of arrays
+        Factor k has shape (n_k, R).
+    error : float or None
+        Relative Frobenius error against the decomposed array; None for one that was not made
+        from an array.
+    error_kind : {"exact", "inherited", "none"}
+        The measured residual, or nothing to measure.
+    info : Info or None
+        How the decomposition was computed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the arrays are not weights and matching matrices of one library and dtype.
+    """
+
+    weights: Array
+    factors: tuple[Array, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", _checks.cp(self.weights, self.factors))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.weights, self.factors))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (n_1, ..., n_d) of the dense array."""
+        return tuple(int(factor.shape[0]) for factor in self.factors)
+
+    @property
+    def rank(self) -> int:
+        """Number of terms."""
+        return int(self.weights.shape[0])
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The number of terms, in a tuple, as every format has its ranks."""
+        return (self.rank,)
+
+    @property
+    def n_params(self) -> int:
+        """Number of values in weights and factors."""
+        return self.rank + sum(int(math.prod(factor.shape)) for factor in self.factors)
+
+    def to_dense(self) -> Array:
+        """The array that the terms add up to, of shape ``shape``, in their dtype.
+
+        Differentiable on torch. Half precision is contracted in float32.
+        """
+        xp = _array.namespace(self.weights, *self.factors)
+        wide = _array.working_dtype(xp, self.weights.dtype)
+        factors = [_array.astype(factor, wide) for factor in self.factors]
+        half = max(len(factors) // 2, 1)
+        left = khatri_rao([_array.astype(self.weights, wide)[None, :], *factors[:half]])
+        right = khatri_rao(factors[half:]) if factors[half:] else xp.ones_like(left[:1])
+        return _array.astype((left @ right.mT).reshape(self.shape), self.weights.dtype)
+
+
+def khatri_rao(factors: list[Array]) -> Array:
+    """Column-wise Kronecker product of (n_k, R) matrices, the last index running fastest."""
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product[:, None, :] * factor[None, :, :]).reshape(-1, factor.shape[1])
+    return product

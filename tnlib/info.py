@@ -1,0 +1,42 @@
+"""The record of how a decomposition came to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Info:
+    """How a decomposition came to be.
+
+    Attributes
+    ----------
+    kernels : tuple of str
+        What did the work: for every split or mode in the order of computation "identity", "qr",
+        "svd", "gram" or "krylov"; for CP the solvers that ran, "als" and "lm".
+    discarded : tuple of float
+        Share of the input's energy that each split discarded; for a decomposition by projections
+        alone, error^2 is their sum up to rounding.
+    eps : float or None
+        Tolerance that was asked for.
+    compute_dtype : str
+        Precision of the arithmetic.
+    n_iter : int
+        Iterations or sweeps; 0 for a direct method.
+    converged : bool
+        Whether the stopping tolerance was met; True for a direct method.
+    reason : str
+        Why the computation stopped, in words.
+    trace : tuple of float
+        Relative error after every iteration. From the norms of data and approximation, it cannot
+        show less than the square root of the unit roundoff; the result's `error` can.
+    """
+
+    kernels: tuple[str, ...]
+    discarded: tuple[float, ...]
+    eps: float | None
+    compute_dtype: str
+    n_iter: int = 0
+    converged: bool = True
+    reason: str = "direct"
+    trace: tuple[float, ...] = ()

@@ -1,0 +1,113 @@
+"""Rounding: the same array, or nearly, with smaller bonds.
+
+TT-rounding (Oseledets, SIAM J. Sci. Comput. 33, 2011, Algorithm 2): orthogonalise from the right,
+then truncate from left to right. It is TT-SVD of the array that the train stands for, without
+forming it, with the same bounds: the error lies between the largest tail of the unfoldings and the
+root of their squared sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+from tnlib import _array, _checks, _train, gauge
+from tnlib._array import RNG, Array
+from tnlib._chain import Chain
+from tnlib._prepare import Prepared, budget, verify
+from tnlib._sweep import split_all, zero_train
+from tnlib.info import Info
+
+C = TypeVar("C", bound=Chain)
+
+
+def tt_round(
+    tt: C,
+    ranks: int | Sequence[int] | None = None,
+    *,
+    eps: float | None = None,
+    method: str = "auto",
+    rng: RNG = None,
+) -> C:
+    """Lower the ranks of a tensor train or a matrix product operator.
+
+    The result is left-canonical and at most sqrt(d - 1) times further from `tt` than the closest
+    one of its ranks. Rounding to given ranks a second time changes nothing but rounding errors; a
+    tolerance is granted anew at every call, relative to what is given then.
+
+    Parameters
+    ----------
+    tt : TT or MPO
+        What to round; never modified.
+    ranks : int or sequence of int, optional
+        Largest bond ranks: one for all, or d - 1 (d + 1 with ones at the ends is accepted).
+    eps : float, optional
+        Relative Frobenius distance from `tt` that the whole result is guaranteed to meet. With
+        `ranks` as well, the ranks win where both cannot be had.
+    method : {"auto", "svd", "gram", "krylov"}, optional
+        Kernel of the truncations, see :mod:`tnlib.lowrank`.
+    rng : None, int, numpy.random.Generator or torch.Generator, optional
+        Randomness of the Krylov kernel; None is the fixed seed 0.
+
+    Returns
+    -------
+    TT or MPO
+        Of the type of `tt`; ``error`` is its exact relative distance from `tt`.
+
+    Raises
+    ------
+    TypeError
+        If `tt` is not a TT or MPO, or an argument has the wrong type.
+    ValueError
+        If the cores hold nan or inf or are part of an autograd graph, ranks or eps are out of
+        range, neither is given, or eps is below what the dtype resolves.
+
+    Examples
+    --------
+    >>> import numpy as np, tnlib
+    >>> train = tnlib.tt_svd(np.sin(np.arange(120.0)).reshape(4, 5, 6), eps=1e-12)
+    >>> (train + train).ranks, tt_round(train + train, eps=1e-12).ranks
+    ((1, 4, 4, 1), (1, 2, 2, 1))
+    """
+    if not isinstance(tt, Chain):
+        raise TypeError(f"tt_round takes a TT or an MPO, got {type(tt).__name__}")
+    given = tt._merged()
+    limits, tolerance = _checks.truncation(ranks, eps, len(given))
+    kernel = _checks.method(method)
+    cores = gauge.orthogonalized(gauge.working(given), 0)
+    exponent = math.frexp(_array.magnitude(cores[0]))[1]
+    cores[0] = _array.times_power_of_two(_array.owned(cores[0]), -exponent)
+    total = _array.energy(cores[0])
+    prepared = Prepared(cores[0], exponent, total, given[0].dtype)
+    share = budget(tolerance, len(given), prepared, given[0])
+    if total == 0.0:
+        zeros = zero_train([core.shape[1] for core in given], given[0], given[0].dtype)
+        info = Info((), (), tolerance, prepared.compute_name)
+        return tt._rebuilt(zeros, error=0.0, error_kind="exact", center=len(given) - 1, info=info)
+    modes = [core.shape[1] for core in given]
+    done, discarded, used = split_all(
+        cores[0],
+        modes,
+        limits or (None,) * (len(modes) - 1),
+        share,
+        total,
+        kernel,
+        _array.as_generator(rng),
+        after=cores[1:],
+    )
+    done[-1] = _array.times_power_of_two(_array.owned(done[-1]), exponent)
+    rounded = gauge.given_back(done, given)
+    error = _distance(given, rounded)
+    binding = limits is not None and any(
+        limit == core.shape[-1] for limit, core in zip(limits, rounded, strict=False)
+    )
+    verify(error, None if binding else tolerance, prepared.out, used)
+    info = Info(used, tuple(d / total for d in discarded), tolerance, prepared.compute_name)
+    return tt._rebuilt(rounded, error=error, error_kind="exact", center=len(given) - 1, info=info)
+
+
+def _distance(given: Sequence[Array], rounded: Sequence[Array]) -> float:
+    """Relative Frobenius distance of two trains, exact to the unit roundoff."""
+    ours, theirs = gauge.working(given), gauge.working(rounded)
+    return gauge.norm(_train.add(ours, _train.scaled(theirs, -1.0, 0))) / gauge.norm(ours)
