@@ -180,9 +180,7 @@ def main() -> None:
         "call beyond its input, in units of the input."
     )
     text = f"{note}\n\n{as_table(records)}\n"
-    harness.write_json(options.output, {"machine": about, "records": records})
-    harness.write(options.output.with_suffix(".md"), text)
-    print(text)
+    harness.report(options.output, about, records, text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def machine(packages: list[str]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "packages": {package: version(package) for package in packages},
+        "packages": {name: version(name) for name in packages if find_spec(name)},
     }
 
 
@@ -108,3 +109,10 @@ def write(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all."""
     write(path, json.dumps(data, indent=1) + "\n")
+
+
+def report(path: Path, about: dict[str, Any], records: list[dict[str, Any]], text: str) -> None:
+    """Write the records as JSON and the text as Markdown beside it, and print the text."""
+    write_json(path, {"machine": about, "records": records})
+    write(path.with_suffix(".md"), text)
+    print(text)

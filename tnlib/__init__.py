@@ -1,12 +1,15 @@
 """Tensor networks for NumPy and torch arrays that know their own error."""
 
+from tnlib.batch import mpo_decompose_batch
 from tnlib.contraction import Plan, plan_contraction
-from tnlib.cp import CP
+from tnlib.cp import CP, cp_als, cp_als_batch
+from tnlib.hooi import tucker_hooi
 from tnlib.info import Info
-from tnlib.mpo import MPO, mpo_decompose, mpo_random
+from tnlib.mpo import MPO, mpo_decompose
+from tnlib.random import mpo_random, tt_random
 from tnlib.rounding import tt_round
 from tnlib.shapes import factorize, quantized_dims
-from tnlib.tt import TT, tt_random, tt_svd
+from tnlib.tt import TT, tt_svd
 from tnlib.tucker import Tucker, tucker_hosvd
 
 __all__ = [
@@ -16,14 +19,18 @@ __all__ = [
     "Info",
     "Plan",
     "Tucker",
+    "cp_als",
+    "cp_als_batch",
     "factorize",
     "mpo_decompose",
+    "mpo_decompose_batch",
     "mpo_random",
     "plan_contraction",
     "quantized_dims",
     "tt_random",
     "tt_round",
     "tt_svd",
+    "tucker_hooi",
     "tucker_hosvd",
 ]
 __version__ = "0.1.0.dev0"

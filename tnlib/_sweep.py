@@ -57,14 +57,7 @@ def sweep(
     trace: tuple[float, ...] = ()
     if refine and len(cores) > 1:
         cores, trace = refined(data, cores, total, refine)
-    if prepared.exponent:
-        cores[-1] = _array.times_power_of_two(_array.owned(cores[-1]), prepared.exponent)
-    elif len(modes) == 1 or kernels[-1] == "identity":
-        cores[-1] = _array.owned(cores[-1])
-    rounded = tuple(_array.restored(core, array, prepared.out) for core in cores)
-    error = math.sqrt(_train.residual(data, rounded, prepared.exponent) / total)
     binding = any(limit == core.shape[-1] for limit, core in zip(limits, cores, strict=False))
-    verify(error, None if binding else eps, prepared.out, kernels)
     info = Info(
         kernels,
         tuple(d / total for d in discarded),
@@ -74,6 +67,19 @@ def sweep(
         reason="all sweeps done" if trace else "direct",
         trace=trace,
     )
+    return finished(cores, prepared, array, None if binding else eps, info)
+
+
+def finished(
+    cores: list[Array], prepared: Prepared, like: Array, eps: float | None, info: Info
+) -> Swept:
+    """Cores as they are returned, with the error of just these, checked against `eps`."""
+    data, total = prepared.data.reshape(-1), prepared.energy
+    last = _array.owned(cores[-1])
+    cores = [*cores[:-1], _array.times_power_of_two(last, prepared.exponent)]
+    rounded = tuple(_array.restored(core, like, prepared.out) for core in cores)
+    error = math.sqrt(_train.residual(data, rounded, prepared.exponent) / total)
+    verify(error, eps, prepared.out, info.kernels)
     return Swept(rounded, error, info)
 
 

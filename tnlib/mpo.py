@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import opt_einsum
 
-from tnlib import _array, _checks, _random, _sweep, _train, shapes
+from tnlib import _array, _checks, _operands, _sweep, _train, shapes
 from tnlib._array import RNG, Array
 from tnlib._chain import Chain
 from tnlib.contraction import plan_contraction
@@ -50,7 +50,7 @@ class MPO(Chain):
     """
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cores", _checks.cores(self.cores, 4, "(r, i, j, r)"))
+        object.__setattr__(self, "cores", _operands.cores(self.cores, 4, "(r, i, j, r)"))
 
     @property
     def row_dims(self) -> tuple[int, ...]:
@@ -125,7 +125,9 @@ class MPO(Chain):
     def __matmul__(self, other: Any) -> Any:
         """Product with an operator (an MPO) or a train (a TT); ranks multiply."""
         if not isinstance(other, MPO | TT):
-            return NotImplemented
+            raise TypeError(
+                f"@ takes an MPO or a TT, got {type(other).__name__}; for arrays use matvec"
+            )
         rows = other.row_dims if isinstance(other, MPO) else other.shape
         if self.col_dims != rows:
             raise ValueError(
@@ -173,47 +175,7 @@ class MPO(Chain):
         return [_merged(core) for core in self.cores]
 
     def _rebuilt(self, cores: Sequence[Array], **about: Any) -> MPO:
-        return MPO(_unmerged(cores, zip(self.row_dims, self.col_dims, strict=True)), **about)
-
-
-def mpo_random(
-    row_dims: Sequence[int],
-    col_dims: Sequence[int],
-    ranks: int | Sequence[int],
-    *,
-    rng: RNG = None,
-    dtype: Any = None,
-    like: Array = None,
-) -> MPO:
-    """A random matrix product operator, whose entries have mean 0 and variance 1.
-
-    Parameters
-    ----------
-    row_dims, col_dims : sequence of int
-        Row and column modes, equally many.
-    ranks, rng, dtype, like
-        As in :func:`tt_random`.
-
-    Returns
-    -------
-    MPO
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is of the wrong type or out of range.
-
-    Examples
-    --------
-    >>> mpo_random((2, 3), (4, 5), 3).shape
-    (6, 20)
-    """
-    rows, columns = _checks.sizes("row_dims", row_dims), _checks.sizes("col_dims", col_dims)
-    _check_order(rows, columns)
-    modes = [i * j for i, j in zip(rows, columns, strict=True)]
-    limits = _checks.required_ranks(ranks, len(rows))
-    cores = _random.cores(modes, limits, rng, dtype, np.empty(0) if like is None else like)
-    return MPO(_unmerged(cores, zip(rows, columns, strict=True)))
+        return MPO(unmerged(cores, zip(self.row_dims, self.col_dims, strict=True)), **about)
 
 
 def mpo_decompose(
@@ -282,13 +244,13 @@ def mpo_decompose(
     >>> mpo.shape, mpo.ranks, mpo.n_params
     ((12, 16), (1, 1, 1), 28)
     """
-    matrix = _checks.tensor("W", W)
+    matrix = _operands.tensor("W", W)
     if matrix.ndim != 2:
         raise ValueError(
             f"W must be a matrix, got shape {tuple(matrix.shape)}; "
             "for an array with other axes use tt_svd, or reshape it"
         )
-    rows, columns = _modes(tuple(matrix.shape), row_dims, col_dims)
+    rows, columns = matrix_modes(tuple(matrix.shape), row_dims, col_dims)
     order = len(rows)
     limits, tolerance = _checks.truncation(ranks, eps, order)
     swept = _sweep.sweep(
@@ -302,11 +264,16 @@ def mpo_decompose(
         rng=rng,
         dtype=dtype,
     )
-    cores = _unmerged(swept.cores, zip(rows, columns, strict=True))
-    return MPO(cores, error=swept.error, error_kind="exact", center=order - 1, info=swept.info)
+    return operator(swept, rows, columns)
 
 
-def _modes(
+def operator(swept: _sweep.Swept, rows: Sequence[int], columns: Sequence[int]) -> MPO:
+    """The operator of a finished sweep."""
+    cores = unmerged(swept.cores, zip(rows, columns, strict=True))
+    return MPO(cores, error=swept.error, error_kind="exact", center=len(cores) - 1, info=swept.info)
+
+
+def matrix_modes(
     shape: tuple[int, int], row_dims: Sequence[int] | None, col_dims: Sequence[int] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Row and column modes, checked, and factorised where they are not given."""
@@ -315,16 +282,8 @@ def _modes(
     order = len(rows or columns or ()) or shapes.default_order(min(shape))
     rows = rows or shapes.factorize(shape[0], order)
     columns = columns or shapes.factorize(shape[1], order)
-    _check_order(rows, columns)
+    _checks.pairs(rows, columns)
     return rows, columns
-
-
-def _check_order(rows: Sequence[int], columns: Sequence[int]) -> None:
-    if len(rows) != len(columns):
-        raise ValueError(
-            f"row_dims and col_dims must be equally many, got {len(rows)} {rows} and "
-            f"{len(columns)} {columns}; fill the shorter one with ones"
-        )
 
 
 def _product(xp: Any, a: Array, b: Array) -> Array:
@@ -341,7 +300,7 @@ def _merged(core: Array) -> Array:
     return core.reshape(core.shape[0], -1, core.shape[3])
 
 
-def _unmerged(cores: Iterable[Array], dims: Iterable[tuple[int, int]]) -> tuple[Array, ...]:
+def unmerged(cores: Iterable[Array], dims: Iterable[tuple[int, int]]) -> tuple[Array, ...]:
     """(r, i * j, r) cores as (r, i, j, r)."""
     return tuple(
         core.reshape(core.shape[0], i, j, core.shape[2])

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _checks, _random, _sweep, _train
+from tnlib import _checks, _operands, _sweep, _train
 from tnlib._array import RNG, Array
 from tnlib._chain import Chain
 
@@ -50,7 +49,7 @@ class TT(Chain):
     """
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cores", _checks.cores(self.cores, 3, "(r, n, r)"))
+        object.__setattr__(self, "cores", _operands.cores(self.cores, 3, "(r, n, r)"))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,52 +120,6 @@ class TT(Chain):
         return selected
 
 
-def tt_random(
-    shape: Sequence[int],
-    ranks: int | Sequence[int],
-    *,
-    rng: RNG = None,
-    dtype: Any = None,
-    like: Array = None,
-) -> TT:
-    """A random tensor train, whose entries have mean 0 and variance 1.
-
-    Core entries are independent normal numbers with variance 1 / sqrt of the product of the two
-    bonds.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        Mode sizes (n_1, ..., n_d).
-    ranks : int or sequence of int
-        Bond ranks: one for all, or d - 1 (d + 1 with ones at the ends is accepted); lowered
-        where a train of this shape cannot have them.
-    rng : None, int, numpy.random.Generator or torch.Generator, optional
-        None is the fixed seed 0.
-    dtype : dtype or str, optional
-        Floating type of the cores, by default that of `like`, or float64.
-    like : array, optional
-        NumPy array or torch tensor whose library and device the cores take; NumPy by default.
-
-    Returns
-    -------
-    TT
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is of the wrong type or out of range.
-
-    Examples
-    --------
-    >>> tt_random((4, 5, 6), 9).ranks
-    (1, 4, 6, 1)
-    """
-    sizes = _checks.sizes("shape", shape)
-    limits = _checks.required_ranks(ranks, len(sizes))
-    return TT(_random.cores(sizes, limits, rng, dtype, np.empty(0) if like is None else like))
-
-
 def tt_svd(
     X: Array,
     ranks: int | Sequence[int] | None = None,
@@ -225,7 +178,7 @@ def tt_svd(
     >>> train.ranks, train.error < 1e-10
     ((1, 2, 2, 1), True)
     """
-    array = _checks.tensor("X", X)
+    array = _operands.tensor("X", X)
     if array.ndim == 0:
         raise ValueError("X has no axes; a tensor train needs at least one")
     limits, tolerance = _checks.truncation(ranks, eps, array.ndim)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from array_api_compat import array_namespace
 
-from tnlib import _array, _checks, lowrank
+from tnlib import _array, _checks, _operands, lowrank
 from tnlib._array import RNG, Array
 from tnlib._format import Format
 from tnlib._prepare import Prepared, allowance, budget, prepare, verify
@@ -54,7 +54,7 @@ class Tucker(Format):
     factors: tuple[Array, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factors", _checks.tucker(self.core, self.factors))
+        object.__setattr__(self, "factors", _operands.tucker(self.core, self.factors))
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.core, self.factors))
@@ -81,9 +81,8 @@ class Tucker(Format):
         """
         xp = _array.namespace(self.core, *self.factors)
         wide = _array.working_dtype(xp, self.core.dtype)
-        dense = expanded(
-            _array.astype(self.core, wide), [_array.astype(f, wide) for f in self.factors]
-        )
+        factors = {k: _array.astype(factor, wide) for k, factor in enumerate(self.factors)}
+        dense = multiplied(_array.astype(self.core, wide), factors)
         return _array.astype(dense, self.core.dtype)
 
 
@@ -140,7 +139,7 @@ def tucker_hosvd(
     >>> core.shape, [factor.shape for factor in factors]
     ((2, 2, 2), [(8, 2), (9, 2), (10, 2)])
     """
-    array = _checks.tensor("X", X)
+    array = _operands.tensor("X", X)
     if array.ndim == 0:
         raise ValueError("X has no axes; a Tucker decomposition needs at least one")
     if ranks is None and eps is None:
@@ -155,7 +154,7 @@ def tucker_hosvd(
     prepared = prepare(array, dtype, order)
     share = budget(tolerance, array.ndim + 1, prepared, array)
     if prepared.energy == 0.0:
-        return _zero(array, prepared, tolerance)
+        return zero_tucker(array, prepared, tolerance)
     limits_in_order = [None if limits is None else limits[axis] for axis in order]
     core, factors, discarded, kernels = st_hosvd(
         prepared.data, limits_in_order, share, prepared.energy, kernel, generator
@@ -209,15 +208,21 @@ def st_hosvd(
     return rest, factors, discarded, tuple(kernels)
 
 
-def expanded(core: Array, factors: Sequence[Array]) -> Array:
-    """Multiply every axis of `core` by its factor, the one that grows least first."""
-    xp = array_namespace(core)
-    axes = list(range(core.ndim))
-    growth = [factor.shape[0] / factor.shape[1] for factor in factors]
-    for axis in sorted(axes, key=growth.__getitem__):
-        core = xp.tensordot(core, factors[axis], axes=((axes.index(axis),), (1,)))
+def multiplied(tensor: Array, matrices: Mapping[int, Array]) -> Array:
+    """Multiply axes of `tensor` by matrices (new, old), the one that grows least first.
+
+    Among equals an outer axis, whose unfolding needs no copy.
+    """
+    xp = array_namespace(tensor)
+    axes = list(range(tensor.ndim))
+    growth = {
+        axis: (matrix.shape[0] / matrix.shape[1], min(axis, tensor.ndim - 1 - axis))
+        for axis, matrix in matrices.items()
+    }
+    for axis in sorted(matrices, key=growth.__getitem__):
+        tensor = xp.tensordot(tensor, matrices[axis], axes=((axes.index(axis),), (1,)))
         axes.append(axes.pop(axes.index(axis)))
-    return xp.permute_dims(core, tuple(axes.index(axis) for axis in range(core.ndim)))
+    return xp.permute_dims(tensor, tuple(axes.index(axis) for axis in range(tensor.ndim)))
 
 
 def rounded(core: Array, factors: Sequence[Array], prepared: Prepared, like: Array) -> Tucker:
@@ -238,8 +243,7 @@ def relative_error(prepared: Prepared, result: Tucker, order: Sequence[int]) -> 
         core = _array.times_power_of_two(_array.owned(core), -prepared.exponent)
     core = xp.permute_dims(core, tuple(order))
     *first, last = (factors[axis] for axis in order)
-    eye = xp.eye(last.shape[1], dtype=core.dtype, device=core.device)
-    left = expanded(core, [*first, eye]).reshape(-1, last.shape[1])
+    left = multiplied(core, dict(enumerate(first))).reshape(-1, last.shape[1])
     rows = prepared.data.reshape(-1, last.shape[0])
     return math.sqrt(_array.residual_energy(rows, left, last.mT) / prepared.energy)
 
@@ -266,7 +270,7 @@ def _mode_order(shape: tuple[int, ...], limits: tuple[int, ...] | None) -> tuple
     return min(itertools.permutations(axes), key=cost)
 
 
-def _zero(array: Array, prepared: Prepared, eps: float | None) -> Tucker:
+def zero_tucker(array: Array, prepared: Prepared, eps: float | None) -> Tucker:
     """The zero array: ranks 1, error 0, factors that are unit vectors."""
     xp = array_namespace(array)
     core = xp.zeros((1,) * array.ndim, dtype=prepared.out, device=array.device)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tnlib import _array, _checks
+from tnlib import _array, _operands
 from tnlib._array import Array
 from tnlib._format import Format
 
@@ -42,7 +42,7 @@ class CP(Format):
     factors: tuple[Array, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factors", _checks.cp(self.weights, self.factors))
+        object.__setattr__(self, "factors", _operands.cp(self.weights, self.factors))
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.weights, self.factors))
@@ -66,6 +66,29 @@ class CP(Format):
     def n_params(self) -> int:
         """Number of values in weights and factors."""
         return self.rank + sum(int(math.prod(factor.shape)) for factor in self.factors)
+
+    def congruence(self) -> Array:
+        """Cosines between the terms, each taken as a tensor: the product of the modes' cosines.
+
+        An entry near -1 says that two terms nearly cancel. With growing weights that is the mark
+        of a degenerate decomposition, where no best one of this rank exists (Tucker's congruence
+        coefficient; Kruskal, Harshman and Lundy 1989).
+
+        Returns
+        -------
+        array, shape (R, R)
+            Symmetric, in at least single precision; rows of terms that are zero are zero.
+        """
+        xp = _array.namespace(self.weights, *self.factors)
+        wide = _array.working_dtype(xp, self.weights.dtype)
+        signs = xp.sign(_array.astype(self.weights, wide))
+        product = signs[:, None] * signs[None, :]
+        for factor in self.factors:
+            columns = _array.astype(factor, wide)
+            norms = xp.linalg.vector_norm(columns, axis=0)
+            unit = columns / xp.where(norms > 0, norms, xp.ones_like(norms))
+            product = product * (unit.mT @ unit)
+        return product
 
     def to_dense(self) -> Array:
         """The array that the terms add up to, of shape ``shape``, in their dtype.

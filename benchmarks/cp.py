@@ -1,0 +1,236 @@
+"""Time of CP decompositions to the same exact error, against pyttb and tensorly.
+
+    python benchmarks/cp.py            # everything, about half an hour on two cores
+    python benchmarks/cp.py --quick    # the small tensors only
+
+Every peer starts from the same random factors. It runs until it stops by itself (a change of the
+error below 1e-6), or on the collinear tensors until its error is below 1e-6. The error e of what it
+returned is measured in float64; tnlib is then timed on the same tensor until it is at most e. So
+each line compares one peer with tnlib at that peer's own result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+from tqdm import tqdm
+
+import tnlib
+
+PACKAGES = ["numpy", "scipy", "tensorly", "pyttb"]
+MAX_SWEEPS = 20_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tensor of known terms. With a cosine, ALS has to cross a swamp to the `target`."""
+
+    shape: tuple[int, ...]
+    rank: int
+    noise: float = 0.1
+    cosine: float | None = None
+    target: float | None = None
+
+    @property
+    def name(self) -> str:
+        kind = f"noise {self.noise:g}" if self.cosine is None else f"collinearity {self.cosine:g}"
+        return f"{self.shape[0]}^{len(self.shape)} rank {self.rank}, {kind}"
+
+
+SWAMPS = [
+    Case((20,) * 3, 5, noise=0.0, cosine=0.9, target=1e-6),
+    Case((50,) * 3, 10, noise=0.0, cosine=0.9, target=1e-6),
+]
+QUICK = [Case((80,) * 3, 8), Case((30,) * 4, 6), *SWAMPS]
+CASES = [*QUICK, Case((400,) * 3, 32), Case((60,) * 4, 16)]
+
+
+def tensor(case: Case) -> np.ndarray:
+    """The sum of the terms plus noise of the given relative norm."""
+    rng = np.random.default_rng(0)
+    factors = []
+    for size in case.shape:
+        factor = rng.standard_normal((size, case.rank))
+        if case.cosine is not None:
+            gram = (1 - case.cosine) * np.eye(case.rank) + case.cosine
+            factor = np.linalg.qr(factor)[0] @ np.linalg.cholesky(gram).T
+        factors.append(factor)
+    array = tnlib.CP(np.ones(case.rank), tuple(factors)).to_dense()
+    noise = rng.standard_normal(case.shape)
+    array += noise * (case.noise * np.linalg.norm(array) / np.linalg.norm(noise))
+    return array
+
+
+def start(case: Case, seed: int) -> tnlib.CP:
+    """Random factors, the same for every peer."""
+    rng = np.random.default_rng(seed)
+    factors = tuple(rng.standard_normal((size, case.rank)) for size in case.shape)
+    return tnlib.CP(np.ones(case.rank), factors)
+
+
+Peer = Callable[[np.ndarray, tnlib.CP, float, int], tuple[Any, Any]]
+
+
+def tensorly_als(array: np.ndarray, init: tnlib.CP, tol: float, sweeps: int) -> tuple[Any, Any]:
+    from tensorly.cp_tensor import CPTensor
+    from tensorly.decomposition import parafac
+
+    begin = CPTensor((init.weights.copy(), [factor.copy() for factor in init.factors]))
+    return tuple(parafac(array, init.rank, init=begin, tol=tol, n_iter_max=sweeps))
+
+
+def pyttb_als(array: np.ndarray, init: tnlib.CP, tol: float, sweeps: int) -> tuple[Any, Any]:
+    import pyttb
+
+    begin = pyttb.ktensor([np.asfortranarray(factor) for factor in init.factors])
+    data = pyttb.tensor(array)
+    model, _, _ = pyttb.cp_als(
+        data, init.rank, stoptol=tol, maxiters=sweeps, init=begin, printitn=0
+    )
+    return model.weights, model.factor_matrices
+
+
+def peers() -> dict[str, Peer]:
+    found: dict[str, Peer] = {"tensorly parafac": tensorly_als}
+    if find_spec("pyttb"):
+        found["pyttb cp_als"] = pyttb_als
+    return found
+
+
+def ours(array: np.ndarray, case: Case, error: float, init: tnlib.CP | None) -> tnlib.CP:
+    """tnlib until its error is at most `error`: its defaults, or ALS from the peers' start."""
+    reached = error * (1 + 1e-9)
+    if init is None:
+        return tnlib.cp_als(array, case.rank, callback=lambda _, e: e <= reached)
+    return tnlib.cp_als(
+        array,
+        case.rank,
+        method="als",
+        init=init,
+        compress=True,
+        tol=0.0,
+        max_iter=1000,
+        callback=lambda _, e: e <= reached,
+    )
+
+
+def error_of(array: np.ndarray, result: Any) -> float:
+    weights, factors = result
+    model = tnlib.CP(np.asarray(weights), tuple(np.ascontiguousarray(f) for f in factors))
+    return float(np.linalg.norm(model.to_dense() - array) / np.linalg.norm(array))
+
+
+def sweeps_needed(peer: Peer, array: np.ndarray, init: tnlib.CP, target: float) -> int | None:
+    """Sweeps, to a factor of 1.2, after which a peer is below `target`; None if it never is."""
+    sweeps = 100
+    while error_of(array, peer(array, init, 0.0, sweeps)) > target:
+        if sweeps >= MAX_SWEEPS:
+            return None
+        sweeps = int(1.2 * sweeps)
+    return sweeps
+
+
+def measure(case: Case, repeats: int) -> list[dict[str, Any]]:
+    array, records = tensor(case), []
+    for name, peer in peers().items():
+        init = start(case, seed=1)
+        small = Case((6,) * array.ndim, 2)
+        peer(tensor(small), start(small, 0), 1e-6, 2)
+        sweeps, tol = 1000, 1e-6
+        if case.target is not None:
+            found = sweeps_needed(peer, array, init, case.target)
+            sweeps, tol = found or MAX_SWEEPS, 0.0
+        theirs, defaults, als = [], [], []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            result = peer(array, init, tol, sweeps)
+            theirs.append(time.perf_counter() - begin)
+            error = error_of(array, result) if case.target is None else case.target
+            begin = time.perf_counter()
+            best = ours(array, case, error, None)
+            defaults.append(time.perf_counter() - begin)
+            if case.target is None:
+                begin = time.perf_counter()
+                same = ours(array, case, error, init)
+                als.append(time.perf_counter() - begin)
+        records.append(
+            {
+                "case": case.name,
+                "peer": name,
+                "seconds": harness.summary(theirs),
+                "error": error_of(array, result),
+                "tnlib seconds": harness.summary(defaults),
+                "tnlib error": best.error,
+                "tnlib iterations": best.info.n_iter,
+                "tnlib als seconds": harness.summary(als) if als else None,
+                "tnlib als error": same.error if als else None,
+            }
+        )
+    return records
+
+
+def as_table(records: list[dict[str, Any]]) -> str:
+    rows = []
+    for r in records:
+        median, mine = r["seconds"]["median"], r["tnlib seconds"]["median"]
+        als = r["tnlib als seconds"]
+        rows.append(
+            [
+                r["case"],
+                r["peer"],
+                f"{median:.3f}",
+                f"{r['error']:.3g}",
+                f"{mine:.3f}",
+                f"{r['tnlib error']:.3g}",
+                f"{median / mine:.1f}",
+                "-" if als is None else f"{als['median']:.3f}",
+                "-" if als is None else f"{r['tnlib als error']:.3g}",
+                "-" if als is None else f"{median / als['median']:.1f}",
+            ]
+        )
+    header = [
+        "tensor",
+        "peer",
+        "s",
+        "error",
+        "tnlib s",
+        "error",
+        "ratio",
+        "ALS s",
+        "error",
+        "ratio",
+    ]
+    return harness.table(header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="only the small tensors")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of every pair (default 3)")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "cp.json"
+    )
+    options = parser.parse_args()
+    records: list[dict[str, Any]] = []
+    for case in tqdm(QUICK if options.quick else CASES, desc="cases"):
+        records += measure(case, options.repeats)
+    about = harness.machine(PACKAGES)
+    note = (
+        f"{about['cpu']}, {about['cores']} cores; float64; medians of {options.repeats} rounds, "
+        "peer and tnlib alternating in one process. `tnlib` is cp_als with its defaults (HOSVD "
+        "start, auto), `ALS` is cp_als(method='als') from the peer's random start, both stopped "
+        "as soon as their error is at most the peer's."
+    )
+    harness.report(options.output, about, records, f"{note}\n\n{as_table(records)}\n")
+
+
+if __name__ == "__main__":
+    main()

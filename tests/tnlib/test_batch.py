@@ -1,0 +1,79 @@
+"""A batch is decomposed like its members."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.arrays import LIBRARIES, matrices, numpy_of, relative, with_spectrum
+from tnlib import mpo_decompose, mpo_decompose_batch
+
+LIBRARY = st.sampled_from(sorted(LIBRARIES))
+
+
+@given(matrices(), st.integers(1, 6), LIBRARY)
+@settings(max_examples=40)
+def test_every_member_is_as_good_as_alone_and_tells_the_truth(case, ranks, library):
+    matrix, rows, columns = case
+    rng = np.random.default_rng(0)
+    stack = np.stack([matrix, rng.standard_normal(matrix.shape), 0 * matrix, 3 * matrix])
+    modes = {"row_dims": rows, "col_dims": columns}
+    found = mpo_decompose_batch(LIBRARIES[library](stack), ranks, **modes)
+    assert len(found) == 4
+    for mpo, alone in zip(found, stack, strict=True):
+        reference = mpo_decompose(alone, ranks, **modes)
+        assert abs(mpo.error - relative(mpo.to_matrix(), alone)) <= 1e-14
+        assert mpo.error <= reference.error + 1e-9
+        assert all(p <= max(ranks, 1) for p in mpo.ranks)
+        for core in mpo.cores[:-1]:
+            left = numpy_of(core).reshape(-1, core.shape[3])
+            np.testing.assert_allclose(left.T @ left, np.eye(left.shape[1]), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
+def test_every_precision_comes_back_as_it_came(dtype):
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.complex64 if dtype == "complex64" else torch.float32
+    weights = [torch.randn(24, 36, generator=generator, dtype=wide) for _ in range(3)]
+    found = mpo_decompose_batch([w.to(getattr(torch, dtype)) for w in weights], 4)
+    for mpo, weight in zip(found, weights, strict=True):
+        assert mpo.cores[0].dtype == getattr(torch, dtype)
+        assert mpo.error == pytest.approx(mpo_decompose(weight, 4).error, abs=5e-3)
+
+
+def test_tolerances_and_large_matrices_go_one_by_one():
+    rng = np.random.default_rng(0)
+    stack = rng.standard_normal((2, 160, 160))
+    for arguments in ({"ranks": 5}, {"eps": 0.3}, {"ranks": 5, "refine": 1}):
+        for mpo, matrix in zip(mpo_decompose_batch(stack, **arguments), stack, strict=True):
+            assert mpo.error == mpo_decompose(matrix, **arguments).error
+
+
+def test_a_member_of_low_rank_is_found_exactly():
+    low = with_spectrum([1.0, 1e-3, 1e-9], 32, 32)
+    full = with_spectrum(np.ones(32), 32, 32)
+    modes = {"row_dims": (32, 1), "col_dims": (1, 32)}
+    found = mpo_decompose_batch(np.stack([low, full]), 3, **modes)
+    assert found[0].error < 1e-13
+    assert found[1].error == pytest.approx(np.sqrt(29 / 32))
+
+
+BAD = [
+    (np.ones((4, 4)), {"ranks": 1}, ValueError, "matrices of one shape"),
+    ([np.ones((4, 4)), np.ones((4, 5))], {"ranks": 1}, ValueError, r"one shape, got \(4, 4\)"),
+    ([np.ones((4, 4)), torch.ones(4, 4)], {"ranks": 1}, TypeError, "one library"),
+    ([np.ones((4, 4)), np.ones((4, 4), np.float32)], {"ranks": 1}, TypeError, "one dtype"),
+    ([], {"ranks": 1}, ValueError, "must not be empty"),
+    (np.ones((2, 4, 4)), {}, ValueError, "got neither"),
+    (np.ones((2, 4, 4)) * np.nan, {"ranks": 1}, ValueError, "nan or inf"),
+    (np.ones((2, 4, 4)), {"ranks": 1, "row_dims": (3, 1)}, ValueError, "product 3, expected 4"),
+]
+
+
+@pytest.mark.parametrize(("stack", "arguments", "error", "message"), BAD)
+def test_bad_calls_say_what_is_wrong(stack, arguments, error, message):
+    with pytest.raises(error, match=message):
+        mpo_decompose_batch(stack, **arguments)

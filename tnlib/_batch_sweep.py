@@ -1,0 +1,82 @@
+"""One sweep of truncated splits through many tensors of one shape.
+
+The splits are those of :mod:`tnlib._sweep` with the Gram kernel at fixed ranks: the leading
+eigenvectors of M M^H or M^H M in double precision, whichever is smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from tnlib import _array
+from tnlib._array import Array
+from tnlib._basis import is_single
+from tnlib._prepare import Prepared, prepare
+from tnlib._sweep import Swept, finished
+from tnlib.info import Info
+from tnlib.lowrank import GRAM_FLOOR
+
+
+def sweeps(
+    array: Array, rows: Sequence[int], columns: Sequence[int], limits: Sequence[int], dtype: Any
+) -> list[Swept | None]:
+    """Decompose (b, m, n) matrices; None for those that need another kernel.
+
+    These are matrices of rank below the ranks wanted, zero ones among them, and in double
+    precision those with an error below what squared singular values resolve.
+    """
+    order = len(rows)
+    axes = (0, *(axis for k in range(order) for axis in (1 + k, 1 + order + k)))
+    prepared = prepare(array.reshape(-1, *rows, *columns), dtype, axes)
+    modes = [i * j for i, j in zip(rows, columns, strict=True)]
+    batch = prepared.data.reshape(array.shape[0], -1)
+    cores, kernels = _split(batch, modes, limits)
+    info = Info(kernels, (), None, prepared.compute_name)
+    floor = 1e-3 if is_single(batch) else GRAM_FLOOR
+    found: list[Swept | None] = []
+    for k, data in enumerate(batch):
+        own = Prepared(data, prepared.exponent, _array.energy(data), prepared.out)
+        swept = None
+        if own.energy > 0:
+            swept = finished([core[k] for core in cores], own, array, None, info)
+        truncated = "gram" in kernels
+        found.append(None if swept is None or (truncated and swept.error < floor) else swept)
+    return found
+
+
+def _split(
+    rest: Array, modes: Sequence[int], limits: Sequence[int]
+) -> tuple[list[Array], tuple[str, ...]]:
+    """Cores (b, r, n, r) and the kernel of every split."""
+    batch, rank = rest.shape[0], 1
+    cores, kernels = [], []
+    for mode, limit in zip(modes[:-1], limits, strict=True):
+        matrix = rest.reshape(batch, rank * mode, -1)
+        vectors, kernel = _vectors(matrix, limit)
+        rest = _array.adjoint(vectors) @ matrix
+        cores.append(vectors.reshape(batch, rank, mode, -1))
+        rank = vectors.shape[2]
+        kernels.append(kernel)
+    cores.append(rest.reshape(batch, rank, modes[-1], 1))
+    return cores, tuple(kernels)
+
+
+def _vectors(matrix: Array, limit: int) -> tuple[Array, str]:
+    """Orthonormal columns of every (m, n) matrix of a batch, at most `limit`."""
+    xp = array_namespace(matrix)
+    batch, rows, columns = matrix.shape
+    if limit >= rows and rows <= columns:
+        identity = xp.eye(rows, dtype=matrix.dtype, device=matrix.device)
+        return _array.owned(xp.broadcast_to(identity, (batch, rows, rows))), "identity"
+    if limit >= columns:
+        return xp.linalg.qr(matrix)[0], "qr"
+    wide = _array.astype(matrix, _array.double(xp, matrix.dtype))
+    flipped = wide if rows <= columns else _array.adjoint(wide)
+    _, vectors = xp.linalg.eigh(flipped @ _array.adjoint(flipped))
+    leading = xp.flip(vectors, axis=-1)[..., :limit]
+    if rows > columns:
+        leading = xp.linalg.qr(wide @ leading)[0]
+    return _array.astype(leading, matrix.dtype), "gram"

@@ -1,0 +1,135 @@
+"""Checks of the arrays that are given: data, and the parts of a format."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tnlib import _array
+from tnlib._array import Array
+
+
+def tensor(name: str, value: Any) -> Array:
+    """`value` as a non-empty numeric array that holds data; finiteness is checked later."""
+    xp = _array.namespace(value)
+    if _array.is_torch(value):
+        if value.device.type == "meta":
+            raise ValueError(f"{name} is on the meta device and holds no data; load it first")
+        if value.layout != xp.strided or value.is_quantized:
+            raise TypeError(
+                f"{name} must be a dense tensor, got {value.layout}; use to_dense() or dequantize()"
+            )
+    elif isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; fill its holes first, with filled()")
+    elif not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    value = _array.plain(value)
+    if not xp.isdtype(value.dtype, ("bool", "numeric")) and not _array.is_half(value.dtype):
+        raise TypeError(f"{name} must be numeric, got dtype {value.dtype}")
+    if _array.dtype_name(value.dtype) in ("longdouble", "clongdouble", "float128", "complex256"):
+        raise TypeError(f"{name} has dtype {value.dtype}, which LAPACK lacks; use float64")
+    if 0 in value.shape:
+        raise ValueError(f"{name} is empty: its shape is {tuple(value.shape)}")
+    return value
+
+
+def cores(values: Any, ndim: int, layout: str) -> tuple[Array, ...]:
+    """`values` as arrays of one library, each `ndim`-way, whose bonds agree and close with 1."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"cores must be a sequence of arrays, got {type(values).__name__}")
+    arrays = tuple(values)
+    if not arrays:
+        raise ValueError("cores must not be empty")
+    _array.namespace(*arrays)
+    for k, core in enumerate(arrays):
+        if core.ndim != ndim:
+            raise ValueError(f"core {k} must be {layout}, got shape {tuple(core.shape)}")
+        if 0 in core.shape:
+            raise ValueError(f"core {k} is empty: its shape is {tuple(core.shape)}")
+    for k, (left, right) in enumerate(itertools.pairwise(arrays)):
+        if left.shape[-1] != right.shape[0]:
+            raise ValueError(
+                f"cores {k} and {k + 1} do not share a bond: {tuple(left.shape)} ends with "
+                f"{left.shape[-1]}, {tuple(right.shape)} begins with {right.shape[0]}"
+            )
+    if arrays[0].shape[0] != 1 or arrays[-1].shape[-1] != 1:
+        raise ValueError(
+            "the outer bonds must be 1, got "
+            f"{arrays[0].shape[0]} on the left and {arrays[-1].shape[-1]} on the right"
+        )
+    if len({core.dtype for core in arrays}) > 1:
+        names = ", ".join(_array.dtype_name(core.dtype) for core in arrays)
+        raise TypeError(f"all cores must have one dtype, got {names}")
+    return arrays
+
+
+def tucker(core: Any, factors: Any) -> tuple[Array, ...]:
+    """The factors of a Tucker decomposition, checked against its core."""
+    arrays = matrices(factors)
+    _array.namespace(core, *arrays)
+    if core.ndim != len(arrays):
+        raise ValueError(f"a core of {core.ndim} axes needs as many factors, got {len(arrays)}")
+    for k, (factor, rank) in enumerate(zip(arrays, core.shape, strict=True)):
+        if factor.shape[1] != rank:
+            raise ValueError(
+                f"factor {k} has {factor.shape[1]} columns and axis {k} of the core {rank}"
+            )
+    if 0 in core.shape:
+        raise ValueError(f"the core is empty: its shape is {tuple(core.shape)}")
+    one_dtype([core, *arrays], "core and factors")
+    return arrays
+
+
+def cp(weights: Any, factors: Any) -> tuple[Array, ...]:
+    """The factors of a CP decomposition, checked against its weights."""
+    arrays = matrices(factors)
+    _array.namespace(weights, *arrays)
+    if weights.ndim != 1:
+        raise ValueError(f"weights must be a vector, got shape {tuple(weights.shape)}")
+    for k, factor in enumerate(arrays):
+        if factor.shape[1] != weights.shape[0]:
+            raise ValueError(
+                f"factor {k} has {factor.shape[1]} columns for {weights.shape[0]} weights"
+            )
+    one_dtype([weights, *arrays], "weights and factors")
+    return arrays
+
+
+def matrices(values: Any) -> tuple[Array, ...]:
+    """`values` as a non-empty tuple of non-empty matrices."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"factors must be a sequence of matrices, got {type(values).__name__}")
+    arrays = tuple(values)
+    if not arrays:
+        raise ValueError("factors must not be empty")
+    _array.namespace(*arrays)
+    for k, factor in enumerate(arrays):
+        if factor.ndim != 2 or 0 in factor.shape:
+            raise ValueError(
+                f"factor {k} must be a non-empty matrix, got shape {tuple(factor.shape)}"
+            )
+    return arrays
+
+
+def one_dtype(arrays: Sequence[Array], what: str) -> None:
+    """Refuse arrays of different dtypes."""
+    if len({array.dtype for array in arrays}) > 1:
+        names = ", ".join(_array.dtype_name(array.dtype) for array in arrays)
+        raise TypeError(f"all {what} must have one dtype, got {names}")
+
+
+def stacked(name: str, values: Any) -> Array:
+    """One array from an array or a sequence of arrays of one shape, library and dtype."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return values
+    if not values:
+        raise ValueError(f"{name} must not be empty")
+    xp = _array.namespace(*values)
+    shapes = {tuple(value.shape) for value in values}
+    if len(shapes) > 1:
+        raise ValueError(f"{name} must have one shape, got {', '.join(map(str, sorted(shapes)))}")
+    one_dtype(values, name)
+    return xp.stack([_array.plain(value) for value in values])

@@ -1,0 +1,89 @@
+"""Many matrices of one shape at once, such as the same projection of every layer of a model.
+
+One sweep splits the whole batch: each step is one batched product and one batched eigenproblem.
+That pays where a matrix alone leaves the machine idle: small ones on a CPU, any on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tnlib import _array, _batch_sweep, _checks, _operands
+from tnlib._array import RNG, Array
+from tnlib.mpo import MPO, matrix_modes, mpo_decompose, operator
+
+# Entries of one matrix up to which the batched sweep is faster on a CPU.
+_SMALL = 1 << 14
+
+
+def mpo_decompose_batch(
+    Ws: Array | Sequence[Array],
+    ranks: int | Sequence[int] | None = None,
+    *,
+    row_dims: Sequence[int] | None = None,
+    col_dims: Sequence[int] | None = None,
+    eps: float | None = None,
+    method: str = "auto",
+    refine: int = 0,
+    rng: RNG = None,
+    dtype: Any = None,
+) -> tuple[MPO, ...]:
+    """Decompose many matrices of one shape into matrix product operators.
+
+    The same as :func:`mpo_decompose` of each, up to rounding, in one batched sweep where that is
+    faster: for given ranks, and matrices that are small or not in the CPU's memory.
+
+    Parameters
+    ----------
+    Ws : array, shape (b, m, n), or sequence of arrays of shape (m, n)
+        NumPy arrays or torch tensors of one library and dtype; never modified.
+    ranks, row_dims, col_dims, eps, method, refine, rng, dtype
+        As in :func:`mpo_decompose`.
+
+    Returns
+    -------
+    tuple of MPO
+        One for each matrix, in order, each with its exact relative error.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`mpo_decompose`; also if the matrices differ in shape, library or dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> projections = np.random.default_rng(0).standard_normal((12, 48, 64))
+    >>> operators = mpo_decompose_batch(projections, ranks=8)
+    >>> len(operators), operators[0].ranks
+    (12, (1, 8, 1))
+    """
+    array = _operands.tensor("Ws", _operands.stacked("Ws", Ws))
+    if array.ndim != 3:
+        raise ValueError(
+            f"Ws must be matrices of one shape, got an array of shape {tuple(array.shape)}"
+        )
+    options: dict[str, Any] = {
+        "row_dims": row_dims,
+        "col_dims": col_dims,
+        "eps": eps,
+        "method": method,
+        "refine": refine,
+        "dtype": dtype,
+    }
+    generator = _array.as_generator(rng)
+    small = math.prod(array.shape[1:]) <= _SMALL or not _array.on_cpu(array)
+    plain = eps is None and method in ("auto", "gram") and refine == 0
+    if not (small and plain):
+        return tuple(mpo_decompose(W, ranks, rng=generator, **options) for W in array)
+    rows, columns = matrix_modes(tuple(array.shape[1:]), row_dims, col_dims)
+    limits, _ = _checks.truncation(ranks, eps, len(rows))
+    found = _batch_sweep.sweeps(array, rows, columns, limits or (), dtype)
+    return tuple(
+        operator(swept, rows, columns)
+        if swept is not None
+        else mpo_decompose(array[k], ranks, rng=generator, **options)
+        for k, swept in enumerate(found)
+    )

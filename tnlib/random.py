@@ -1,0 +1,132 @@
+"""Random tensor trains and operators of prescribed ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tnlib import _array, _checks
+from tnlib._array import RNG, Array
+from tnlib.mpo import MPO, unmerged
+from tnlib.tt import TT
+
+
+def tt_random(
+    shape: Sequence[int],
+    ranks: int | Sequence[int],
+    *,
+    rng: RNG = None,
+    dtype: Any = None,
+    like: Array = None,
+) -> TT:
+    """A random tensor train, whose entries have mean 0 and variance 1.
+
+    Core entries are independent normal numbers with variance 1 / sqrt of the product of the two
+    bonds.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Mode sizes (n_1, ..., n_d).
+    ranks : int or sequence of int
+        Bond ranks: one for all, or d - 1 (d + 1 with ones at the ends is accepted); lowered
+        where a train of this shape cannot have them.
+    rng : None, int, numpy.random.Generator or torch.Generator, optional
+        None is the fixed seed 0.
+    dtype : dtype or str, optional
+        Floating type of the cores, by default that of `like`, or float64.
+    like : array, optional
+        NumPy array or torch tensor whose library and device the cores take; NumPy by default.
+
+    Returns
+    -------
+    TT
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> tt_random((4, 5, 6), 9).ranks
+    (1, 4, 6, 1)
+    """
+    sizes = _checks.sizes("shape", shape)
+    limits = _checks.required_ranks(ranks, len(sizes))
+    return TT(_cores(sizes, limits, rng, dtype, np.empty(0) if like is None else like))
+
+
+def mpo_random(
+    row_dims: Sequence[int],
+    col_dims: Sequence[int],
+    ranks: int | Sequence[int],
+    *,
+    rng: RNG = None,
+    dtype: Any = None,
+    like: Array = None,
+) -> MPO:
+    """A random matrix product operator, whose entries have mean 0 and variance 1.
+
+    Parameters
+    ----------
+    row_dims, col_dims : sequence of int
+        Row and column modes, equally many.
+    ranks, rng, dtype, like
+        As in :func:`tt_random`.
+
+    Returns
+    -------
+    MPO
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> mpo_random((2, 3), (4, 5), 3).shape
+    (6, 20)
+    """
+    rows, columns = _checks.sizes("row_dims", row_dims), _checks.sizes("col_dims", col_dims)
+    _checks.pairs(rows, columns)
+    modes = [i * j for i, j in zip(rows, columns, strict=True)]
+    limits = _checks.required_ranks(ranks, len(rows))
+    cores = _cores(modes, limits, rng, dtype, np.empty(0) if like is None else like)
+    return MPO(unmerged(cores, zip(rows, columns, strict=True)))
+
+
+def _cores(
+    modes: Sequence[int], ranks: Sequence[int], rng: RNG, dtype: Any, like: Array
+) -> tuple[Array, ...]:
+    """Normal (r, n, r) cores whose product has entries of variance 1."""
+    generator = _array.as_generator(rng)
+    xp = _array.namespace(like)
+    wanted = like.dtype if dtype is None else _array.resolve_dtype(xp, dtype)
+    if not xp.isdtype(wanted, ("real floating", "complex floating")):
+        wanted = _array.default_float(xp)
+    sample = xp.empty(0, dtype=_array.double(xp, wanted), device=like.device)
+    bonds = (1, *_attainable(modes, ranks), 1)
+    made = []
+    for mode, left, right in zip(modes, bonds[:-1], bonds[1:], strict=True):
+        scale = (left * right) ** -0.25
+        if _array.is_complex(wanted):
+            scale *= 0.5**0.5
+        values = _array.normal(generator, (left, mode, right), sample) * scale
+        made.append(_array.astype(values, wanted))
+    return tuple(made)
+
+
+def _attainable(modes: Sequence[int], ranks: Sequence[int]) -> list[int]:
+    """Bond ranks lowered to what the modes on either side allow."""
+    lowered = list(ranks)
+    for k in range(len(lowered)):
+        left = lowered[k - 1] if k else 1
+        lowered[k] = min(lowered[k], left * modes[k])
+    for k in range(len(lowered) - 1, -1, -1):
+        right = lowered[k + 1] if k + 1 < len(lowered) else 1
+        lowered[k] = min(lowered[k], right * modes[k + 1])
+    return lowered
