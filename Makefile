@@ -24,6 +24,8 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/decompose.py $(ARGS)
+	$(BIN)/python benchmarks/tucker.py $(ARGS)
+	$(BIN)/python benchmarks/cp.py $(ARGS)
 
 # One stamp a set of extras; a change of the pins installs again.
 $(VENV)/.%: pyproject.toml constraints.txt

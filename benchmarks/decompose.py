@@ -40,6 +40,23 @@ def cases(shape: tuple[int, int], name: str, eps: tuple[float, ...]) -> list[Cas
     return [Case(name, shape, rows, columns, **limits) for limits in wanted]
 
 
+def tolerances(shape: tuple[int, int]) -> list[tuple[np.ndarray, list[Case]]]:
+    """Matrices whose spectra are known at every split, at three tolerances.
+
+    A power law of one bond, where the split is the truncated SVD, and the kernel 1 / (1 + |i - j|),
+    whose unfoldings all decay.
+    """
+    power, (m, n) = power_law(shape), shape
+    i, j = np.ogrid[:m, :n]
+    kernel = (1 / (1 + abs(i - j))).astype(np.float32)
+    rows, columns = (tnlib.factorize(width, 5) for width in shape)
+    values = (0.5, 0.1, 1e-3)
+    name = f"{m}x{n}"
+    bond = [Case(f"power law, one bond, {name}", shape, (m, 1), (1, n), eps=eps) for eps in values]
+    modes = [Case(f"kernel, five cores, {name}", shape, rows, columns, eps=eps) for eps in values]
+    return [(power, bond), (kernel, modes)]
+
+
 def power_law(shape: tuple[int, int]) -> np.ndarray:
     """Singular values k^-0.7 between random orthogonal bases, float32."""
     rng = np.random.default_rng(0)
@@ -160,16 +177,23 @@ def main() -> None:
     options = parser.parse_args()
 
     real = real_weight(options.model)
-    plan = [(power_law, (1024, 1024), (0.5, 0.1)), (lambda _: real, real.shape, (0.5, 0.1))]
+    m, n = real.shape
+    small, large = (1024, 1024), [(4096, 4096), (4096, 11008)]
+    plan = [
+        (lambda: power_law(small), cases(small, "power law 1024x1024", (0.5, 0.1, 1e-3))),
+        (lambda: real, cases(real.shape, f"real weight {m}x{n}", (0.5, 0.1))),
+        *((lambda found=found: found[0], found[1]) for found in tolerances(small)),
+    ]
     if not options.quick:
-        plan += [(power_law, (4096, 4096), (0.5,)), (power_law, (4096, 11008), (0.5,))]
+        for shape in large:
+            name = f"power law {shape[0]}x{shape[1]}"
+            plan.append((lambda shape=shape: power_law(shape), cases(shape, name, (0.5,))))
     records: list[dict[str, Any]] = []
-    progress = tqdm(total=sum(2 + len(eps) for _, _, eps in plan), desc="cases")
+    progress = tqdm(total=sum(len(wanted) for _, wanted in plan), desc="cases")
     with tempfile.TemporaryDirectory() as folder:
-        for make, shape, eps in plan:
-            kind = "power law" if make is power_law else "MiniLM weight"
-            matrix = np.ascontiguousarray(make(shape))
-            for case in cases(shape, f"{kind} {shape[0]}x{shape[1]}", eps):
+        for make, wanted in plan:
+            matrix = np.ascontiguousarray(make())
+            for case in wanted:
                 records += measure(case, matrix, options.repeats, Path(folder))
                 progress.update()
     progress.close()

@@ -3,8 +3,10 @@
 from tnlib.batch import mpo_decompose_batch
 from tnlib.contraction import Plan, plan_contraction
 from tnlib.cp import CP, cp_als, cp_als_batch
+from tnlib.files import load, save
 from tnlib.hooi import tucker_hooi
 from tnlib.info import Info
+from tnlib.interop import cp_constrained, from_tensorly, to_tensorly
 from tnlib.mpo import MPO, mpo_decompose
 from tnlib.random import mpo_random, tt_random
 from tnlib.rounding import tt_round
@@ -21,12 +23,17 @@ __all__ = [
     "Tucker",
     "cp_als",
     "cp_als_batch",
+    "cp_constrained",
     "factorize",
+    "from_tensorly",
+    "load",
     "mpo_decompose",
     "mpo_decompose_batch",
     "mpo_random",
     "plan_contraction",
     "quantized_dims",
+    "save",
+    "to_tensorly",
     "tt_random",
     "tt_round",
     "tt_svd",

@@ -162,6 +162,14 @@ def magnitude(array: Array) -> float:
     return max(abs(low), abs(high)) if low == low and high == high else float("nan")
 
 
+def extreme_exponent(array: Array) -> int:
+    """Exponent of the largest entry where squares might overflow or vanish, else 0."""
+    largest = magnitude(array)
+    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
+    moderate = 20 if dtype_name(array.dtype) in ("float32", "complex64") else 200
+    return exponent if abs(exponent) > moderate else 0
+
+
 def energy(array: Array) -> float:
     """Sum of squared absolute values, accumulated in float64 over short blocks."""
     flat = real_view(array).reshape(-1)

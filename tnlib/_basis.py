@@ -98,3 +98,33 @@ def orthonormal(block: Array, space: Array | None = None) -> Array:
         scaled = vectors[:, keep] / np.sqrt(values[keep])
         block = block @ _array.astype(_array.from_numpy(scaled, block), block.dtype)
     return block
+
+
+def orthogonal_factors(matrix: Array) -> tuple[Array, Array]:
+    """Q with orthonormal columns and R with ``matrix = Q R`` up to rounding.
+
+    A rank-revealing replacement of the QR factorisation made of matrix products: whitening
+    resolves directions down to 1e-7 of the largest, a second one of what is left those below.
+    Q has as many columns as there are directions above rounding, at least one.
+    """
+    xp = array_namespace(matrix)
+    rows, columns = matrix.shape
+    if rows <= columns:
+        return xp.eye(rows, dtype=matrix.dtype, device=matrix.device), matrix
+    exponent = _array.extreme_exponent(matrix)
+    if exponent:
+        scaled = _array.times_power_of_two(_array.owned(matrix), -exponent)
+        space, factor = orthogonal_factors(scaled)
+        return space, _array.times_power_of_two(_array.owned(factor), exponent)
+    space = orthonormal(matrix)
+    rest = matrix - space @ (_array.adjoint(space) @ matrix)
+    missing = columns - space.shape[1]
+    if missing and _array.energy(rest) > rounding_energy(matrix, _array.energy(matrix)):
+        more = orthonormal(rest, space)
+        if more.shape[1] > missing:
+            strongest = xp.linalg.svd(_array.adjoint(more) @ rest, full_matrices=False)[0]
+            more = more @ strongest[:, :missing]
+        space = xp.concat([space, more], axis=1)
+    if space.shape[1] == 0:
+        space = xp.eye(rows, 1, dtype=matrix.dtype, device=matrix.device)
+    return space, _array.adjoint(space) @ matrix

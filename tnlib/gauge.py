@@ -17,7 +17,7 @@ from array_api_compat import array_namespace
 
 from tnlib import _array
 from tnlib._array import Array
-from tnlib._basis import NOISE
+from tnlib._basis import NOISE, orthogonal_factors
 
 
 def working(cores: Sequence[Array]) -> list[Array]:
@@ -43,18 +43,17 @@ def given_back(cores: Sequence[Array], like: Sequence[Array]) -> tuple[Array, ..
 
 
 def orthogonalized(cores: Sequence[Array], center: int) -> list[Array]:
-    """Cores in the canonical gauge with the given center, by QR from both ends."""
+    """Cores in the canonical gauge with the given center; bonds lose directions of rounding."""
     moving = list(cores)
     for k in range(center):
         rank, mode, bond = moving[k].shape
-        xp = array_namespace(moving[k])
-        columns, factor = xp.linalg.qr(moving[k].reshape(rank * mode, bond))
+        columns, factor = orthogonal_factors(moving[k].reshape(rank * mode, bond))
         moving[k] = columns.reshape(rank, mode, -1)
         moving[k + 1] = _times(factor, moving[k + 1])
     for k in range(len(moving) - 1, center, -1):
         rank, mode, bond = moving[k].shape
-        xp = array_namespace(moving[k])
-        columns, factor = xp.linalg.qr(_array.adjoint(moving[k].reshape(rank, mode * bond)))
+        matrix = _array.adjoint(moving[k].reshape(rank, mode * bond))
+        columns, factor = orthogonal_factors(matrix)
         moving[k] = _array.adjoint(columns).reshape(-1, mode, bond)
         before = moving[k - 1]
         moved = before.reshape(-1, rank) @ _array.adjoint(factor)

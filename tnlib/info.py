@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -39,4 +39,4 @@ class Info:
     n_iter: int = 0
     converged: bool = True
     reason: str = "direct"
-    trace: tuple[float, ...] = ()
+    trace: tuple[float, ...] = field(default=(), repr=False)

@@ -21,7 +21,15 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _gram
 from tnlib._array import Array
-from tnlib._basis import Basis, Target, is_single, orthonormal, rounding_energy, tails
+from tnlib._basis import (
+    Basis,
+    Target,
+    is_single,
+    orthogonal_factors,
+    orthonormal,
+    rounding_energy,
+    tails,
+)
 from tnlib.krylov import krylov_basis
 
 # The Krylov space may fill this share of the smaller side before the Gram kernel takes over:
@@ -100,13 +108,8 @@ def _choose(matrix: Array, target: Target) -> str:
 
 def _complete(matrix: Array) -> Basis:
     """A basis of everything: nothing is discarded and no spectrum is needed."""
-    xp = array_namespace(matrix)
-    rows, columns = matrix.shape
-    if rows <= columns:
-        identity = xp.eye(rows, dtype=matrix.dtype, device=matrix.device)
-        return Basis(identity, matrix, 0.0, "identity")
-    vectors, rest = xp.linalg.qr(matrix)
-    return Basis(vectors, rest, 0.0, "qr")
+    vectors, rest = orthogonal_factors(matrix)
+    return Basis(vectors, rest, 0.0, "identity" if rest is matrix else "qr")
 
 
 def _project(matrix: Array, vectors: Array, discarded: float, kernel: str) -> Basis:
@@ -120,7 +123,7 @@ def _svd(matrix: Array, target: Target) -> Basis:
     if columns > 2 * rows:
         core = _array.adjoint(_array.triangular_factor(_array.adjoint(matrix)))
     elif rows > 2 * columns:
-        outer, core = xp.linalg.qr(matrix)
+        outer, core = orthogonal_factors(matrix)
     left, values, _ = xp.linalg.svd(core, full_matrices=False)
     tail = tails(_array.to_numpy(values).astype(np.float64) ** 2)
     rank = target.rank(tail)

@@ -16,6 +16,7 @@ from array_api_compat import array_namespace
 
 from tnlib import _array
 from tnlib._array import Array
+from tnlib._basis import orthogonal_factors
 
 
 def refined(
@@ -41,7 +42,6 @@ def refined(
 
 def _half_sweep(data: Array, cores: list[Array]) -> list[Array]:
     """From left-canonical to right-canonical cores, each the best for the others."""
-    xp = array_namespace(data)
     rests = [data.reshape(1, -1)]
     for core in cores[:-1]:
         rank, mode, bond = core.shape
@@ -49,7 +49,7 @@ def _half_sweep(data: Array, cores: list[Array]) -> list[Array]:
     done: list[Array] = []
     for core in reversed(cores[1:]):
         best = _contracted(rests.pop(), done)
-        columns = xp.linalg.qr(_array.adjoint(best))[0]
+        columns, _ = orthogonal_factors(_array.adjoint(best))
         mode = core.shape[1]
         done.insert(0, _array.adjoint(columns).reshape(-1, mode, best.shape[1] // mode))
     first = _contracted(rests.pop(), done)
