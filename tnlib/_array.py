@@ -12,6 +12,7 @@ import math
 import operator
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -95,6 +96,7 @@ def is_numpy_namespace(xp: Any) -> bool:
     return "numpy" in str(xp.__name__)
 
 
+@lru_cache(maxsize=64)
 def dtype_name(dtype: Any) -> str:
     """Name of a dtype of either library, such as ``"bfloat16"``."""
     return str(dtype).removeprefix("torch.")
@@ -142,6 +144,8 @@ def adjoint(matrix: Array) -> Array:
 
 def astype(array: Array, dtype: Any) -> Array:
     """Cast `array` to `dtype`; no copy when it already has that type."""
+    if array.dtype == dtype:
+        return array
     return array_namespace(array).astype(array, dtype, copy=False)
 
 

@@ -21,7 +21,7 @@ from tnlib.cp.start import STARTS, first_terms, given_terms
 from tnlib.tucker import st_hosvd
 
 # Compression is worth its cost for data of this many entries and a core this much smaller.
-_LARGE, _WORTHWHILE = 1 << 14, 8
+_LARGE, _WORTHWHILE = 1 << 12, 8
 
 
 def cp_als(

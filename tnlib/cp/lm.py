@@ -122,20 +122,24 @@ def _step(
     factors: list[Vector], grams: list[Vector], descent: list[Vector], damping: float
 ) -> list[Vector]:
     """Solve (J^T J + damping) D = descent."""
-    bases = [np.linalg.qr(factor.T)[0] for factor in factors]
-    unknowns = sum(
-        basis.shape[1] * factor.shape[0] for basis, factor in zip(bases, factors, strict=True)
-    )
+    bases = [_row_space(factor) for factor in factors]
     inside = [g @ q for g, q in zip(descent, bases, strict=True)]
     small = [a @ q for a, q in zip(factors, bases, strict=True)]
-    solve = _dense_solve if unknowns <= _DENSE else _iterative_solve
+    solve = _dense_solve if sum(part.size for part in inside) <= _DENSE else _iterative_solve
     solved = solve(small, grams, inside, damping)
-    step = []
-    for k, (part, basis) in enumerate(zip(solved, bases, strict=True)):
-        outside = descent[k] - inside[k] @ basis.T
-        damped = hadamard(grams, (k,)) + damping * np.eye(part.shape[0])
-        step.append(part @ basis.T + np.linalg.solve(damped, outside))
-    return step
+    step = [part @ basis.T for part, basis in zip(solved, bases, strict=True)]
+    if all(factor.shape[1] <= factor.shape[0] for factor in factors):
+        return step
+    single = np.stack([hadamard(grams, (k,)) for k in range(len(grams))])
+    inverses = np.linalg.inv(single + damping * np.eye(single.shape[1]))
+    outside = [g - part @ q.T for g, part, q in zip(descent, inside, bases, strict=True)]
+    return [d + inverse @ g for d, inverse, g in zip(step, inverses, outside, strict=True)]
+
+
+def _row_space(factor: Vector) -> Vector:
+    """Orthonormal columns (n, p) that span the rows of (R, n), or everything where R >= n."""
+    rank, size = factor.shape
+    return np.eye(size) if size <= rank else np.linalg.qr(factor.T)[0]
 
 
 def _dense_solve(
