@@ -15,9 +15,14 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
-def test_the_analysis_example(capsys):
+def test_the_analysis_examples(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     exec(BLOCKS[0], names)
+    exec(BLOCKS[1], names)
+    assert names["small"].ranks == names["mpo"].ranks
+    assert names["row"].shape == (12, 16, 16)
+    assert set(tnlib.load(tmp_path / "parts.safetensors")) == {"weight", "terms"}
     assert "(8, 8, 12) (12, 16, 16) (1, 64, 64, 1)" in capsys.readouterr().out
     assert names["tight"].error <= 0.1
     assert names["y"].shape == (5, 768)
@@ -27,7 +32,7 @@ def test_the_analysis_example(capsys):
 def test_the_training_example(tmp_path, monkeypatch, capsys):
     make("bert").save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    exec(BLOCKS[1].replace("path/to/a/model", str(tmp_path / "model")), {})
+    exec(BLOCKS[2].replace("path/to/a/model", str(tmp_path / "model")), {})
     assert "trainable params" in capsys.readouterr().out
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
         path.name for path in (tmp_path / "adapter").iterdir()
