@@ -109,7 +109,7 @@ def ours(array: np.ndarray, case: Case, error: float, init: tnlib.CP | None) -> 
     """tnlib until its error is at most `error`: its defaults, or ALS from the peers' start."""
     reached = error * (1 + 1e-9)
     if init is None:
-        return tnlib.cp_als(array, case.rank, callback=lambda _, e: e <= reached)
+        return tnlib.cp_als(array, case.rank, callback=lambda _, e: e > reached)
     return tnlib.cp_als(
         array,
         case.rank,
@@ -118,7 +118,7 @@ def ours(array: np.ndarray, case: Case, error: float, init: tnlib.CP | None) -> 
         compress=True,
         tol=0.0,
         max_iter=1000,
-        callback=lambda _, e: e <= reached,
+        callback=lambda _, e: e > reached,
     )
 
 

@@ -200,8 +200,8 @@ def main() -> None:
     about = harness.machine(PACKAGES)
     note = (
         f"{about['cpu']}, {about['cores']} cores; float32; medians of {options.repeats} rounds "
-        "(1 for the largest matrix), peers alternating in one process; memory is the peak of one "
-        "call beyond its input, in units of the input."
+        "(1 for the largest matrix and above 20 s), peers alternating in one process; memory is "
+        "the peak of one call beyond its input, in units of the input."
     )
     text = f"{note}\n\n{as_table(records)}\n"
     harness.report(options.output, about, records, text)

@@ -14,12 +14,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+# Seconds beyond which a run is not repeated.
+PATIENCE = 20.0
+
 
 def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every run, all of them once per round, so that drift hits all alike."""
+    """Seconds of every run, all of them once per round, so that drift hits all alike.
+
+    Runs that took longer than `PATIENCE` are left out of further rounds.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
+            if any(spent > PATIENCE for spent in seconds[name]):
+                continue
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

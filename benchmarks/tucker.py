@@ -160,8 +160,9 @@ def main() -> None:
     about = harness.machine(PACKAGES)
     note = (
         f"{about['cpu']}, {about['cores']} cores; medians of {options.repeats} rounds, peers "
-        "alternating in one process; errors in float64 on what was returned. tensorly's tucker "
-        "and tnlib's tucker_hooi iterate (tol 1e-4); the others are direct."
+        "alternating in one process (one round above 20 s); errors in float64 on what was "
+        "returned. tensorly's tucker and tnlib's tucker_hooi iterate (tol 1e-4); the others are "
+        "direct."
     )
     harness.report(options.output, about, records, f"{note}\n\n{as_table(records)}\n")
 

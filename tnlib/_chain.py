@@ -55,6 +55,10 @@ class Chain(Format):
         self._check_modes(other)
         return self._rebuilt(_train.add(*self._promoted(other)))
 
+    def __radd__(self, other: Any) -> Self:
+        """``0 + chain``, which is how the built-in ``sum`` begins."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __sub__(self, other: Any) -> Self:
         if not isinstance(other, Chain):
             return NotImplemented

@@ -121,15 +121,24 @@ def one_dtype(arrays: Sequence[Array], what: str) -> None:
         raise TypeError(f"all {what} must have one dtype, got {names}")
 
 
-def stacked(name: str, values: Any) -> Array:
-    """One array from an array or a sequence of arrays of one shape, library and dtype."""
+def alike(name: str, values: Any) -> Sequence[Array]:
+    """Arrays of one shape, library and dtype, from a sequence or the first axis of an array."""
     if not isinstance(values, Sequence) or isinstance(values, str):
-        return values
+        array = tensor(name, values)
+        if array.ndim == 0:
+            raise ValueError(f"{name} must hold arrays, got a single number")
+        return list(array)
     if not values:
         raise ValueError(f"{name} must not be empty")
-    xp = _array.namespace(*values)
-    shapes = {tuple(value.shape) for value in values}
+    arrays = [tensor(f"{name}[{k}]", value) for k, value in enumerate(values)]
+    _array.namespace(*arrays)
+    shapes = sorted({tuple(array.shape) for array in arrays})
     if len(shapes) > 1:
-        raise ValueError(f"{name} must have one shape, got {', '.join(map(str, sorted(shapes)))}")
-    one_dtype(values, name)
-    return xp.stack([_array.plain(value) for value in values])
+        raise ValueError(f"{name} must have one shape, got {', '.join(map(str, shapes))}")
+    one_dtype(arrays, f"arrays of {name}")
+    return arrays
+
+
+def stacked(arrays: Sequence[Array]) -> Array:
+    """Arrays as one, along a new first axis."""
+    return _array.namespace(*arrays).stack(list(arrays))

@@ -12,7 +12,8 @@ from typing import Any
 
 from tnlib import _array, _batch_sweep, _checks, _operands
 from tnlib._array import RNG, Array
-from tnlib.mpo import MPO, matrix_modes, mpo_decompose, operator
+from tnlib.mpo import MPO, mpo_decompose, operator
+from tnlib.shapes import matrix_modes
 
 # Entries of one matrix up to which the batched sweep is faster on a CPU.
 _SMALL = 1 << 14
@@ -60,11 +61,10 @@ def mpo_decompose_batch(
     >>> len(operators), operators[0].ranks
     (12, (1, 8, 1))
     """
-    array = _operands.tensor("Ws", _operands.stacked("Ws", Ws))
-    if array.ndim != 3:
-        raise ValueError(
-            f"Ws must be matrices of one shape, got an array of shape {tuple(array.shape)}"
-        )
+    matrices = _operands.alike("Ws", Ws)
+    shape = tuple(matrices[0].shape)
+    if len(shape) != 2:
+        raise ValueError(f"Ws must hold matrices, got arrays of shape {shape}")
     options: dict[str, Any] = {
         "row_dims": row_dims,
         "col_dims": col_dims,
@@ -74,12 +74,13 @@ def mpo_decompose_batch(
         "dtype": dtype,
     }
     generator = _array.as_generator(rng)
-    small = math.prod(array.shape[1:]) <= _SMALL or not _array.on_cpu(array)
+    small = math.prod(shape) <= _SMALL or not _array.on_cpu(matrices[0])
     plain = eps is None and method in ("auto", "gram") and refine == 0
     if not (small and plain):
-        return tuple(mpo_decompose(W, ranks, rng=generator, **options) for W in array)
-    rows, columns = matrix_modes(tuple(array.shape[1:]), row_dims, col_dims)
+        return tuple(mpo_decompose(W, ranks, rng=generator, **options) for W in matrices)
+    rows, columns = matrix_modes(shape, row_dims, col_dims)
     limits, _ = _checks.truncation(ranks, eps, len(rows))
+    array = _operands.stacked(matrices)
     found = _batch_sweep.sweeps(array, rows, columns, limits or (), dtype)
     return tuple(
         operator(swept, rows, columns)

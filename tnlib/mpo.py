@@ -250,7 +250,7 @@ def mpo_decompose(
             f"W must be a matrix, got shape {tuple(matrix.shape)}; "
             "for an array with other axes use tt_svd, or reshape it"
         )
-    rows, columns = matrix_modes(tuple(matrix.shape), row_dims, col_dims)
+    rows, columns = shapes.matrix_modes(tuple(matrix.shape), row_dims, col_dims)
     order = len(rows)
     limits, tolerance = _checks.truncation(ranks, eps, order)
     swept = _sweep.sweep(
@@ -271,19 +271,6 @@ def operator(swept: _sweep.Swept, rows: Sequence[int], columns: Sequence[int]) -
     """The operator of a finished sweep."""
     cores = unmerged(swept.cores, zip(rows, columns, strict=True))
     return MPO(cores, error=swept.error, error_kind="exact", center=len(cores) - 1, info=swept.info)
-
-
-def matrix_modes(
-    shape: tuple[int, int], row_dims: Sequence[int] | None, col_dims: Sequence[int] | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Row and column modes, checked, and factorised where they are not given."""
-    rows = None if row_dims is None else _checks.dims("row_dims", row_dims, shape[0])
-    columns = None if col_dims is None else _checks.dims("col_dims", col_dims, shape[1])
-    order = len(rows or columns or ()) or shapes.default_order(min(shape))
-    rows = rows or shapes.factorize(shape[0], order)
-    columns = columns or shapes.factorize(shape[1], order)
-    _checks.pairs(rows, columns)
-    return rows, columns
 
 
 def _product(xp: Any, a: Array, b: Array) -> Array:

@@ -8,6 +8,7 @@ one with the smallest sum, found exactly over the divisors of n.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 from tnlib import _checks
@@ -91,6 +92,19 @@ def quantized_dims(*widths: int) -> tuple[tuple[int, ...], ...]:
 def default_order(width: int) -> int:
     """Number of modes for a matrix whose smaller side is `width`: 2, 3 from 256, 4 from 4096."""
     return 2 + (width >= 256) + (width >= 4096)
+
+
+def matrix_modes(
+    shape: tuple[int, int], row_dims: Sequence[int] | None, col_dims: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Row and column modes, checked, and factorised where they are not given."""
+    rows = None if row_dims is None else _checks.dims("row_dims", row_dims, shape[0])
+    columns = None if col_dims is None else _checks.dims("col_dims", col_dims, shape[1])
+    order = len(rows or columns or ()) or default_order(min(shape))
+    rows = rows or factorize(shape[0], order)
+    columns = columns or factorize(shape[1], order)
+    _checks.pairs(rows, columns)
+    return rows, columns
 
 
 @lru_cache(maxsize=4096)

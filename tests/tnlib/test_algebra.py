@@ -180,6 +180,7 @@ def test_complex_chains_conjugate_where_they_should():
 
 def test_multiples_keep_dtype_gauge_and_library():
     train = tt_svd(torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)), 3)
+    assert sum([train, train]).ranks == (train + train).ranks
     for scaled in (2 * train, np.float64(2) * train, train * np.array(2.0), train / 2):
         assert scaled.cores[0].dtype == torch.float32
         assert scaled.center == train.center

@@ -62,7 +62,8 @@ def test_a_member_of_low_rank_is_found_exactly():
 
 
 BAD = [
-    (np.ones((4, 4)), {"ranks": 1}, ValueError, "matrices of one shape"),
+    (np.ones((4, 4)), {"ranks": 1}, ValueError, r"must hold matrices, got arrays of shape \(4,\)"),
+    (np.ones(()), {"ranks": 1}, ValueError, "got a single number"),
     ([np.ones((4, 4)), np.ones((4, 5))], {"ranks": 1}, ValueError, r"one shape, got \(4, 4\)"),
     ([np.ones((4, 4)), torch.ones(4, 4)], {"ranks": 1}, TypeError, "one library"),
     ([np.ones((4, 4)), np.ones((4, 4), np.float32)], {"ranks": 1}, TypeError, "one dtype"),

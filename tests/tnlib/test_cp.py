@@ -199,20 +199,31 @@ def test_the_callback_sees_every_iteration_and_can_stop():
     array = np.random.default_rng(0).standard_normal((5, 6, 7))
     seen = []
 
-    def stop_at_four(iteration, error):
+    def four_more(iteration, error):
         seen.append((iteration, error))
-        return iteration == 4
+        return iteration < 4
 
-    cp = cp_als(array, 3, callback=stop_at_four)
+    cp = cp_als(array, 3, callback=four_more)
     assert [iteration for iteration, _ in seen] == [1, 2, 3, 4]
     assert cp.info.trace == tuple(error for _, error in seen)
     assert (cp.info.converged, cp.info.reason) == (False, "the callback asked to stop")
+
+
+def test_a_callback_that_says_nothing_or_true_does_not_stop():
+    array = np.random.default_rng(0).standard_normal((5, 6, 7))
+    for answer in (None, True, 1):
+        assert cp_als(array, 3, callback=lambda *_, a=answer: a, max_iter=9).info.n_iter == 9
 
 
 def test_max_iter_is_an_honest_limit():
     cp = cp_als(collinear(20, 5, 0.9), 5, max_iter=3)
     assert (cp.info.n_iter, cp.info.converged) == (3, False)
     assert cp.info.reason == "max_iter was reached"
+    noisy = np.random.default_rng(0).standard_normal((20, 20, 20))
+    for limit in range(1, 12):
+        short = cp_als(noisy, 2, max_iter=limit, tol=1e-3)
+        assert short.info.n_iter <= limit
+        assert short.info.converged == (short.info.reason != "max_iter was reached")
 
 
 def test_extreme_scales_neither_overflow_nor_vanish():

@@ -72,7 +72,8 @@ def cp_als(
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of starts and kernels; None is the fixed seed 0.
     callback : callable, optional
-        Called as ``callback(iteration, error)`` after every iteration; a true result stops.
+        Called as ``callback(iteration, error)`` after every iteration; False stops. A progress bar
+        is ``callback=lambda iteration, error: bar.update()``.
     dtype : dtype or str, optional
         Floating type of the result, by default that of `X`. Half precision is computed in
         float32.
@@ -141,7 +142,7 @@ def cp_als_batch(
     rank, init, tol, max_iter, rng, dtype
         As in :func:`cp_als`.
     callback : callable, optional
-        Called as ``callback(iteration, error)`` with the largest error of the batch.
+        Called as ``callback(iteration, error)`` with the largest error of the batch; False stops.
 
     Returns
     -------
@@ -160,7 +161,7 @@ def cp_als_batch(
     >>> [round(float(cp.weights[0]), 3) for cp in cp_als_batch(outer, 1)]
     [0.0, 4.899, 9.798, 14.697, 19.596]
     """
-    array = _checked(_operands.stacked("tensors", tensors), 3)
+    array = _checked(_operands.stacked(_operands.alike("tensors", tensors)), 3)
     terms = _checks.positive_int("rank", rank)
     if init not in STARTS:
         raise ValueError(f"init must be one of {', '.join(STARTS)}, got {init!r}")
@@ -236,9 +237,11 @@ def _decomposed(
     wide = [_array.astype(basis, _array.double(xp, basis.dtype)) for basis in bases]
     factors = tuple(f @ basis.mT for f, basis in zip(terms.factors, wide, strict=True))
     terms = Terms(factors, terms.weights, terms.errors)
-    exact = lost <= course.tol**2 * prepared.energy
-    if not (exact or course.exhausted or course.stopped):
-        terms = solve(data, terms, method, course)
+    if lost > course.tol**2 * prepared.energy and not course.stopped:
+        if course.exhausted:
+            course.converged, course.reason = False, "max_iter was reached"
+        else:
+            terms = solve(data, terms, method, course)
     return result(array, prepared, data, terms, course)
 
 

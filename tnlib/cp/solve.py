@@ -49,7 +49,10 @@ class Course:
         self.trace.append(errors)
         if solver not in self.solvers:
             self.solvers.append(solver)
-        if self.callback is not None and self.callback(len(self.trace), float(errors.max())):
+        if self.callback is None:
+            return
+        answer = self.callback(len(self.trace), float(errors.max()))
+        if answer is not None and not answer:
             self.stopped, self.reason = True, "the callback asked to stop"
 
     def ends(self, errors: list[Vector], data: Data) -> bool:
