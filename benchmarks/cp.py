@@ -226,8 +226,8 @@ def main() -> None:
     note = (
         f"{about['cpu']}, {about['cores']} cores; float64; medians of {options.repeats} rounds, "
         "peer and tnlib alternating in one process. `tnlib` is cp_als with its defaults (HOSVD "
-        "start, auto), `ALS` is cp_als(method='als') from the peer's random start, both stopped "
-        "as soon as their error is at most the peer's."
+        "start, auto), `ALS` is cp_als(method='als', compress=True) from the peer's random start, "
+        "both stopped as soon as their error is at most the peer's."
     )
     harness.report(options.output, about, records, f"{note}\n\n{as_table(records)}\n")
 

@@ -166,12 +166,18 @@ def magnitude(array: Array) -> float:
     return max(abs(low), abs(high)) if low == low and high == high else float("nan")
 
 
-def extreme_exponent(array: Array) -> int:
-    """Exponent of the largest entry where squares might overflow or vanish, else 0."""
-    largest = magnitude(array)
-    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
-    moderate = 20 if dtype_name(array.dtype) in ("float32", "complex64") else 200
-    return exponent if abs(exponent) > moderate else 0
+def exponent(array: Array) -> int:
+    """Exponent of the power of two above the largest entry; 0 for zeros."""
+    return math.frexp(magnitude(detached(array)))[1]
+
+
+def column_scales(matrix: Array) -> Array:
+    """Powers of two that bring the largest entry of every column near 1; 1 for zero columns."""
+    xp = array_namespace(matrix)
+    largest = to_numpy(xp.max(xp.abs(matrix), axis=0)).astype(np.float64)
+    limit = 100 if dtype_name(matrix.dtype) in ("float32", "complex64") else 1000
+    exponents = np.clip(np.frexp(largest)[1], -limit, limit)
+    return astype(from_numpy(np.ldexp(1.0, -exponents), matrix), matrix.dtype)
 
 
 def energy(array: Array) -> float:
@@ -206,7 +212,7 @@ def triangular_factor(tall: Array) -> Array:
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     """The values of a small array on the CPU."""
-    return np.asarray(array.resolve_conj().cpu() if is_torch(array) else array)
+    return np.asarray(array.resolve_conj().resolve_neg().cpu() if is_torch(array) else array)
 
 
 def on_cpu(array: Array) -> bool:
@@ -250,7 +256,7 @@ def computable(array: Array, like: Array) -> Array:
     """`array` in the dtype of `like`, and in NumPy where `like` is."""
     if isinstance(like, np.ndarray) and is_torch(array):
         torch = sys.modules["torch"]
-        return array.to(getattr(torch, like.dtype.name)).numpy()
+        return to_numpy(array.to(getattr(torch, like.dtype.name)))
     return array_namespace(array).astype(array, like.dtype, copy=False)
 
 

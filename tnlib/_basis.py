@@ -105,21 +105,18 @@ def orthogonal_factors(matrix: Array) -> tuple[Array, Array]:
 
     A rank-revealing replacement of the QR factorisation made of matrix products: whitening
     resolves directions down to 1e-7 of the largest, a second one of what is left those below.
-    Q has as many columns as there are directions above rounding, at least one.
+    Columns are brought to one scale first, since what follows may make a small one large. Q has
+    as many columns as there are directions above rounding, at least one.
     """
     xp = array_namespace(matrix)
     rows, columns = matrix.shape
     if rows <= columns:
         return xp.eye(rows, dtype=matrix.dtype, device=matrix.device), matrix
-    exponent = _array.extreme_exponent(matrix)
-    if exponent:
-        scaled = _array.times_power_of_two(_array.owned(matrix), -exponent)
-        space, factor = orthogonal_factors(scaled)
-        return space, _array.times_power_of_two(_array.owned(factor), exponent)
-    space = orthonormal(matrix)
-    rest = matrix - space @ (_array.adjoint(space) @ matrix)
+    scaled = matrix * _array.column_scales(matrix)
+    space = orthonormal(scaled)
+    rest = scaled - space @ (_array.adjoint(space) @ scaled)
     missing = columns - space.shape[1]
-    if missing and _array.energy(rest) > rounding_energy(matrix, _array.energy(matrix)):
+    if missing and _array.energy(rest) > rounding_energy(scaled, _array.energy(scaled)):
         more = orthonormal(rest, space)
         if more.shape[1] > missing:
             strongest = xp.linalg.svd(_array.adjoint(more) @ rest, full_matrices=False)[0]

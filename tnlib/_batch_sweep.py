@@ -14,7 +14,7 @@ from array_api_compat import array_namespace
 from tnlib import _array
 from tnlib._array import Array
 from tnlib._basis import is_single
-from tnlib._prepare import Prepared, prepare
+from tnlib._prepare import Prepared, is_moderate, prepare
 from tnlib._sweep import Swept, finished
 from tnlib.info import Info
 from tnlib.lowrank import GRAM_FLOOR
@@ -25,8 +25,8 @@ def sweeps(
 ) -> list[Swept | None]:
     """Decompose (b, m, n) matrices; None for those that need another kernel.
 
-    These are matrices of rank below the ranks wanted, zero ones among them, and in double
-    precision those with an error below what squared singular values resolve.
+    These are zero matrices, those far smaller or larger than the others, and those with an error
+    below what squared singular values resolve.
     """
     order = len(rows)
     axes = (0, *(axis for k in range(order) for axis in (1 + k, 1 + order + k)))
@@ -40,7 +40,7 @@ def sweeps(
     for k, data in enumerate(batch):
         own = Prepared(data, prepared.exponent, _array.energy(data), prepared.out)
         swept = None
-        if own.energy > 0:
+        if is_moderate(own.energy, data):
             swept = finished([core[k] for core in cores], own, array, None, info)
         truncated = "gram" in kernels
         found.append(None if swept is None or (truncated and swept.error < floor) else swept)

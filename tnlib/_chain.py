@@ -126,12 +126,22 @@ class Chain(Format):
         merged = self._merged()
         xp = array_namespace(*merged)
         value = gauge.norm([_array.detached(core) for core in merged])
-        squared = _train.inner(merged, merged)
-        squared = xp.real(squared) if _array.is_complex(squared.dtype) else squared
-        result = xp.asarray(value, dtype=squared.dtype, device=merged[0].device)
-        if not _array.requires_grad(squared):
+        dtype = _array.working_dtype(xp, merged[0].dtype)
+        real = xp.abs(xp.zeros(1, dtype=dtype)).dtype
+        result = xp.asarray(value, dtype=real, device=merged[0].device)
+        if not any(_array.requires_grad(core) for core in merged):
             return result
-        return result + (squared - squared.detach()) / (2 * value if value else 1.0)
+        # The value from the orthogonalisation with the derivatives of the inner product, whose
+        # cores are brought to one scale so that it neither overflows nor vanishes.
+        exponents = [_array.exponent(core) for core in merged]
+        scaled = [core * 2.0**-e for core, e in zip(merged, exponents, strict=True)]
+        squared = xp.real(_train.inner(scaled, scaled))
+        if not value:
+            return result + 0 * squared
+        total = sum(exponents)
+        exact = math.ldexp(value, -total) ** 2
+        root = xp.sqrt(squared - squared.detach() + exact)
+        return root * 2.0 ** (total // 2) * 2.0 ** (total - total // 2)
 
     def canonical(self, center: int) -> Self:
         """The same array in the canonical gauge with the given center.

@@ -12,8 +12,8 @@ import numpy as np
 METHODS = ("auto", "svd", "gram", "krylov")
 
 
-def positive_int(name: str, value: Any) -> int:
-    """`value` as an int of at least 1."""
+def positive_int(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int of at least `least`."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r} (bool)")
     try:
@@ -21,8 +21,8 @@ def positive_int(name: str, value: Any) -> int:
     except TypeError:
         kind = type(value).__name__
         raise TypeError(f"{name} must be an integer, got {value!r} ({kind})") from None
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
 
 
@@ -131,6 +131,8 @@ def pairs(rows: Sequence[int], columns: Sequence[int]) -> None:
 def index(name: str, value: Any, count: int) -> int:
     """`value` as a position among `count`; negative ones count from the end."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         position = operator.index(value)
     except TypeError:
         kind = type(value).__name__
@@ -153,7 +155,7 @@ def scalar(name: str, value: Any) -> Any:
 
 def count(name: str, value: Any) -> int:
     """`value` as an int of at least 0."""
-    return 0 if isinstance(value, int) and value == 0 else positive_int(name, value)
+    return positive_int(name, value, least=0)
 
 
 def multilinear_ranks(value: Any, order: int) -> tuple[int, ...] | None:
@@ -188,5 +190,5 @@ def tolerance(name: str, value: Any) -> float:
 
 def flag(name: str, value: Any) -> None:
     """Refuse what is neither True, False nor None."""
-    if value is not None and not isinstance(value, bool):
+    if value is not None and not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True, False or None, got {value!r}")

@@ -60,9 +60,7 @@ def cores(values: Any, ndim: int, layout: str) -> tuple[Array, ...]:
             "the outer bonds must be 1, got "
             f"{arrays[0].shape[0]} on the left and {arrays[-1].shape[-1]} on the right"
         )
-    if len({core.dtype for core in arrays}) > 1:
-        names = ", ".join(_array.dtype_name(core.dtype) for core in arrays)
-        raise TypeError(f"all cores must have one dtype, got {names}")
+    one_dtype(arrays, "cores")
     return arrays
 
 
@@ -114,8 +112,21 @@ def matrices(values: Any) -> tuple[Array, ...]:
     return arrays
 
 
+def finite(name: str, arrays: Sequence[Array]) -> None:
+    """Refuse nan and inf in the parts of a format."""
+    if not all(_array.magnitude(_array.plain(array)) < float("inf") for array in arrays):
+        raise ValueError(f"{name} contains nan or inf")
+
+
 def one_dtype(arrays: Sequence[Array], what: str) -> None:
-    """Refuse arrays of different dtypes."""
+    """Refuse arrays of different dtypes, and dtypes that are not floating point."""
+    dtype = arrays[0].dtype
+    floating = _array.namespace(*arrays).isdtype(dtype, ("real floating", "complex floating"))
+    if not (floating or _array.is_half(dtype)):
+        raise TypeError(
+            f"all {what} must be of floating point, got {_array.dtype_name(arrays[0].dtype)}; "
+            "cast them"
+        )
     if len({array.dtype for array in arrays}) > 1:
         names = ", ".join(_array.dtype_name(array.dtype) for array in arrays)
         raise TypeError(f"all {what} must have one dtype, got {names}")
@@ -135,7 +146,9 @@ def alike(name: str, values: Any) -> Sequence[Array]:
     shapes = sorted({tuple(array.shape) for array in arrays})
     if len(shapes) > 1:
         raise ValueError(f"{name} must have one shape, got {', '.join(map(str, shapes))}")
-    one_dtype(arrays, f"arrays of {name}")
+    if len({array.dtype for array in arrays}) > 1:
+        names = ", ".join(sorted({_array.dtype_name(array.dtype) for array in arrays}))
+        raise TypeError(f"all arrays of {name} must have one dtype, got {names}")
     return arrays
 
 

@@ -69,12 +69,17 @@ def prepare(array: Array, dtype: Any, axes: Sequence[int] | None = None) -> Prep
     data = _array.to_numpy(moved) if _array.on_cpu(moved) else moved
     with np.errstate(over="ignore", under="ignore"):
         energy = _array.energy(data)
-    low, high = _MODERATE[is_single(data)]
-    if low < energy < high:
+    if is_moderate(energy, data):
         return Prepared(data, 0, energy, out)
     exponent = _exponent(data)
     scaled = _array.times_power_of_two(_array.owned(data), -exponent)
     return Prepared(scaled, exponent, _array.energy(scaled), out)
+
+
+def is_moderate(energy: float, data: Array) -> bool:
+    """Whether squares of data with this energy neither overflow nor vanish."""
+    low, high = _MODERATE[is_single(data)]
+    return low < energy < high
 
 
 def dtypes(xp: Any, array: Array, dtype: Any) -> tuple[Any, Any]:

@@ -108,6 +108,10 @@ def read_records(metadata: Mapping[str, str], names: Collection[str]) -> dict[st
             "its arrays with safetensors"
         )
     records = _checked(metadata[KEY], "the file")
+    if any(record.arrays > len(names) + 1 for record in records.values()):
+        raise ValueError(
+            f"the file is damaged: a record has more arrays than the {len(names)} here"
+        )
     expected = {f"{name}/{field}" for name, record in records.items() for field in record.fields}
     if expected != set(names):
         odd = ", ".join(sorted(expected ^ set(names))[:3])
@@ -118,7 +122,7 @@ def read_records(metadata: Mapping[str, str], names: Collection[str]) -> dict[st
 def _checked(text: str, what: str) -> dict[str, Record]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is damaged: its metadata is not JSON ({error})") from error
     if not isinstance(content, dict) or "version" not in content:
         raise ValueError(f"{what} is damaged: its metadata has no version")
@@ -159,7 +163,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_float(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is float and math.isfinite(value)
 
 
 def _is_dict(value: Any) -> bool:
@@ -186,7 +190,7 @@ _RECORD = {
     "kind": KINDS.__contains__,
     "arrays": lambda value: _is_int(value) and value >= 1,
     "dtype": _array.FLOATING.__contains__,
-    "error": _optional(_is_float),
+    "error": _optional(lambda value: _is_float(value) and value >= 0),
     "error_kind": get_args(ErrorKind).__contains__,
     "center": _optional(_is_int),
     "info": _optional(_is_dict),

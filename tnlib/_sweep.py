@@ -96,16 +96,15 @@ def split_all(
     """Split off every mode but the last: cores, discarded energies and kernels.
 
     `rest` holds the first mode and all that is right of it; where it is the center of a train,
-    `after` are the right-orthonormal cores that follow, and discarded energies are measured.
+    `after` are the right-orthonormal cores that follow.
     """
     cores: list[Array] = []
     discarded: list[float] = []
     kernels: list[str] = []
     rank = 1
     for k, mode in enumerate(modes[:-1]):
-        matrix = rest.reshape(rank * mode, -1)
         basis = lowrank.truncated_basis(
-            matrix,
+            rest.reshape(rank * mode, -1),
             energy=max(total - math.fsum(discarded), 0.0),
             max_rank=limits[k],
             allowed=allowance(share, total, discarded, len(modes) - 1 - k),
@@ -114,14 +113,10 @@ def split_all(
         )
         cores.append(basis.vectors.reshape(rank, mode, -1))
         kernels.append(basis.kernel)
-        lost = basis.discarded
+        rest, rank = basis.rest, basis.vectors.shape[1]
         if after:
-            lost = _array.residual_energy(matrix, basis.vectors, basis.rest)
-            rest = basis.rest @ after[k].reshape(after[k].shape[0], -1)
-        else:
-            rest = basis.rest
-        discarded.append(lost)
-        rank = basis.vectors.shape[1]
+            rest = rest @ after[k].reshape(after[k].shape[0], -1)
+        discarded.append(basis.discarded)
     cores.append(rest.reshape(rank, modes[-1], 1))
     return cores, discarded, tuple(kernels)
 

@@ -167,7 +167,10 @@ def _unpacked(values: np.ndarray[Any, Any], dtype: str, place: Any) -> Array:
 def _read(file: Any, name: str, record: Record, place: Any) -> Format:
     arrays = []
     for field in record.fields:
-        values = file.get_tensor(f"{name}/{field}")
+        try:
+            values = file.get_tensor(f"{name}/{field}")
+        except TypeError as error:
+            raise ValueError(f"the file is damaged: {name}/{field}: {error}") from error
         if values.dtype != record.stored_dtype or (record.is_complex and values.shape[-1:] != (2,)):
             raise ValueError(
                 f"the file is damaged: {name}/{field} is stored as {values.dtype} of shape "
@@ -186,9 +189,12 @@ def _device(library: str, device: Any) -> Any:
     import torch
 
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is not a torch device: {error}") from error
+        place = torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} is not a torch device here: {error}") from error
+    if place.type == "meta":
+        raise ValueError("the meta device holds no data; load to a real one")
+    return place
 
 
 def _check_numpy(records: Mapping[str, Record]) -> None:

@@ -21,7 +21,7 @@ from tnlib._basis import NOISE, orthogonal_factors
 
 
 def working(cores: Sequence[Array]) -> list[Array]:
-    """Cores for computing: outside autograd, at least float32, in NumPy where they are in memory.
+    """Cores for computing: outside autograd, in double, in NumPy where they are in memory.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def working(cores: Sequence[Array]) -> list[Array]:
     """
     xp = array_namespace(*cores)
     plain = [_array.plain(core) for core in cores]
-    wide = [_array.astype(core, _array.working_dtype(xp, core.dtype)) for core in plain]
+    wide = [_array.astype(core, _array.double(xp, core.dtype)) for core in plain]
     for k, core in enumerate(wide):
         if not _array.magnitude(core) < float("inf"):
             raise ValueError(f"core {k} contains nan or inf")
@@ -39,7 +39,7 @@ def working(cores: Sequence[Array]) -> list[Array]:
 
 def given_back(cores: Sequence[Array], like: Sequence[Array]) -> tuple[Array, ...]:
     """Computed cores in the library, device and dtype of the cores that they came from."""
-    return tuple(_array.restored(core, like[0], like[0].dtype) for core in cores)
+    return tuple(_array.restored(_array.owned(core), like[0], like[0].dtype) for core in cores)
 
 
 def orthogonalized(cores: Sequence[Array], center: int) -> list[Array]:
@@ -83,7 +83,7 @@ def balance(cores: Sequence[Array], center: int | None) -> tuple[Array, ...]:
     """Balanced cores of the same train.
 
     One sweep from right to left finds the singular values of every bond. Those that are only
-    rounding are dropped, and the bond shrinks. Half precision is computed in float32.
+    rounding are dropped, and the bond shrinks. Computed in double precision.
     """
     moving = working(cores)
     if center != len(cores) - 1:

@@ -1,8 +1,9 @@
 """Higher-order orthogonal iteration: a Tucker decomposition improved mode by mode.
 
 Each factor is replaced by the leading singular vectors of the data projected on all the others (De
-Lathauwer, De Moor and Vandewalle, SIAM J. Matrix Anal. Appl. 21, 2000). The norm of the core never
-falls, so the error never rises. The modes are taken in two groups, so a sweep reads the data twice.
+Lathauwer, De Moor and Vandewalle, SIAM J. Matrix Anal. Appl. 21, 2000). With exact vectors the norm
+of the core never falls, so the error never rises. The modes are taken in two groups, so a sweep
+reads the data twice.
 """
 
 from __future__ import annotations
@@ -155,8 +156,9 @@ def _checked_start(init: str | Tucker, shape: tuple[int, ...]) -> str | Tucker:
     if isinstance(init, Tucker):
         if init.shape != shape:
             raise ValueError(f"init has shape {init.shape}, expected {shape}")
+        _operands.finite("init", init.factors)
         return init
-    if init not in ("hosvd", "random"):
+    if not isinstance(init, str) or init not in ("hosvd", "random"):
         raise ValueError(f"init must be 'hosvd', 'random' or a Tucker, got {init!r}")
     return init
 
@@ -172,9 +174,10 @@ def _first_factors(
     xp = array_namespace(data)
     factors = []
     for k, size in enumerate(data.shape):
+        columns = _array.normal(generator, (size, min(limits[k], size)), data)
         if isinstance(start, Tucker):
-            columns = _array.computable(_array.plain(start.factors[k]), data)
-        else:
-            columns = _array.normal(generator, (size, min(limits[k], size)), data)
+            given = _array.computable(_array.plain(start.factors[k]), data)
+            missing = columns.shape[1] - min(given.shape[1], columns.shape[1])
+            columns = xp.concat([given, columns[:, :missing]], axis=1)
         factors.append(xp.linalg.qr(columns)[0])
     return factors

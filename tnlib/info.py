@@ -28,8 +28,9 @@ class Info:
     reason : str
         Why the computation stopped, in words.
     trace : tuple of float
-        Relative error after every iteration. From the norms of data and approximation, it cannot
-        show less than the square root of the unit roundoff; the result's `error` can.
+        Relative error after every iteration. For trains and Tucker it comes from the norms of data
+        and approximation and cannot show less than the square root of the unit roundoff, as the
+        result's `error` can.
     """
 
     kernels: tuple[str, ...]

@@ -35,7 +35,7 @@ class MPO(Chain):
         Position of the core that carries the norm where all cores to its left have orthonormal
         columns and all to its right orthonormal rows; None for any other gauge.
     error : float or None
-        Relative Frobenius error of these cores against the decomposed matrix; None for an
+        Relative Frobenius error of these cores against what they were made from; None for an
         operator that was not made from one.
     error_kind : {"exact", "inherited", "none"}
         The measured residual of these cores, that of the cores they were made from by a change

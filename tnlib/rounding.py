@@ -98,9 +98,7 @@ def tt_round(
     )
     done[-1] = _array.times_power_of_two(_array.owned(done[-1]), exponent)
     rounded = gauge.given_back(done, given)
-    error = math.sqrt(math.fsum(discarded) / total)
-    if _array.is_half(given[0].dtype):
-        error = _distance(given, rounded)
+    error = _distance(given, rounded)
     binding = limits is not None and any(
         limit == core.shape[-1] for limit, core in zip(limits, rounded, strict=False)
     )
@@ -110,6 +108,6 @@ def tt_round(
 
 
 def _distance(given: Sequence[Array], rounded: Sequence[Array]) -> float:
-    """Relative Frobenius distance of two trains, for cores that rounding to half has changed."""
+    """Relative Frobenius distance of two trains, from their orthogonalised difference."""
     ours, theirs = gauge.working(given), gauge.working(rounded)
     return gauge.norm(_train.add(ours, _train.scaled(theirs, -1.0, 0))) / gauge.norm(ours)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
@@ -25,7 +25,7 @@ class TT(Chain):
         Position of the core that carries the norm where all cores to its left have orthonormal
         columns and all to its right orthonormal rows; None for any other gauge.
     error : float or None
-        Relative Frobenius error of these cores against the decomposed array; None for a train
+        Relative Frobenius error of these cores against what they were made from; None for a train
         that was not made from one.
     error_kind : {"exact", "inherited", "none"}
         The measured residual of these cores, that of the cores they were made from by a change
@@ -47,6 +47,9 @@ class TT(Chain):
     >>> float(train[1, 2, 3].round(9)), train[:, 0, 1:].shape
     (23.0, (2, 3))
     """
+
+    # Iterating would stop at no IndexError; the parts are in `cores`.
+    __iter__: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cores", _operands.cores(self.cores, 3, "(r, n, r)"))
@@ -99,11 +102,12 @@ class TT(Chain):
     def _selection(self, key: Any) -> list[int | list[int]]:
         """What `key` takes from every axis: a position, or a list of them."""
         parts = list(key) if isinstance(key, tuple) else [key]
-        if parts.count(Ellipsis) > 1:
+        gaps = [k for k, part in enumerate(parts) if part is Ellipsis]
+        if len(gaps) > 1:
             raise ValueError("at most one ellipsis")
-        if Ellipsis not in parts:
+        if not gaps:
             parts.append(Ellipsis)
-        gap = parts.index(Ellipsis)
+        gap = gaps[0] if gaps else len(parts) - 1
         order = len(self.cores)
         if len(parts) - 1 > order:
             raise ValueError(f"{len(parts) - 1} indices for a train of {order} axes")

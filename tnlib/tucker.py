@@ -227,8 +227,7 @@ def multiplied(tensor: Array, matrices: Mapping[int, Array]) -> Array:
 
 def rounded(core: Array, factors: Sequence[Array], prepared: Prepared, like: Array) -> Tucker:
     """Computed arrays with the scale put back, in the library and dtype of the result."""
-    if prepared.exponent:
-        core = _array.times_power_of_two(_array.owned(core), prepared.exponent)
+    core = _array.times_power_of_two(_array.owned(core), prepared.exponent)
     out = [_array.restored(array, like, prepared.out) for array in (core, *factors)]
     return Tucker(out[0], tuple(out[1:]))
 

@@ -214,6 +214,28 @@ def test_the_norm_of_the_zero_train_has_gradient_zero():
     assert not core.grad.any()
 
 
+def test_the_norm_has_first_and_second_derivatives_at_any_scale():
+    for scale in (1.0, 1e160, 1e-160):
+        leaves = [
+            core.clone().requires_grad_()
+            for core in tt_random((2, 3), 2, like=torch.empty(0), dtype="float64").cores
+        ]
+        value = (TT(leaves) * scale).norm()
+        exact = torch.linalg.norm(TT(leaves).to_dense()) * scale
+        assert value.item() == pytest.approx(exact.item(), rel=1e-13)
+        ours = torch.autograd.grad(value, leaves)
+        for a, b in zip(ours, torch.autograd.grad(exact, leaves), strict=True):
+            torch.testing.assert_close(a, b)
+    assert torch.autograd.gradgradcheck(lambda *cores: TT(cores).norm(), leaves)
+
+
+def test_results_never_share_memory_with_what_they_came_from():
+    array = np.random.default_rng(0).standard_normal(5)
+    train = TT([array.reshape(1, 5, 1)])
+    for other in (train.canonical(0), train.balanced(), tt_svd(array, 1)):
+        assert not np.shares_memory(other.cores[0], array)
+
+
 def test_error_is_inherited_by_gauges_and_forgotten_by_arithmetic():
     mpo = mpo_decompose(np.random.default_rng(0).standard_normal((16, 16)), 3)
     assert mpo.canonical(0).error == mpo.error
@@ -244,6 +266,10 @@ BAD = [
     (lambda: TRAIN[5:], ValueError, "slice of axis 0, of size 2, is empty"),
     (lambda: TRAIN["a"], TypeError, "must be an integer, got 'a'"),
     (lambda: TRAIN[..., ...], ValueError, "at most one ellipsis"),
+    (lambda: TRAIN[np.array([0, 1])], TypeError, "must be an integer"),
+    (lambda: TRAIN[True], TypeError, "must be an integer, got True"),
+    (lambda: list(TRAIN), TypeError, "not iterable"),
+    (lambda: TT([np.ones((1, 2, 1), int)]), TypeError, "floating point, got int64"),
     (lambda: OPERATOR @ tt_random((3, 2), 1), ValueError, r"\(2, 2\) meet the modes \(3, 2\)"),
     (lambda: OPERATOR @ OPERATOR, ValueError, "meet the modes"),
     (lambda: OPERATOR @ np.ones((4, 4)), TypeError, "for arrays use matvec"),

@@ -61,6 +61,14 @@ def test_a_member_of_low_rank_is_found_exactly():
     assert found[1].error == pytest.approx(np.sqrt(29 / 32))
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [("float64", 1e-160), ("float32", 1e-22)])
+def test_members_of_very_different_scales_are_all_true(dtype, scale):
+    matrix = np.random.default_rng(0).standard_normal((12, 12))
+    pair = np.stack([matrix, matrix * scale]).astype(dtype)
+    first, second = mpo_decompose_batch(pair, 2)
+    assert second.error == pytest.approx(first.error, rel=1e-5)
+
+
 BAD = [
     (np.ones((4, 4)), {"ranks": 1}, ValueError, r"must hold matrices, got arrays of shape \(4,\)"),
     (np.ones(()), {"ranks": 1}, ValueError, "got a single number"),

@@ -13,7 +13,6 @@ from tests.arrays import LIBRARIES, numpy_of, relative, tensors
 from tnlib import CP, cp_als, cp_als_batch
 from tnlib.cp import lm
 
-U = np.finfo(np.float64).eps / 2
 RANKS = st.integers(1, 6)
 LIBRARY = st.sampled_from(sorted(LIBRARIES))
 METHODS = st.sampled_from(["auto", "als", "lm"])
@@ -264,6 +263,38 @@ def test_a_batch_of_exact_members_is_recovered():
         assert cp.info.n_iter == len(cp.info.trace)
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [("float64", 1e-170), ("float32", 1e-26)])
+def test_members_of_very_different_scales_are_all_true(dtype, scale):
+    member = np.random.default_rng(0).standard_normal((4, 5, 6))
+    pair = np.stack([member, member * scale]).astype(dtype)
+    first, second = cp_als_batch(pair, 2, max_iter=50)
+    assert second.error == pytest.approx(first.error, abs=1e-3)
+    assert float(second.weights[0]) == pytest.approx(float(first.weights[0]) * scale, rel=0.05)
+
+
+def test_stopping_ends_the_restarts_too():
+    seen = []
+    cp_als(np.ones((3, 3, 3)), 1, restarts=3, callback=lambda k, _: seen.append(k) or False)
+    assert seen == [1]
+
+
+def test_a_start_of_dead_terms_ends_well():
+    array = np.zeros((2, 2, 2))
+    array[1, 1, 1] = 1
+    dead = CP(np.ones(1), (np.array([[1.0], [0.0]]),) * 3)
+    for method in ("auto", "als", "lm"):
+        assert cp_als(array, 1, init=dead, method=method).error == pytest.approx(1.0)
+
+
+def test_the_trace_is_true_where_terms_cancel():
+    a, b = np.random.default_rng(0).standard_normal((2, 6))
+    sides = [(a, a, b), (a, b, a), (b, a, a)]
+    array = sum(np.einsum("i,j,k->ijk", *side) for side in sides)
+    cp = cp_als(array, 2, max_iter=400, init="random", tol=1e-12)
+    assert cp.weights.max() > 100
+    assert cp.info.trace[-1] == pytest.approx(cp.error, rel=1e-2)
+
+
 def test_the_dense_form_is_differentiable():
     rng = np.random.default_rng(0)
     shapes = [(2,), (3, 2), (4, 2), (2, 2)]
@@ -278,6 +309,7 @@ def test_decomposing_inside_a_graph_is_refused():
 
 
 CUBE = np.ones((2, 3, 4))
+NAN = CP(np.full(1, np.nan), tuple(np.ones((size, 1)) for size in CUBE.shape))
 BAD = [
     (lambda: cp_als(np.ones(3), 1), ValueError, r"two axes or more, got \(3,\)"),
     (lambda: cp_als(CUBE * 1j, 1), TypeError, "complex data is not supported"),
@@ -290,6 +322,9 @@ BAD = [
     (lambda: cp_als(CUBE, 1, init="svd"), ValueError, "a CP or one of hosvd, random"),
     (lambda: cp_als(CUBE, 2, init=cp_als(CUBE, 1)), ValueError, "rank 1, expected .* and 2"),
     (lambda: cp_als(CUBE, 1, init=cp_als(CUBE.T, 1)), ValueError, "init has shape"),
+    (lambda: cp_als(CUBE, 1, init=NAN), ValueError, "init contains nan or inf"),
+    (lambda: cp_als(CUBE, 1, init=np.ones(3)), ValueError, "a CP or one of hosvd, random"),
+    (lambda: cp_als(CUBE, 1, dtype="complex128"), TypeError, "CP of complex numbers"),
     (lambda: cp_als(CUBE, 1, tol=-1), ValueError, "at least 0, got -1"),
     (lambda: cp_als(CUBE, 1, tol=float("nan")), ValueError, "finite number"),
     (lambda: cp_als(CUBE, 1, max_iter=0), ValueError, "max_iter must be at least 1"),

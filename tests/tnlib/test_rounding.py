@@ -136,7 +136,7 @@ BAD = [
     (lambda t: tt_round(t, eps=1e-17), ValueError, "cannot be met"),
     (lambda t: tt_round(t, 2, method="qr"), ValueError, "method must be one of"),
     (lambda t: tt_round(TT([np.full((1, 2, 1), np.inf)]), 1), ValueError, "nan or inf"),
-    (lambda t: tt_svd(np.eye(3), 1, refine=-1), ValueError, "refine must be at least 1, got -1"),
+    (lambda t: tt_svd(np.eye(3), 1, refine=-1), ValueError, "refine must be at least 0, got -1"),
     (lambda t: tt_svd(np.eye(3), 1, refine=1.5), TypeError, "refine must be an integer"),
     (
         lambda t: tt_round(TT([torch.ones(1, 2, 1, requires_grad=True) * 2]), 1),
@@ -150,3 +150,32 @@ BAD = [
 def test_bad_calls_say_what_is_wrong(call, error, message):
     with pytest.raises(error, match=message):
         call(tt_random((2, 3), 2))
+
+
+@pytest.mark.parametrize(("dtype", "imbalance"), [("float32", 1e7), ("float64", 1e17)])
+def test_columns_that_a_large_partner_makes_count_are_kept(dtype, imbalance):
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((1, 6, 2)) * [1, imbalance]
+    last = rng.standard_normal((2, 6, 1)) / np.array([1, imbalance])[:, None, None]
+    train = TT([first.astype(dtype), last.astype(dtype)])
+    dense = TT([core.astype(np.float64) for core in train.cores]).to_dense()
+    tolerance = 1e-6 if dtype == "float32" else 1e-14
+    assert float(train.norm()) == pytest.approx(np.linalg.norm(dense), rel=tolerance)
+    for same in (train.canonical(0), train.canonical(1), train.balanced(), tt_round(train, 2)):
+        assert relative(same.to_dense(), dense) <= 10 * tolerance
+    assert tt_round(train, eps=1e-3).error <= 1e-3
+
+
+def test_a_train_that_cancels_keeps_its_promise_or_refuses():
+    x, y = (tt_random((6, 7, 8), 3, rng=seed) for seed in (0, 1))
+    for dtype, share in (("float32", 1e-5), ("float64", 1e-6)):
+        parts = [TT([core.astype(dtype) for core in train.cores]) for train in (x, y)]
+        train = (parts[0] + share * parts[1]) - parts[0]
+        wide = TT([core.astype(np.float64) for core in train.cores]).to_dense()
+        small = tt_round(train, eps=1e-3)
+        rebuilt = TT([core.astype(np.float64) for core in small.cores]).to_dense()
+        assert relative(rebuilt, wide) <= 1e-3
+        assert small.error == pytest.approx(relative(rebuilt, wide), abs=1e-6)
+    hopeless = (x + 1e-14 * y) - x
+    with pytest.raises(ValueError, match="was not met"):
+        tt_round(hopeless, eps=1e-6)

@@ -164,6 +164,19 @@ def test_sizes_and_immutability():
     np.testing.assert_array_equal(array, before)
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4), (4, 4, 1), (1,), (3,)])
+def test_results_never_share_memory_with_the_input(shape, to_library):
+    array = np.random.default_rng(0).standard_normal(shape)
+    for tucker in (tucker_hosvd(to_library(array), 4), tucker_hooi(to_library(array), 4)):
+        for part in (tucker.core, *tucker.factors):
+            assert not np.shares_memory(numpy_of(part), array)
+
+
+def test_a_start_of_smaller_ranks_is_filled_up():
+    array = np.random.default_rng(0).standard_normal((5, 6, 7))
+    assert tucker_hooi(array, 3, init=tucker_hosvd(array, 1)).ranks == (3, 3, 3)
+
+
 def test_the_dense_form_is_differentiable():
     rng = np.random.default_rng(0)
     shapes = [(2, 3, 2), (4, 2), (3, 3), (2, 2)]
@@ -188,6 +201,12 @@ BAD = [
     (lambda: tucker_hooi(CUBE, 1, tol=-1.0), ValueError, "tol must be a finite number"),
     (lambda: tucker_hooi(CUBE, 1, tol="0"), TypeError, "tol must be a real number"),
     (lambda: tucker_hooi(CUBE, 1, max_iter=0), ValueError, "max_iter must be at least 1"),
+    (lambda: tucker_hooi(CUBE, 1, init=np.ones(3)), ValueError, "'hosvd', 'random' or a Tucker"),
+    (
+        lambda: tucker_hooi(np.ones(2), 1, init=Tucker(np.ones(1), (np.full((2, 1), np.nan),))),
+        ValueError,
+        "init contains nan",
+    ),
     (lambda: tucker_hooi(CUBE, 1, init="svd"), ValueError, "'hosvd', 'random' or a Tucker"),
     (lambda: tucker_hooi(CUBE, 1, init=tucker_hosvd(CUBE.T, 1)), ValueError, "expected"),
     (lambda: Tucker(CUBE, (np.ones((4, 2)),) * 2), ValueError, "3 axes needs as many factors"),

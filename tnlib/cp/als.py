@@ -19,8 +19,8 @@ from tnlib._array import Array
 from tnlib._basis import Vector
 from tnlib.cp.products import Data, gram, hadamard
 
-# Relative errors below which the norms of data and terms cancel too much, by precision of the data.
-_CANCELLING = {"float32": 1e-2, "float64": 1e-6}
+# Squared errors below this many roundings of the terms are formed from the residual.
+_CANCELLED = 1e4
 # Eigenvalues of the normal equations below this share of the largest are taken as zero.
 _SINGULAR = 1e-14
 
@@ -66,10 +66,12 @@ def sweep(data: Data, terms: Terms) -> Terms:
     overlap = xp.sum(product * factors[-1] * weights[..., None], axis=(-2, -1))
     own = weights[..., None, :] @ hadamard(grams) @ weights[..., None]
     gained = _array.to_numpy(2 * overlap - own[..., 0, 0])
-    squared = np.clip(1 - gained / np.asarray(data.energies), 0.0, None)
-    errors = np.sqrt(squared)
-    found = Terms(tuple(factors), weights, errors)
-    if errors.min() < _CANCELLING[_array.dtype_name(data.matrix.dtype)]:
+    energies = np.asarray(data.energies)
+    squared = np.clip(1 - gained / energies, 0.0, None)
+    found = Terms(tuple(factors), weights, np.sqrt(squared))
+    size = _array.to_numpy(xp.sum(weights, axis=-1)) ** 2 / energies
+    rounding = _array.unit_roundoff(array_namespace(data.matrix), data.matrix.dtype)
+    if np.any(squared < _CANCELLED * rounding * np.maximum(size, 1.0)):
         return Terms(found.factors, weights, data.errors(found.weighted()))
     return found
 

@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _operands
 from tnlib._array import RNG, Array
-from tnlib._prepare import Prepared, prepare
+from tnlib._prepare import Prepared, is_moderate, prepare
 from tnlib.cp.als import Terms
 from tnlib.cp.format import CP
 from tnlib.cp.products import Data
@@ -108,14 +108,15 @@ def cp_als(
     _checks.flag("compress", compress)
     extra = _checks.count("restarts", restarts)
     generator = _array.as_generator(rng)
-    prepared = prepare(array, dtype)
+    prepared = _prepared(array, dtype)
     if prepared.energy == 0.0:
         return zero(array, terms, prepared)
-    starts: list[str | CP] = [start, *["random"] * extra]
-    found = [
-        _decomposed(array, prepared, terms, method, begin, course.fresh(), compress, generator)
-        for begin in starts
-    ]
+    found: list[CP] = []
+    for begin in (start, *["random"] * extra):
+        own = course.fresh()
+        found.append(_decomposed(array, prepared, terms, method, begin, own, compress, generator))
+        if own.stopped:
+            break
     return min(found, key=lambda cp: cp.error or 0.0)
 
 
@@ -163,21 +164,26 @@ def cp_als_batch(
     """
     array = _checked(_operands.stacked(_operands.alike("tensors", tensors)), 3)
     terms = _checks.positive_int("rank", rank)
-    if init not in STARTS:
+    if not isinstance(init, str) or init not in STARTS:
         raise ValueError(f"init must be one of {', '.join(STARTS)}, got {init!r}")
     course = _course("als", tol, max_iter, callback)
-    prepared = prepare(array, dtype)
+    prepared = _prepared(array, dtype)
     energies = [_array.energy(item) for item in prepared.data]
-    there = [k for k, energy in enumerate(energies) if energy > 0]
-    results = [zero(tensor, terms, prepared) for tensor in array]
-    if not there:
-        return tuple(results)
-    data = Data.of(prepared.data[there], [energies[k] for k in there])
-    start = first_terms(data, terms, init, _array.as_generator(rng))
-    found = solve(data, start, "als", course)
-    for row, k in enumerate(there):
-        results[k] = result(array[k], prepared, item(data, row), row_of(found, row), course, row)
-    return tuple(results)
+    # Members at another scale than the rest, zero ones among them, are decomposed alone.
+    usual = [k for k, energy in enumerate(energies) if is_moderate(energy, prepared.data)]
+    results = {
+        k: cp_als(array[k], terms, method="als", init=init, tol=tol, max_iter=max_iter, dtype=dtype)
+        for k in set(range(len(energies))) - set(usual)
+    }
+    if usual:
+        batch = prepared.data if len(usual) == len(energies) else prepared.data[usual]
+        data = Data.of(batch, [energies[k] for k in usual])
+        start = first_terms(data, terms, init, _array.as_generator(rng))
+        found = solve(data, start, "als", course)
+        for row, k in enumerate(usual):
+            one = row_of(found, row)
+            results[k] = result(array[k], prepared, item(data, row), one, course, row)
+    return tuple(results[k] for k in range(len(energies)))
 
 
 def _checked(X: Any, least: int) -> Array:
@@ -189,14 +195,22 @@ def _checked(X: Any, least: int) -> Array:
     return array
 
 
+def _prepared(array: Array, dtype: Any) -> Prepared:
+    prepared = prepare(array, dtype)
+    if _array.is_complex(prepared.out):
+        raise TypeError(f"CP of complex numbers is not supported, got dtype={dtype!r}")
+    return prepared
+
+
 def _start(init: Any, shape: tuple[int, ...], rank: int) -> str | CP:
     if isinstance(init, CP):
         if (init.shape, init.rank) != (shape, rank):
             raise ValueError(
                 f"init has shape {init.shape} and rank {init.rank}, expected {shape} and {rank}"
             )
+        _operands.finite("init", (init.weights, *init.factors))
         return init
-    if init not in STARTS:
+    if not isinstance(init, str) or init not in STARTS:
         raise ValueError(f"init must be a CP or one of {', '.join(STARTS)}, got {init!r}")
     return str(init)
 
@@ -229,8 +243,8 @@ def _decomposed(
     if not (smaller and isinstance(begin, str) if compress is None else compress):
         terms = _begin(data, begin, rank, None, rng)
         return result(array, prepared, data, solve(data, terms, method, course), course)
-    core, bases, _, _ = st_hosvd(prepared.data, limits, None, prepared.energy, "auto", rng)
-    lost = max(prepared.energy - _array.energy(core), 0.0)
+    core, bases, gone, _ = st_hosvd(prepared.data, limits, None, prepared.energy, "auto", rng)
+    lost = math.fsum(gone)
     small = Data.of(core[None], (prepared.energy,), lost)
     terms = solve(small, _begin(small, begin, rank, bases, rng), method, course)
     xp = array_namespace(prepared.data)

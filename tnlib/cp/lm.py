@@ -66,6 +66,8 @@ def steps(data: Data, terms: Terms) -> Iterator[Point]:
         descent = _descent(point)
         grams = [gram(factor) for factor in point.factors]
         scale = max(float(np.diag(hadamard(grams, (k,))).max()) for k in range(len(grams)))
+        if scale == 0.0:
+            return
         damping = max(damping or _START * scale, _LEAST * scale)
         while True:
             step = _step(point.factors, grams, descent, damping)
