@@ -96,15 +96,16 @@ def split_all(
     """Split off every mode but the last: cores, discarded energies and kernels.
 
     `rest` holds the first mode and all that is right of it; where it is the center of a train,
-    `after` are the right-orthonormal cores that follow.
+    `after` are the right-orthonormal cores that follow, and discarded energies are measured.
     """
     cores: list[Array] = []
     discarded: list[float] = []
     kernels: list[str] = []
     rank = 1
     for k, mode in enumerate(modes[:-1]):
+        matrix = rest.reshape(rank * mode, -1)
         basis = lowrank.truncated_basis(
-            rest.reshape(rank * mode, -1),
+            matrix,
             energy=max(total - math.fsum(discarded), 0.0),
             max_rank=limits[k],
             allowed=allowance(share, total, discarded, len(modes) - 1 - k),
@@ -114,9 +115,11 @@ def split_all(
         cores.append(basis.vectors.reshape(rank, mode, -1))
         kernels.append(basis.kernel)
         rest, rank = basis.rest, basis.vectors.shape[1]
+        lost = basis.discarded
         if after:
+            lost = _array.residual_energy(matrix, basis.vectors, rest)
             rest = rest @ after[k].reshape(after[k].shape[0], -1)
-        discarded.append(basis.discarded)
+        discarded.append(lost)
     cores.append(rest.reshape(rank, modes[-1], 1))
     return cores, discarded, tuple(kernels)
 

@@ -12,14 +12,20 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
+from array_api_compat import array_namespace
+
 from tnlib import _array, _checks, _train, gauge
 from tnlib._array import RNG, Array
+from tnlib._basis import NOISE
 from tnlib._chain import Chain
 from tnlib._prepare import Prepared, budget, verify
 from tnlib._sweep import split_all, zero_train
 from tnlib.info import Info
 
 C = TypeVar("C", bound=Chain)
+
+# Errors this many times above what rounding can do are the sum of the discarded energies.
+_RESOLVED = 1e3
 
 
 def tt_round(
@@ -98,13 +104,34 @@ def tt_round(
     )
     done[-1] = _array.times_power_of_two(_array.owned(done[-1]), exponent)
     rounded = gauge.given_back(done, given)
-    error = _distance(given, rounded)
+    error = math.sqrt(math.fsum(discarded) / total)
+    if error < _RESOLVED * _uncertainty(given, total, exponent):
+        error = _distance(given, rounded)
     binding = limits is not None and any(
         limit == core.shape[-1] for limit, core in zip(limits, rounded, strict=False)
     )
     verify(error, None if binding else tolerance, prepared.out, used)
     info = Info(used, tuple(d / total for d in discarded), tolerance, prepared.compute_name)
     return tt._rebuilt(rounded, error=error, error_kind="exact", center=len(given) - 1, info=info)
+
+
+def _uncertainty(given: Sequence[Array], total: float, exponent: int) -> float:
+    """How far rounding may move the train, relative to its norm: in its dtype, and in computing.
+
+    The second is a roundoff of the train whose cores are replaced by their absolute values, which
+    is large where terms cancel.
+    """
+    xp = array_namespace(*given)
+    cores = gauge.working(given)
+    exponents = [_array.exponent(core) for core in cores]
+    sizes = [abs(core) * 2.0**-e for core, e in zip(cores, exponents, strict=True)]
+    size = math.sqrt(float(_train.inner(sizes, sizes)) / total)
+    computed = NOISE * 2.0**-53 * size
+    try:
+        computed = math.ldexp(computed, sum(exponents) - exponent)
+    except OverflowError:
+        return math.inf
+    return _array.unit_roundoff(xp, given[0].dtype) + computed
 
 
 def _distance(given: Sequence[Array], rounded: Sequence[Array]) -> float:
