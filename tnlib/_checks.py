@@ -33,16 +33,9 @@ def ranks(value: Any, order: int) -> tuple[int, ...] | None:
     """
     if value is None:
         return None
-    hint = "ranks are whole numbers; for a tolerance use eps="
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or not np.ndim(value):
-        if isinstance(value, float):
-            raise TypeError(f"ranks must be an int or a sequence of ints, got {value!r}; {hint}")
-        return (positive_int("ranks", value),) * (order - 1)
-    given = list(value)
-    for rank in given:
-        if isinstance(rank, float):
-            raise TypeError(f"ranks must be ints, got {rank!r}; {hint}")
-    numbers = tuple(positive_int("every rank", rank) for rank in given)
+    numbers = _rank_numbers(value)
+    if isinstance(numbers, int):
+        return (numbers,) * (order - 1)
     if len(numbers) == order + 1 and numbers[0] == numbers[-1] == 1:
         return numbers[1:-1]
     if len(numbers) != order - 1:
@@ -51,6 +44,19 @@ def ranks(value: Any, order: int) -> tuple[int, ...] | None:
             f"({order + 1} with a 1 at both ends is accepted too), got {len(numbers)}: {numbers}"
         )
     return numbers
+
+
+def _rank_numbers(value: Any) -> int | tuple[int, ...]:
+    """One rank or several, each at least 1; a float is taken for a misplaced tolerance."""
+    hint = "ranks are whole numbers; for a tolerance use eps="
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or not np.ndim(value):
+        if isinstance(value, float):
+            raise TypeError(f"ranks must be an int or a sequence of ints, got {value!r}; {hint}")
+        return positive_int("ranks", value)
+    for rank in value:
+        if isinstance(rank, float):
+            raise TypeError(f"ranks must be ints, got {rank!r}; {hint}")
+    return tuple(positive_int("every rank", rank) for rank in value)
 
 
 def required_ranks(value: Any, order: int) -> tuple[int, ...]:
@@ -162,15 +168,9 @@ def multilinear_ranks(value: Any, order: int) -> tuple[int, ...] | None:
     """`value` as one largest rank for each of `order` modes, or None for no limit."""
     if value is None:
         return None
-    hint = "ranks are whole numbers; for a tolerance use eps="
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or not np.ndim(value):
-        if isinstance(value, float):
-            raise TypeError(f"ranks must be an int or a sequence of ints, got {value!r}; {hint}")
-        return (positive_int("ranks", value),) * order
-    for rank in value:
-        if isinstance(rank, float):
-            raise TypeError(f"ranks must be ints, got {rank!r}; {hint}")
-    numbers = tuple(positive_int("every rank", rank) for rank in value)
+    numbers = _rank_numbers(value)
+    if isinstance(numbers, int):
+        return (numbers,) * order
     if len(numbers) != order:
         raise ValueError(
             f"ranks must be one int or {order} ints, one a mode, got {len(numbers)}: {numbers}"

@@ -6,7 +6,6 @@ in any thread.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from tnlib._array import RNG, Array
 from tnlib._format import Format
 from tnlib._prepare import Prepared, dtypes, prepare, verify
 from tnlib._tensorly import Constraint, Solution
-from tnlib.cp.format import CP, khatri_rao
+from tnlib.cp.format import CP
+from tnlib.cp.products import Data
+from tnlib.cp.result import error_of
 from tnlib.info import Info
 from tnlib.mpo import MPO
 from tnlib.tt import TT
@@ -220,7 +221,10 @@ def _result(
 ) -> CP:
     """The terms in the caller's library and dtype, with the error of what is returned."""
     restored = [_array.restored(values, array, out) for values in (weights, *found.factors)]
-    error = _relative_error(prepared, restored) if prepared.energy else 0.0
+    error = 0.0
+    if prepared.energy:
+        data = Data.of(prepared.data[None], (prepared.energy,))
+        error = error_of(data, restored, prepared.exponent)
     verify(error, None, out, ("tensorly",))
     info = Info(
         ("tensorly",),
@@ -233,14 +237,3 @@ def _result(
         trace=tuple(found.trace),
     )
     return CP(restored[0], tuple(restored[1:]), error=error, error_kind="exact", info=info)
-
-
-def _relative_error(prepared: Prepared, arrays: list[Array]) -> float:
-    """Residual of the terms, weights first, against the data."""
-    weights, *factors = (_array.computable(values, prepared.data) for values in arrays)
-    weights = _array.times_power_of_two(_array.owned(weights), -prepared.exponent)
-    half = len(factors) // 2
-    left = khatri_rao([weights[None, :], *factors[:half]])
-    right = khatri_rao(factors[half:])
-    rows = prepared.data.reshape(left.shape[0], -1)
-    return math.sqrt(_array.residual_energy(rows, left, right.mT) / prepared.energy)

@@ -10,6 +10,7 @@ from typing import Any
 from tnlib import _array, _operands
 from tnlib._array import Array
 from tnlib._format import Format
+from tnlib.cp.products import khatri_rao
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -97,16 +98,8 @@ class CP(Format):
         """
         xp = _array.namespace(self.weights, *self.factors)
         wide = _array.working_dtype(xp, self.weights.dtype)
-        factors = [_array.astype(factor, wide) for factor in self.factors]
-        half = max(len(factors) // 2, 1)
-        left = khatri_rao([_array.astype(self.weights, wide)[None, :], *factors[:half]])
-        right = khatri_rao(factors[half:]) if factors[half:] else xp.ones_like(left[:1])
-        return _array.astype((left @ right.mT).reshape(self.shape), self.weights.dtype)
-
-
-def khatri_rao(factors: list[Array]) -> Array:
-    """Column-wise Kronecker product of (n_k, R) matrices, the last index running fastest."""
-    product = factors[0]
-    for factor in factors[1:]:
-        product = (product[:, None, :] * factor[None, :, :]).reshape(-1, factor.shape[1])
-    return product
+        rows = [_array.astype(factor, wide).mT for factor in self.factors]
+        half = max(len(rows) // 2, 1)
+        left = khatri_rao([_array.astype(self.weights, wide)[:, None], *rows[:half]])
+        right = khatri_rao(rows[half:]) if rows[half:] else xp.ones_like(left[:, :1])
+        return _array.astype((left.mT @ right).reshape(self.shape), self.weights.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from array_api_compat import array_namespace
 
 from tnlib import _array
@@ -39,11 +41,7 @@ def result(
     weights = _array.times_power_of_two(weights, prepared.exponent)
     columns = [factor[0][order].mT for factor in terms.factors]
     out = [_array.restored(values, array, prepared.out) for values in (weights, *columns)]
-    rounded, *factors = (_array.computable(values, data.matrix) for values in out)
-    rows = [factor.mT[None] for factor in factors]
-    rounded = _array.times_power_of_two(_array.owned(rounded), -prepared.exponent)
-    rows[-1] = rows[-1] * rounded[None, :, None]
-    error = float(data.errors(rows)[0])
+    error = error_of(data, out, prepared.exponent)
     verify(error, None, prepared.out, course.solvers)
     info = Info(
         tuple(course.solvers),
@@ -56,6 +54,15 @@ def result(
         trace=tuple(float(errors[row]) for errors in course.trace),
     )
     return CP(out[0], tuple(out[1:]), error=error, error_kind="exact", info=info)
+
+
+def error_of(data: Data, arrays: Sequence[Array], exponent: int) -> float:
+    """Relative error of weights and factors against data that were scaled by 2^-exponent."""
+    weights, *factors = (_array.computable(values, data.matrix) for values in arrays)
+    weights = _array.times_power_of_two(_array.owned(weights), -exponent)
+    rows = [factor.mT[None] for factor in factors]
+    rows[-1] = rows[-1] * weights[None, :, None]
+    return float(data.errors(rows)[0])
 
 
 def _degeneracy(terms: Terms) -> str:
