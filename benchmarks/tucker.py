@@ -88,6 +88,11 @@ def pyttb_hosvd(data: Any, case: Case) -> Any:
     return result.core.data, result.factor_matrices
 
 
+def pyttb_from_numpy(array: np.ndarray, case: Case) -> Any:
+    """From a NumPy array, which pyttb copies to its own memory order first."""
+    return pyttb_hosvd(data_of("pyttb hosvd", array), case)
+
+
 def tensorly_tucker(array: np.ndarray, case: Case) -> Any:
     from tensorly.decomposition import tucker
 
@@ -99,9 +104,11 @@ def peers(case: Case) -> dict[str, Callable[[Any, Case], Any]]:
     found: dict[str, Callable[[Any, Case], Any]] = {"tnlib tucker_hosvd": hosvd}
     if case.eps is None:
         found["tnlib tucker_hooi"] = hooi
+    if case.eps is None and case.dtype == "float64":
         found["tensorly tucker"] = tensorly_tucker
     if find_spec("pyttb"):
         found["pyttb hosvd"] = pyttb_hosvd
+        found["pyttb tensor + hosvd"] = pyttb_from_numpy
     return found
 
 
