@@ -245,11 +245,23 @@ def times_power_of_two(array: Array, exponent: int) -> Array:
 
 
 def restored(values: Array, like: Array, dtype: Any) -> Array:
-    """`values` as a contiguous array of its own in the library and device of `like`."""
+    """`values` as a contiguous array of its own in the library and device of `like`.
+
+    Raises
+    ------
+    ValueError
+        If they overflow `dtype`.
+    """
     if isinstance(values, np.ndarray):
         values = from_numpy(np.ascontiguousarray(values), like)
     with np.errstate(over="ignore"):
-        return array_namespace(like).astype(values, dtype, copy=False)
+        result = array_namespace(like).astype(values, dtype, copy=False)
+    if not magnitude(result) < math.inf:
+        raise ValueError(
+            f"the result overflows {dtype_name(dtype)}: scale the array down, or pass a wider "
+            "dtype="
+        )
+    return result
 
 
 def computable(array: Array, like: Array) -> Array:

@@ -159,11 +159,6 @@ def scalar(name: str, value: Any) -> Any:
     return value
 
 
-def count(name: str, value: Any) -> int:
-    """`value` as an int of at least 0."""
-    return positive_int(name, value, least=0)
-
-
 def multilinear_ranks(value: Any, order: int) -> tuple[int, ...] | None:
     """`value` as one largest rank for each of `order` modes, or None for no limit."""
     if value is None:

@@ -125,6 +125,11 @@ def allowance(
     return max(budget**2 * total - math.fsum(discarded), 0.0) / remaining
 
 
+def binds(limits: Sequence[int | None] | None, ranks: Sequence[int]) -> bool:
+    """Whether a rank stands at its limit, so that the limit and not a tolerance set it."""
+    return any(limit == rank for limit, rank in zip(limits or (), ranks, strict=False))
+
+
 def verify(error: float, eps: float | None, out: Any, kernels: Sequence[str]) -> None:
     """Refuse a result that is not what was promised."""
     name = _array.dtype_name(out)

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _train, lowrank
 from tnlib._array import RNG, Array
-from tnlib._prepare import Prepared, allowance, budget, prepare, verify
+from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify
 from tnlib.info import Info
 from tnlib.refinement import refined
 
@@ -57,7 +57,7 @@ def sweep(
     trace: tuple[float, ...] = ()
     if refine and len(cores) > 1:
         cores, trace = refined(data, cores, total, refine)
-    binding = any(limit == core.shape[-1] for limit, core in zip(limits, cores, strict=False))
+    binding = binds(limits, [core.shape[-1] for core in cores])
     info = Info(
         kernels,
         tuple(d / total for d in discarded),

@@ -260,7 +260,7 @@ def mpo_decompose(
         ranks=limits,
         eps=tolerance,
         method=_checks.method(method),
-        refine=_checks.count("refine", refine),
+        refine=_checks.positive_int("refine", refine, least=0),
         rng=rng,
         dtype=dtype,
     )

@@ -18,7 +18,7 @@ from tnlib import _array, _checks, _train, gauge
 from tnlib._array import RNG, Array
 from tnlib._basis import NOISE
 from tnlib._chain import Chain
-from tnlib._prepare import Prepared, budget, verify
+from tnlib._prepare import Prepared, binds, budget, verify
 from tnlib._sweep import split_all, zero_train
 from tnlib.info import Info
 
@@ -81,8 +81,9 @@ def tt_round(
     given = tt._merged()
     limits, tolerance = _checks.truncation(ranks, eps, len(given))
     kernel = _checks.method(method)
-    cores = gauge.orthogonalized(gauge.working(given), 0)
-    exponent = math.frexp(_array.magnitude(cores[0]))[1]
+    wide = gauge.working(given)
+    cores = gauge.orthogonalized(wide, 0)
+    exponent = _array.exponent(cores[0])
     cores[0] = _array.times_power_of_two(_array.owned(cores[0]), -exponent)
     total = _array.energy(cores[0])
     prepared = Prepared(cores[0], exponent, total, given[0].dtype)
@@ -105,36 +106,31 @@ def tt_round(
     done[-1] = _array.times_power_of_two(_array.owned(done[-1]), exponent)
     rounded = gauge.given_back(done, given)
     error = math.sqrt(math.fsum(discarded) / total)
-    if error < _RESOLVED * _uncertainty(given, total, exponent):
-        error = _distance(given, rounded)
-    binding = limits is not None and any(
-        limit == core.shape[-1] for limit, core in zip(limits, rounded, strict=False)
-    )
+    roundoff = _array.unit_roundoff(array_namespace(*given), prepared.out)
+    if error < _RESOLVED * (roundoff + _uncertainty(wide, total, exponent)):
+        error = math.ldexp(_distance(wide, rounded) / math.sqrt(total), -exponent)
+    binding = binds(limits, [core.shape[-1] for core in rounded])
     verify(error, None if binding else tolerance, prepared.out, used)
     info = Info(used, tuple(d / total for d in discarded), tolerance, prepared.compute_name)
     return tt._rebuilt(rounded, error=error, error_kind="exact", center=len(given) - 1, info=info)
 
 
-def _uncertainty(given: Sequence[Array], total: float, exponent: int) -> float:
-    """How far rounding may move the train, relative to its norm: in its dtype, and in computing.
+def _uncertainty(cores: Sequence[Array], total: float, exponent: int) -> float:
+    """How far computing may move the train, relative to its norm.
 
-    The second is a roundoff of the train whose cores are replaced by their absolute values, which
-    is large where terms cancel.
+    A roundoff of the train whose cores are replaced by their absolute values, which is large where
+    terms cancel.
     """
-    xp = array_namespace(*given)
-    cores = gauge.working(given)
     exponents = [_array.exponent(core) for core in cores]
     sizes = [abs(core) * 2.0**-e for core, e in zip(cores, exponents, strict=True)]
     size = math.sqrt(float(_train.inner(sizes, sizes)) / total)
     computed = NOISE * 2.0**-53 * size
     try:
-        computed = math.ldexp(computed, sum(exponents) - exponent)
+        return math.ldexp(computed, sum(exponents) - exponent)
     except OverflowError:
         return math.inf
-    return _array.unit_roundoff(xp, given[0].dtype) + computed
 
 
-def _distance(given: Sequence[Array], rounded: Sequence[Array]) -> float:
-    """Relative Frobenius distance of two trains, from their orthogonalised difference."""
-    ours, theirs = gauge.working(given), gauge.working(rounded)
-    return gauge.norm(_train.add(ours, _train.scaled(theirs, -1.0, 0))) / gauge.norm(ours)
+def _distance(wide: Sequence[Array], rounded: Sequence[Array]) -> float:
+    """Frobenius distance of two trains, from their orthogonalised difference."""
+    return gauge.norm(_train.add(wide, _train.scaled(gauge.working(rounded), -1.0, 0)))

@@ -193,7 +193,7 @@ def tt_svd(
         ranks=limits,
         eps=tolerance,
         method=_checks.method(method),
-        refine=_checks.count("refine", refine),
+        refine=_checks.positive_int("refine", refine, least=0),
         rng=rng,
         dtype=dtype,
     )

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from tnlib import _array, _checks, _operands, lowrank
 from tnlib._array import RNG, Array
 from tnlib._format import Format
-from tnlib._prepare import Prepared, allowance, budget, prepare, verify
+from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify
 from tnlib.info import Info
 
 # Modes up to which every order of truncation is costed.
@@ -163,9 +163,7 @@ def tucker_hosvd(
     xp = array_namespace(core)
     result = rounded(xp.permute_dims(core, back), [factors[k] for k in back], prepared, array)
     error = relative_error(prepared, result, order)
-    binding = limits is not None and any(
-        limit == rank for limit, rank in zip(limits, result.ranks, strict=True)
-    )
+    binding = binds(limits, result.ranks)
     verify(error, None if binding else tolerance, prepared.out, kernels)
     info = Info(
         kernels, tuple(d / prepared.energy for d in discarded), tolerance, prepared.compute_name

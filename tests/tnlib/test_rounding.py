@@ -127,7 +127,6 @@ def test_refinement_improves_a_flat_tensor_and_records_it():
     assert better.error == pytest.approx(better.info.trace[-1], abs=1e-12)
 
 
-IN_A_GRAPH = torch.ones(1, 2, 1, requires_grad=True) * 2
 BAD = [
     (lambda t: tt_round(np.ones(3), 2), TypeError, "TT or an MPO, got ndarray"),
     (lambda t: tt_round(t), ValueError, "got neither"),

@@ -11,23 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.arrays import LIBRARIES, numpy_of, relative, tensors
+from tests.arrays import LIBRARIES, mode_tails, numpy_of, relative, tensors
 from tnlib import Tucker, tucker_hooi, tucker_hosvd
 
 U = np.finfo(np.float64).eps / 2
 RANKS = st.integers(1, 5)
 LIBRARY = st.sampled_from(sorted(LIBRARIES))
 METHOD = st.sampled_from(["auto", "svd"])
-
-
-def mode_tails(array, ranks):
-    """Relative tails of the unfoldings along every mode."""
-    norm = np.linalg.norm(array) or 1.0
-    tails = []
-    for axis, rank in enumerate(ranks):
-        unfolding = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-        tails.append(np.linalg.norm(np.linalg.svd(unfolding, compute_uv=False)[rank:]) / norm)
-    return tails
 
 
 def rank_two(rng, shape):

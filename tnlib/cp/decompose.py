@@ -106,7 +106,7 @@ def cp_als(
     start = _start(init, tuple(array.shape), terms)
     course = _course(method, tol, max_iter, callback)
     _checks.flag("compress", compress)
-    extra = _checks.count("restarts", restarts)
+    extra = _checks.positive_int("restarts", restarts, least=0)
     generator = _array.as_generator(rng)
     prepared = _prepared(array, dtype)
     if prepared.energy == 0.0:
