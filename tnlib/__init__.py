@@ -1,7 +1,7 @@
 """Tensor networks for NumPy and torch arrays that know their own error."""
 
 from tnlib.batch import mpo_decompose_batch
-from tnlib.contraction import Plan, plan_contraction
+from tnlib.contraction import Plan, Roofline, contract, measure_roofline, plan_contraction
 from tnlib.cp import CP, cp_als, cp_als_batch
 from tnlib.files import load, save
 from tnlib.hooi import tucker_hooi
@@ -20,13 +20,16 @@ __all__ = [
     "TT",
     "Info",
     "Plan",
+    "Roofline",
     "Tucker",
+    "contract",
     "cp_als",
     "cp_als_batch",
     "cp_constrained",
     "factorize",
     "from_tensorly",
     "load",
+    "measure_roofline",
     "mpo_decompose",
     "mpo_decompose_batch",
     "mpo_random",

@@ -81,7 +81,7 @@ def test_both_ways_have_the_same_gradients(network):
 
 
 def test_few_tokens_go_through_the_activations_and_many_rebuild():
-    network = mpo_network((16, 16), (16, 16), (1, 8, 1))
+    network = mpo_network((16, 16), (16, 16), (1, 12, 1))
     assert 0 < network.breakeven < 256
 
 

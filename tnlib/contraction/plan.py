@@ -1,0 +1,206 @@
+"""A planned contraction: which products in which order, what they cost, and how to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from tnlib import _array
+from tnlib._array import Array
+from tnlib.contraction import report, slicing
+from tnlib.contraction.cost import Cost, cost_of, folded_steps
+from tnlib.contraction.kernel import ordered
+from tnlib.contraction.network import Network, Shape
+from tnlib.contraction.program import Program, fold, library, program, run
+from tnlib.contraction.tree import Path, Step, path_of
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan:
+    """A fixed order of pairwise contractions; call it with the operands.
+
+    It is immutable and runs on NumPy arrays and torch tensors alike, on torch differentiably. No
+    step takes more than two arrays. Printing it shows a table of the steps.
+
+    Attributes
+    ----------
+    network : Network
+        The operands' indices and shapes.
+    steps : tuple of Step
+        What is done, in order; ``step.inputs`` numbers the operands first, then the results of
+        the steps.
+    itemsize : int
+        Bytes of one number.
+    requires_grad, constants : tuple of int
+        Operands that require a gradient, and constant ones.
+    sliced : tuple of str
+        Indices over whose values the steps are repeated.
+    seconds : float or None
+        Predicted time of a call with its backward pass, where a roofline was given.
+    """
+
+    network: Network
+    steps: tuple[Step, ...]
+    itemsize: int
+    requires_grad: tuple[int, ...]
+    constants: tuple[int, ...] = ()
+    sliced: tuple[str, ...] = ()
+    seconds: float | None = None
+    _cost: Cost = field(init=False)
+    _known: tuple[tuple[int, Array], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", ordered(self.network, self.steps))
+        one = slicing.inner(self.network, self.sliced)
+        cost = cost_of(one, self.steps, self.requires_grad, self.constants, self.itemsize)
+        cost = slicing.repeated(cost, self.network, self.sliced, self.itemsize)
+        object.__setattr__(self, "_cost", cost)
+
+    @property
+    def equation(self) -> str:
+        """The einsum equation, explicit."""
+        return self.network.equation
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shapes for which it was planned."""
+        return self.network.shapes
+
+    @property
+    def path(self) -> Path:
+        """The order in the form of ``opt_einsum.contract_path``."""
+        return path_of(len(self.network.terms), self.steps)
+
+    @property
+    def flops(self) -> int:
+        """Operations of a call, counted as ``opt_cost`` of opt_einsum; constants are folded."""
+        return self._cost.flops
+
+    @property
+    def backward_flops(self) -> int:
+        """Operations of the backward pass: one product for each factor with a gradient."""
+        return self._cost.backward_flops
+
+    @property
+    def folding_flops(self) -> int:
+        """Operations that folding does once, on constants alone."""
+        return self._cost.folding_flops
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes of intermediate arrays and the result that exist at one time of a call.
+
+        Not counted are operands, what is kept for a backward pass, and the copy that a product
+        may make of an array whose axes it must move.
+        """
+        return self._cost.peak_bytes
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of intermediate arrays that are kept for the backward pass."""
+        return self._cost.saved_bytes
+
+    @property
+    def n_slices(self) -> int:
+        """How often the steps are repeated."""
+        return slicing.count(self.network, self.sliced)
+
+    @property
+    def takes(self) -> tuple[int, ...]:
+        """Operands that a call takes: all, or those that were not folded."""
+        folded = self.constants if self._known else ()
+        return tuple(k for k in range(len(self.network.terms)) if k not in folded)
+
+    def __call__(self, *arrays: Array) -> Array:
+        """Contract `arrays`, in the order of the equation, without those that were folded.
+
+        They may differ from the planned shapes in the size of an index; the order of the products
+        stays.
+
+        Raises
+        ------
+        TypeError
+            If the arrays are not all of one library, or are tensors of several dtypes.
+        ValueError
+            If they are not as many as the operands, or do not fit the equation.
+        """
+        try:
+            about = tuple([(type(array), array.dtype, array.shape) for array in arrays])
+        except AttributeError:
+            library({type(array) for array in arrays})
+            raise
+        network, ready = _prepared(self, about)
+        if self.sliced:
+            return slicing.run(network, self.sliced, lambda some: self._run(ready, some), arrays)
+        return self._run(ready, arrays)
+
+    def _run(self, ready: Program, arrays: Sequence[Array]) -> Array:
+        values: list[Array] = [*arrays, *(None for _ in self.steps)]
+        if self._known:
+            values = [None] * (len(self.network.terms) + len(self.steps))
+            for number, array in (*self._known, *zip(self.takes, arrays, strict=True)):
+                values[number] = array
+        return run(ready, values)
+
+    def folded(self, *constants: Array) -> Plan:
+        """The plan that knows its constants: steps of constants alone are done once, now.
+
+        Parameters
+        ----------
+        *constants : arrays
+            One for each of :attr:`constants`, in that order; gradients do not flow to them.
+
+        Returns
+        -------
+        Plan
+            To be called with the other operands.
+
+        Raises
+        ------
+        ValueError
+            If the constants are folded already, or are not as many as the plan has.
+        """
+        if self._known:
+            raise ValueError("the constants of this plan are folded already")
+        if not self.constants or len(constants) != len(self.constants):
+            raise ValueError(
+                f"the plan has {len(self.constants)} constants, got {len(constants)} arrays"
+            )
+        _array.namespace(*constants)
+        values = dict(zip(self.constants, constants, strict=True))
+        shapes = [
+            tuple(values[k].shape) if k in values else shape for k, shape in enumerate(self.shapes)
+        ]
+        network = self.network.resized(shapes)
+        known = fold(network, self.steps, values)
+        return replace(self, network=network, _known=tuple(known.items()))
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan({self.equation!r}, flops={self.flops:.3g}, peak_bytes={self.peak_bytes:.3g}, "
+            f"steps={len(self.steps)})"
+        )
+
+    def __str__(self) -> str:
+        return report.table(self)
+
+
+@lru_cache(maxsize=4096)
+def _prepared(plan: Plan, about: tuple[tuple[type, Any, Shape], ...]) -> tuple[Network, Program]:
+    """The network and the ready steps of a plan for arrays of these types, dtypes and shapes."""
+    if len(about) != len(plan.takes):
+        raise ValueError(f"the plan takes {len(plan.takes)} arrays, got {len(about)}")
+    known = [type(array) for _, array in plan._known]
+    torch = library({*known, *(kind for kind, _, _ in about)})
+    dtypes = sorted({_array.dtype_name(dtype) for _, dtype, _ in about})
+    if torch is not None and len(dtypes) > 1:
+        raise TypeError(f"tensors must be of one dtype, got {', '.join(dtypes)}; cast them")
+    shapes = list(plan.shapes)
+    for number, (_, _, shape) in zip(plan.takes, about, strict=True):
+        shapes[number] = shape
+    network = plan.network.resized(shapes)
+    one = slicing.inner(network, plan.sliced)
+    done = folded_steps(len(network.terms), plan.steps, plan.constants if known else ())
+    return network, program(one, plan.steps, done, torch)

@@ -1,0 +1,298 @@
+"""``plan_contraction`` and ``contract``: arguments, the search, and the plans that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tnlib import _array, _checks
+from tnlib._array import Array
+from tnlib.contraction import slicing
+from tnlib.contraction.cost import folded_steps, gradient_counts
+from tnlib.contraction.network import Network, Shape, parsed
+from tnlib.contraction.objective import OBJECTIVES, Objective
+from tnlib.contraction.plan import Plan
+from tnlib.contraction.roofline import Roofline
+from tnlib.contraction.search import candidates
+from tnlib.contraction.tree import steps_of
+from tnlib.contraction.ways import Way, Ways
+
+# Ways whose time is predicted step by step, copies included.
+_RANKED = 8
+
+
+def plan_contraction(
+    equation: str,
+    *operands: Any,
+    minimize: str = "flops",
+    memory_limit: float | None = None,
+    slices: bool = False,
+    requires_grad: Collection[int] | None = None,
+    constants: Collection[int] = (),
+    dtype: Any = None,
+    roofline: Roofline | None = None,
+    max_repeats: int = 32,
+) -> Plan:
+    """Find a good order of pairwise products for an einsum equation.
+
+    Up to nine operands every order is considered, outer products included: rebuilding a matrix and
+    applying it, going through the activations, and all between. Larger networks are searched by
+    heuristics whose best results are repaired (:mod:`tnlib.contraction.search`); no result costs
+    more operations than opt_einsum's ``auto``. Plans are kept, so that asking again is free.
+
+    Parameters
+    ----------
+    equation : str
+        Such as ``"ij,jk->ik"``; the result may be left out and an ellipsis used as in NumPy.
+    *operands : tuple of int or array
+        A shape for each operand, or an array, of which shape and dtype are read.
+    minimize : {"flops", "memory", "time"}, optional
+        Operations, as opt_einsum's ``opt_cost`` counts them; bytes, those that exist at one time
+        and those kept for the backward pass together; or seconds by a roofline, of forward and
+        backward pass together.
+    memory_limit : float, optional
+        Largest allowed ``peak_bytes``.
+    slices : bool, optional
+        Whether the contraction may be repeated for every value of some indices where no order
+        keeps the limit.
+    requires_grad : collection of int, optional
+        Positions of the operands that require a gradient; by default all that are not constant.
+        Where they are given, operations of the forward and the backward pass are minimised
+        together. Where not, those of the forward pass, to which the backward's are then
+        proportional.
+    constants : collection of int, optional
+        Positions of operands whose values do not change. Steps that concern them alone are done
+        once and not counted. Given as arrays they are folded into the plan, which is then called
+        with the other operands; given as shapes, fold them later with :meth:`Plan.folded`.
+    dtype : dtype or str, optional
+        Type of the numbers, for their size; by default that of the arrays, else the roofline's,
+        else float32.
+    roofline : Roofline, optional
+        Rates of the machine, from :func:`measure_roofline` or a file; with it a plan predicts its
+        time.
+    max_repeats : int, optional
+        Effort for a network of ten operands or more: tries of each heuristic.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If the equation and the shapes do not fit, a position does not exist, a constant requires
+        a gradient, "time" is asked for without a roofline, or no order keeps the memory limit.
+
+    Examples
+    --------
+    >>> plan = plan_contraction("ij,jk,k->i", (9, 8), (8, 7), (7,))
+    >>> plan.path, plan.flops
+    (((1, 2), (0, 1)), 256)
+    >>> print(plan_contraction("bi,ij,jk->bk", (4, 30), (30, 2), (2, 5), dtype="float64"))
+    bi,ij,jk->bk
+    step  arrays  contraction  flops  result  bytes
+    t0    #0 #1   bi,ij->bj    480    4x2     64 B
+    t1    t0 #2   bj,jk->bk    80     4x5     160 B
+    total: flops 560; peak 224 B; backward flops 1120; saved 64 B
+    """
+    shapes = tuple(_shape(k, operand) for k, operand in enumerate(operands))
+    network = parsed(equation, shapes)
+    count = len(network.terms)
+    fixed = _positions("constants", constants, count)
+    wanted = None if requires_grad is None else _positions("requires_grad", requires_grad, count)
+    both = sorted(set(fixed) & set(wanted or ()))
+    if both:
+        raise ValueError(f"operands {both} are constants and require a gradient; drop one of them")
+    if minimize not in OBJECTIVES:
+        raise ValueError(f"minimize must be one of {', '.join(OBJECTIVES)}, got {minimize!r}")
+    if roofline is not None and not isinstance(roofline, Roofline):
+        raise TypeError(f"roofline must be a Roofline, got {type(roofline).__name__}")
+    if minimize == "time" and roofline is None:
+        raise ValueError(
+            "minimize='time' needs the rates of the machine: pass roofline="
+            "tnlib.measure_roofline(), or a stored one from tnlib.Roofline.load(path)"
+        )
+    plan = _planned(
+        network.equation,
+        network.shapes,
+        minimize,
+        _limit(memory_limit),
+        bool(slices),
+        wanted,
+        fixed,
+        _itemsize(dtype, operands, roofline),
+        roofline,
+        _checks.positive_int("max_repeats", max_repeats),
+    )
+    given = [operands[k] for k in fixed if not _is_shape(operands[k])]
+    if not given:
+        return plan
+    if len(given) < len(fixed):
+        raise ValueError("give all constants as arrays, to fold them, or all as shapes")
+    return plan.folded(*given)
+
+
+def contract(
+    equation: str, *arrays: Array, minimize: str = "flops", memory_limit: float | None = None
+) -> Array:
+    """Contract arrays in a planned order: ``plan_contraction(...)(*arrays)``.
+
+    The plan is kept for further calls with arrays of the same shapes.
+
+    Parameters
+    ----------
+    equation : str
+        Such as ``"ij,jk->ik"``.
+    *arrays : arrays
+        NumPy arrays, or torch tensors of one dtype. On torch the result is differentiable.
+    minimize : {"flops", "memory"}, optional
+        What the order makes small.
+    memory_limit : float, optional
+        Largest number of bytes of intermediate arrays and result at one time.
+
+    Returns
+    -------
+    array
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`plan_contraction` and :meth:`Plan.__call__`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> contract("ij,jk,k->i", np.ones((2, 3)), np.ones((3, 4)), np.ones(4))
+    array([12., 12.])
+    """
+    _array.namespace(*arrays)
+    plan = plan_contraction(equation, *arrays, minimize=minimize, memory_limit=memory_limit)
+    return plan(*arrays)
+
+
+@lru_cache(maxsize=1024)
+def _planned(
+    equation: str,
+    shapes: tuple[Shape, ...],
+    minimize: str,
+    memory_limit: float | None,
+    slices: bool,
+    requires_grad: tuple[int, ...] | None,
+    constants: tuple[int, ...],
+    itemsize: int,
+    roofline: Roofline | None,
+    max_repeats: int,
+) -> Plan:
+    network = parsed(equation, shapes)
+    everything = range(len(network.terms))
+    wanted = tuple(k for k in everything if k not in constants)
+    if requires_grad is not None:
+        wanted = requires_grad
+    objective = Objective(
+        minimize,
+        sum(1 << k for k in wanted),
+        sum(1 << k for k in constants),
+        backward=minimize == "time" or requires_grad is not None,
+        limit=None if memory_limit is None else int(memory_limit // itemsize),
+        roofline=roofline if minimize == "time" else None,
+    )
+    sliced: tuple[str, ...] = ()
+    found = candidates(Ways(network, objective), max_repeats)
+    if not found and slices:
+        sliced, found = slicing.search(network, objective, max_repeats)
+    if not found:
+        raise ValueError(_infeasible(network, objective, itemsize, slices, max_repeats))
+
+    def plan(way: Way) -> Plan:
+        steps = steps_of(network, way.tree)
+        made = Plan(network, steps, itemsize, wanted, constants, sliced)
+        return made if roofline is None else replace(made, seconds=_seconds(made, roofline))
+
+    if minimize != "time":
+        return plan(found[0])
+    return min((plan(way) for way in found[:_RANKED]), key=lambda made: made.seconds or 0.0)
+
+
+def _seconds(plan: Plan, roofline: Roofline) -> float:
+    """Predicted time of a call and its backward pass."""
+    count = len(plan.network.terms)
+    gradients = gradient_counts(count, plan.steps, plan.requires_grad)
+    fixed = folded_steps(count, plan.steps, plan.constants)
+    pairs = zip(plan.steps, gradients, fixed, strict=True)
+    counted = [(step, extra) for step, extra, done in pairs if not done]
+    one = slicing.inner(plan.network, plan.sliced)
+    steps, extras = [step for step, _ in counted], [extra for _, extra in counted]
+    return plan.n_slices * roofline.seconds(one, steps, extras)
+
+
+def _infeasible(
+    network: Network,
+    objective: Objective,
+    itemsize: int,
+    slices: bool,
+    max_repeats: int,
+) -> str:
+    """The message for a limit that nothing keeps, with the smallest peak there is."""
+    least = replace(objective, minimize="memory", limit=None, requires_grad=0)
+    lowest = candidates(Ways(network, least), max_repeats)[0].peak * itemsize
+    advice = "raise it" if slices else "raise it, or allow slices=True"
+    return (
+        f"no order of contraction keeps the memory limit; the smallest peak "
+        f"found is {lowest} bytes for intermediate arrays and the result: {advice}"
+    )
+
+
+def _is_shape(operand: Any) -> bool:
+    return isinstance(operand, tuple | list) or not hasattr(operand, "dtype")
+
+
+def _shape(number: int, operand: Any) -> Shape:
+    if hasattr(operand, "shape") and hasattr(operand, "dtype"):
+        return tuple(int(size) for size in operand.shape)
+    if isinstance(operand, str) or not isinstance(operand, Sequence):
+        raise TypeError(
+            f"operand {number} must be a shape or an array, got {type(operand).__name__}"
+        )
+    return tuple(_checks.positive_int(f"every size of operand {number}", n, 0) for n in operand)
+
+
+def _positions(name: str, values: Any, count: int) -> tuple[int, ...]:
+    if isinstance(values, str | bytes) or not isinstance(values, Collection):
+        raise TypeError(f"{name} must be a collection of positions, got {values!r}")
+    return tuple(sorted({_checks.index(f"every entry of {name}", v, count) for v in values}))
+
+
+def _limit(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"memory_limit must be a number of bytes, got {value!r}")
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(f"memory_limit must be a positive number of bytes, got {value!r}")
+    return float(value)
+
+
+def _itemsize(dtype: Any, operands: Sequence[Any], roofline: Roofline | None) -> int:
+    """Bytes of a number: of `dtype`, of the widest array, of the roofline's, or of float32."""
+    if dtype is not None:
+        return _size_of(dtype)
+    sizes = [_size_of(operand.dtype) for operand in operands if not _is_shape(operand)]
+    if sizes:
+        return max(sizes)
+    return roofline.itemsize if roofline is not None else 4
+
+
+def _size_of(dtype: Any) -> int:
+    name = _array.dtype_name(dtype) if not isinstance(dtype, type) else np.dtype(dtype).name
+    if name in ("bfloat16", "complex32"):
+        return {"bfloat16": 2, "complex32": 4}[name]
+    try:
+        return int(np.dtype(name).itemsize)
+    except TypeError:
+        raise TypeError(f"dtype must be a numeric type or its name, got {dtype!r}") from None
