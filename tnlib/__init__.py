@@ -1,7 +1,15 @@
 """Tensor networks for NumPy and torch arrays that know their own error."""
 
 from tnlib.batch import mpo_decompose_batch
-from tnlib.contraction import Plan, Roofline, contract, measure_roofline, plan_contraction
+from tnlib.contraction import (
+    Plan,
+    PlansBySize,
+    Roofline,
+    contract,
+    measure_roofline,
+    plan_by_size,
+    plan_contraction,
+)
 from tnlib.cp import CP, cp_als, cp_als_batch
 from tnlib.files import load, save
 from tnlib.hooi import tucker_hooi
@@ -20,6 +28,7 @@ __all__ = [
     "TT",
     "Info",
     "Plan",
+    "PlansBySize",
     "Roofline",
     "Tucker",
     "contract",
@@ -33,6 +42,7 @@ __all__ = [
     "mpo_decompose",
     "mpo_decompose_batch",
     "mpo_random",
+    "plan_by_size",
     "plan_contraction",
     "quantized_dims",
     "save",

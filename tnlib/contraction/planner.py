@@ -212,14 +212,14 @@ def _planned(
     def plan(way: Way) -> Plan:
         steps = steps_of(network, way.tree)
         made = Plan(network, steps, itemsize, wanted, constants, sliced)
-        return made if roofline is None else replace(made, seconds=_seconds(made, roofline))
+        return made if roofline is None else replace(made, seconds=predicted(made, roofline))
 
     if minimize != "time":
         return plan(found[0])
     return min((plan(way) for way in found[:_RANKED]), key=lambda made: made.seconds or 0.0)
 
 
-def _seconds(plan: Plan, roofline: Roofline) -> float:
+def predicted(plan: Plan, roofline: Roofline) -> float:
     """Predicted time of a call and its backward pass."""
     count = len(plan.network.terms)
     gradients = gradient_counts(count, plan.steps, plan.requires_grad)
