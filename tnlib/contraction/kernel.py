@@ -1,9 +1,4 @@
-"""Running one step: a matrix product between views, with all shapes worked out beforehand.
-
-The indices of two factors fall into four groups: those of both that stay (a batch), those of both
-that are summed, and those of one alone. A product is then a (batched) matrix product of two
-reshaped arrays. What does not fit, diagonals and sums of one array, goes to the library's einsum.
-"""
+"""Running one step, with all shapes worked out beforehand."""
 
 from __future__ import annotations
 
@@ -13,74 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tnlib.contraction.network import Network, Shape
+from tnlib.contraction.layout import Groups, Layout, volume
+from tnlib.contraction.network import Shape
 from tnlib.contraction.tree import Step
 
 Run = Callable[..., Any]
-
-
-def ordered(network: Network, steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps with every result's indices in the order in which its product leaves them.
-
-    Only the last result's order is the caller's.
-    """
-    terms = list(network.terms)
-    done: list[Step] = []
-    for step in steps:
-        taken = tuple(terms[n] for n in step.inputs)
-        result = step.result
-        if len(taken) == 2 and len(done) < len(steps) - 1:
-            batch, rows, columns, _ = groups(*taken, result)
-            made = dict.fromkeys(batch + rows + columns)
-            result = "".join(index for index in made if index in result)
-        done.append(Step(step.inputs, taken, result))
-        terms.append(result)
-    return tuple(done)
-
-
-def groups(left: str, right: str, result: str) -> tuple[str, str, str, str]:
-    """Indices of a batch, of the left and of the right factor alone, and summed ones."""
-    kept = set(result)
-    batch = "".join(index for index in left if index in right and index in kept)
-    summed = "".join(index for index in left if index in right and index not in kept)
-    only_left = "".join(index for index in left if index not in right)
-    only_right = "".join(index for index in right if index not in left)
-    return batch, only_left, only_right, summed
-
-
-def plain(left: str, right: str, result: str) -> bool:
-    """Whether no factor repeats an index or has one that it alone sums."""
-    if len(set(left)) < len(left) or len(set(right)) < len(right):
-        return False
-    return (set(left) ^ set(right)) <= set(result)
-
-
-def copies(step: Step, sizes: Mapping[str, int]) -> int:
-    """Values that a product of two contiguous arrays copies to bring them into groups."""
-    left, right = step.terms
-    if not plain(left, right, step.result):
-        return 0
-    batch, rows, columns, summed = arranged(left, right, step.result, sizes)
-    pairs = ((left, (batch, rows, summed)), (right, (batch, summed, columns)))
-    moved = [term for term, wanted in pairs if not _is_view(term, wanted, sizes)]
-    return sum(_volume(term, sizes) for term in moved)
-
-
-def _is_view(term: str, wanted: Sequence[str], sizes: Mapping[str, int]) -> bool:
-    """Whether the groups can be had of a contiguous array without a copy."""
-    real = "".join(index for index in term if sizes[index] > 1)
-    groups_ = ["".join(index for index in group if sizes[index] > 1) for group in wanted]
-    return all(group in real for group in groups_) and not (groups_[0] and real[-1:] in groups_[0])
-
-
-def arranged(
-    left: str, right: str, result: str, sizes: Mapping[str, int]
-) -> tuple[str, str, str, str]:
-    """The groups, summed indices in the order of the larger array, which then needs no copy."""
-    batch, rows, columns, summed = groups(left, right, result)
-    if _volume(columns, sizes) > _volume(rows, sizes):
-        summed = "".join(index for index in right if index in summed)
-    return batch, rows, columns, summed
 
 
 def compiled(step: Step, shapes: Sequence[Shape], torch: Any) -> Run:
@@ -88,22 +20,35 @@ def compiled(step: Step, shapes: Sequence[Shape], torch: Any) -> Run:
 
     `torch` is the torch module for tensors, None for NumPy arrays.
     """
-    einsum = np.einsum if torch is None else torch.einsum
-    if len(step.terms) == 1 or not plain(step.terms[0], step.terms[1], step.result):
-        equation = _relabelled(step.equation)
-        return lambda *arrays: einsum(equation, *arrays)
+    if len(step.terms) == 1:
+        return _einsum(step.equation, torch)
     sizes = dict(zip("".join(step.terms), (n for s in shapes for n in s), strict=True))
-    left, right = step.terms
-    batch, rows, columns, summed = arranged(left, right, step.result, sizes)
-    if batch and summed and not rows and not columns:
-        equation = _relabelled(step.equation)
-        return lambda a, b: einsum(equation, a, b)
-    a = _view(left, (batch, rows, summed), sizes, torch)
-    b = _view(right, (batch, summed, columns), sizes, torch)
-    back = _split((batch, rows, columns), step.result, sizes, torch)
-    if not summed:
-        return _chain(a, b, _multiplied, back)
-    return _chain(a, b, _numpy_batches if batch and torch is None else _matmul, back)
+    layout = Layout.of(step, sizes)
+    (left, left_groups), (right, right_groups) = layout.sides
+    return _chain(
+        _view(step.terms[0], left, left_groups, sizes, torch),
+        _view(step.terms[1], right, right_groups, sizes, torch),
+        _product(layout, torch),
+        _split(layout.made, step.result, sizes, torch),
+    )
+
+
+def _product(layout: Layout, torch: Any) -> Run:
+    """The product of two grouped arrays."""
+    if not layout.summed:
+        return _multiplied
+    if not layout.batch:
+        return _matmul
+    if not layout.rows and not layout.columns:
+        # One sum a matrix: a row times a column.
+        return _einsum("abc,acd->abd", torch)
+    return _matmul if torch is not None else _numpy_batches
+
+
+def _einsum(equation: str, torch: Any) -> Run:
+    einsum = np.einsum if torch is None else torch.einsum
+    named = _relabelled(equation)
+    return lambda *arrays: einsum(named, *arrays)
 
 
 def _matmul(a: Any, b: Any) -> Any:
@@ -135,44 +80,45 @@ def _chain(a: Run | None, b: Run | None, product: Run, back: Run | None) -> Run:
     return run
 
 
-def _grouped(wanted: tuple[str, str, str], sizes: Mapping[str, int]) -> Shape:
+def _grouped(wanted: Groups, sizes: Mapping[str, int]) -> Shape:
     """One axis a group; none where there is no batch."""
-    batch, *matrix = (_volume(group, sizes) for group in wanted)
+    batch, *matrix = (volume(group, sizes) for group in wanted)
     return (batch, *matrix) if wanted[0] else tuple(matrix)
 
 
-def _view(
-    term: str, wanted: tuple[str, str, str], sizes: Mapping[str, int], torch: Any
-) -> Run | None:
-    """Bring an array with indices `term` into groups."""
+def _view(term: str, side: str, wanted: Groups, sizes: Mapping[str, int], torch: Any) -> Run | None:
+    """Bring an array with indices `term` into groups, after its own sums if it has any."""
+    kept = [index for index in term if sizes[index] != 1]
+    if len(kept) > len(side):
+        sums = _einsum(f"{term}->{side}", torch)
+        rest = _view(side, side, wanted, sizes, torch)
+        return sums if rest is None else lambda x: rest(sums(x))
     order = "".join(wanted)
     shape = _grouped(wanted, sizes)
-    if order == term:
-        unchanged = shape == tuple(sizes[index] for index in order)
+    if order == side:
+        unchanged = shape == tuple(sizes[index] for index in term)
         return None if unchanged else lambda x: x.reshape(shape)
     permute = np.transpose if torch is None else torch.permute
-    axes = tuple(term.index(index) for index in order)
-    return lambda x: permute(x, axes).reshape(shape)
+    axes = tuple(side.index(index) for index in order)
+    if term == side:
+        return lambda x: permute(x, axes).reshape(shape)
+    present = tuple(sizes[index] for index in side)
+    return lambda x: permute(x.reshape(present), axes).reshape(shape)
 
 
-def _split(
-    made: tuple[str, str, str], result: str, sizes: Mapping[str, int], torch: Any
-) -> Run | None:
+def _split(made: Groups, result: str, sizes: Mapping[str, int], torch: Any) -> Run | None:
     """Bring a product with grouped axes into single indices in the order of the result."""
     order = "".join(made)
-    shape = tuple(sizes[index] for index in order)
-    if order == result:
-        return None if shape == _grouped(made, sizes) else lambda x: x.reshape(shape)
+    kept = "".join(index for index in result if sizes[index] != 1)
+    final = tuple(sizes[index] for index in result)
+    if order == kept:
+        return None if final == _grouped(made, sizes) else lambda x: x.reshape(final)
     permute = np.transpose if torch is None else torch.permute
-    axes = tuple(order.index(index) for index in result)
-    return lambda x: permute(x.reshape(shape), axes)
-
-
-def _volume(group: str, sizes: Mapping[str, int]) -> int:
-    product = 1
-    for index in group:
-        product *= sizes[index]
-    return product
+    shape = tuple(sizes[index] for index in order)
+    axes = tuple(order.index(index) for index in kept)
+    if kept == result:
+        return lambda x: permute(x.reshape(shape), axes)
+    return lambda x: permute(x.reshape(shape), axes).reshape(final)
 
 
 def _relabelled(equation: str) -> str:

@@ -11,7 +11,7 @@ from tnlib import _array
 from tnlib._array import Array
 from tnlib.contraction import report, slicing
 from tnlib.contraction.cost import Cost, cost_of, folded_steps
-from tnlib.contraction.kernel import ordered
+from tnlib.contraction.layout import ordered
 from tnlib.contraction.network import Network, Shape
 from tnlib.contraction.program import Program, fold, library, program, run
 from tnlib.contraction.tree import Path, Step, path_of

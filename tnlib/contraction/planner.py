@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from tnlib import _array, _checks
 from tnlib._array import Array
 from tnlib.contraction import slicing
+from tnlib.contraction.arguments import is_shape, itemsize_of, limit_of, positions, shape_of
 from tnlib.contraction.cost import folded_steps, gradient_counts
 from tnlib.contraction.network import Network, Shape, parsed
 from tnlib.contraction.objective import OBJECTIVES, Objective
@@ -101,11 +100,11 @@ def plan_contraction(
     t1    t0 #2   bj,jk->bk    80     4x5     160 B
     total: flops 560; peak 224 B; backward flops 1120; saved 64 B
     """
-    shapes = tuple(_shape(k, operand) for k, operand in enumerate(operands))
+    shapes = tuple(shape_of(k, operand) for k, operand in enumerate(operands))
     network = parsed(equation, shapes)
     count = len(network.terms)
-    fixed = _positions("constants", constants, count)
-    wanted = None if requires_grad is None else _positions("requires_grad", requires_grad, count)
+    fixed = positions("constants", constants, count)
+    wanted = None if requires_grad is None else positions("requires_grad", requires_grad, count)
     both = sorted(set(fixed) & set(wanted or ()))
     if both:
         raise ValueError(f"operands {both} are constants and require a gradient; drop one of them")
@@ -122,15 +121,15 @@ def plan_contraction(
         network.equation,
         network.shapes,
         minimize,
-        _limit(memory_limit),
+        limit_of(memory_limit),
         bool(slices),
         wanted,
         fixed,
-        _itemsize(dtype, operands, roofline),
+        itemsize_of(dtype, operands, roofline),
         roofline,
         _checks.positive_int("max_repeats", max_repeats),
     )
-    given = [operands[k] for k in fixed if not _is_shape(operands[k])]
+    given = [operands[k] for k in fixed if not is_shape(operands[k])]
     if not given:
         return plan
     if len(given) < len(fixed):
@@ -246,53 +245,3 @@ def _infeasible(
         f"no order of contraction keeps the memory limit; the smallest peak "
         f"found is {lowest} bytes for intermediate arrays and the result: {advice}"
     )
-
-
-def _is_shape(operand: Any) -> bool:
-    return isinstance(operand, tuple | list) or not hasattr(operand, "dtype")
-
-
-def _shape(number: int, operand: Any) -> Shape:
-    if hasattr(operand, "shape") and hasattr(operand, "dtype"):
-        return tuple(int(size) for size in operand.shape)
-    if isinstance(operand, str) or not isinstance(operand, Sequence):
-        raise TypeError(
-            f"operand {number} must be a shape or an array, got {type(operand).__name__}"
-        )
-    return tuple(_checks.positive_int(f"every size of operand {number}", n, 0) for n in operand)
-
-
-def _positions(name: str, values: Any, count: int) -> tuple[int, ...]:
-    if isinstance(values, str | bytes) or not isinstance(values, Collection):
-        raise TypeError(f"{name} must be a collection of positions, got {values!r}")
-    return tuple(sorted({_checks.index(f"every entry of {name}", v, count) for v in values}))
-
-
-def _limit(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"memory_limit must be a number of bytes, got {value!r}")
-    if not 0 < float(value) < float("inf"):
-        raise ValueError(f"memory_limit must be a positive number of bytes, got {value!r}")
-    return float(value)
-
-
-def _itemsize(dtype: Any, operands: Sequence[Any], roofline: Roofline | None) -> int:
-    """Bytes of a number: of `dtype`, of the widest array, of the roofline's, or of float32."""
-    if dtype is not None:
-        return _size_of(dtype)
-    sizes = [_size_of(operand.dtype) for operand in operands if not _is_shape(operand)]
-    if sizes:
-        return max(sizes)
-    return roofline.itemsize if roofline is not None else 4
-
-
-def _size_of(dtype: Any) -> int:
-    name = _array.dtype_name(dtype) if not isinstance(dtype, type) else np.dtype(dtype).name
-    if name in ("bfloat16", "complex32"):
-        return {"bfloat16": 2, "complex32": 4}[name]
-    try:
-        return int(np.dtype(name).itemsize)
-    except TypeError:
-        raise TypeError(f"dtype must be a numeric type or its name, got {dtype!r}") from None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tnlib.contraction.kernel import copies
+from tnlib.contraction.layout import copies
 from tnlib.contraction.network import Network
 from tnlib.contraction.tree import Step
 
