@@ -33,9 +33,8 @@ MOST, WIDEST = 2e11, 30
 
 def cost(problem: Problem, path: Any) -> float:
     equation, shapes = problem
-    return float(
-        opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=path)[1].opt_cost
-    )
+    report = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=path)[1]
+    return float(report.opt_cost)
 
 
 def plan(problem: Problem) -> tuple[tnlib.Plan, float]:
@@ -124,10 +123,9 @@ def text(records: list[dict[str, Any]]) -> str:
     for record in records:
         others = record["others"]
         ratios = [f"{others[p] / record['flops']:.3f}" if p in others else "-" for p in planners]
-        rows.append(
-            [record["network"], str(record["operands"]), f"{record['search_seconds']:.3f}"]
-            + [f"{record['flops']:.3e}", *ratios]
-        )
+        spent = f"{record['search_seconds']:.3f}"
+        flops = f"{record['flops']:.3e}"
+        rows.append([record["network"], str(record["operands"]), spent, flops, *ratios])
     first = harness.table(["network", "operands", "search s", "flops", *planners], rows)
     timed = []
     for record in records:

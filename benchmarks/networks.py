@@ -29,7 +29,7 @@ def operator(batch: int, rows: list[int], columns: list[int], rank: int) -> Prob
 def bottleneck(
     batch: int, width: list[int], inner: list[int], out: list[int], rank: int
 ) -> Problem:
-    """A LoRETTA layer: two thin matrices, each a tensor train, from a width through a bottleneck."""
+    """A LoRETTA layer: two thin matrices, each a tensor train, through a bottleneck."""
     names = symbols()
     b, *modes = itertools.islice(names, 1 + len(width) + len(inner) + len(out))
     i, s, o = modes[: len(width)], modes[len(width) : len(width) + len(inner)], modes[-len(out) :]

@@ -19,22 +19,43 @@ Groups = tuple[str, str, str]
 
 
 def ordered(network: Network, steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps with every result's indices in the order in which its product leaves them.
+    """The steps with their factors, and the indices of their results, in the order of computation.
 
-    Only the last result's order is the caller's.
+    Of the two orders of its factors a product takes the one whose result can be used as it is: in
+    the caller's order for the last step, without a copy by the step that takes it for the others.
     """
     terms = list(network.terms)
+    takers = {n: step for step in steps for n in step.inputs}
     done: list[Step] = []
     for step in steps:
-        taken = tuple(terms[n] for n in step.inputs)
-        result = step.result
-        if len(taken) == 2 and len(done) < len(steps) - 1:
-            batch, rows, columns, _ = groups(*taken, result)
-            made = dict.fromkeys(batch + rows + columns)
-            result = "".join(index for index in made if index in result)
-        done.append(Step(step.inputs, taken, result))
-        terms.append(result)
+        number = len(terms)
+        made = Step(step.inputs, tuple(terms[n] for n in step.inputs), step.result)
+        if len(step.inputs) == 2:
+            both = [
+                _natural(made),
+                _natural(Step(made.inputs[::-1], made.terms[::-1], made.result)),
+            ]
+            if number in takers:
+                made = max(both, key=lambda one: _usable(one.result, takers[number]))
+            else:
+                made = max(both, key=lambda one: one.result == step.result)
+                made = Step(made.inputs, made.terms, step.result)
+        done.append(made)
+        terms.append(made.result)
     return tuple(done)
+
+
+def _natural(step: Step) -> Step:
+    """A product whose result has its indices as they come."""
+    batch, rows, columns, _ = groups(step.terms[0], step.terms[1], step.result)
+    made = dict.fromkeys(batch + rows + columns)
+    return Step(step.inputs, step.terms, "".join(i for i in made if i in step.result))
+
+
+def _usable(term: str, taker: Step) -> bool:
+    """Whether `taker` sums indices at one end of an array with these indices, as a view."""
+    pattern = "".join("s" if index not in taker.result else "r" for index in term)
+    return "s" not in pattern.strip("s") and "r" not in pattern.strip("r")
 
 
 def groups(left: str, right: str, result: str) -> tuple[str, str, str, str]:

@@ -13,7 +13,9 @@ import numpy as np
 
 from tnlib import _array
 from tnlib._array import Array
+from tnlib.contraction.kernel import compiled
 from tnlib.contraction.roofline import LARGE, SMALL, Roofline
+from tnlib.contraction.tree import Step
 
 # Seconds and repeats for one number.
 _PATIENCE, _REPEATS = 0.3, 25
@@ -56,8 +58,9 @@ def measure_roofline(
     few, side, batch = 8, 768, 4096
     make, itemsize = clock.make, int(clock.make(1).itemsize)
 
-    small = make(2, 2)
-    step = clock.seconds(lambda: (small.reshape(2, 2) @ small).reshape(4))
+    one = make(2, 2, 2)
+    usual = compiled(Step((0, 1), ("abc", "bdc"), "ad"), [(2, 2, 2)] * 2, clock.torch)
+    step = clock.seconds(lambda: usual(one, one))
 
     square = make(side, side)
     rate = 2 * side**3 / clock.seconds(lambda: square @ square)
@@ -82,7 +85,7 @@ def measure_roofline(
     return Roofline(
         library=library,
         device=device,
-        dtype=_array.dtype_name(small.dtype),
+        dtype=_array.dtype_name(one.dtype),
         itemsize=itemsize,
         flops_per_second=rate,
         read_bytes_per_second=read,
