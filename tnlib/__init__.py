@@ -1,6 +1,9 @@
 """Tensor networks for NumPy and torch arrays that know their own error."""
 
 from tnlib.batch import mpo_decompose_batch
+from tnlib.choice.allocate import Allocation, allocate_ranks
+from tnlib.choice.dims import DimsSuggestion, suggest_dims
+from tnlib.choice.profile import RankProfile, rank_profile
 from tnlib.contraction import (
     Plan,
     PlansBySize,
@@ -26,11 +29,15 @@ __all__ = [
     "CP",
     "MPO",
     "TT",
+    "Allocation",
+    "DimsSuggestion",
     "Info",
     "Plan",
     "PlansBySize",
+    "RankProfile",
     "Roofline",
     "Tucker",
+    "allocate_ranks",
     "contract",
     "cp_als",
     "cp_als_batch",
@@ -45,7 +52,9 @@ __all__ = [
     "plan_by_size",
     "plan_contraction",
     "quantized_dims",
+    "rank_profile",
     "save",
+    "suggest_dims",
     "to_tensorly",
     "tt_random",
     "tt_round",
@@ -53,4 +62,3 @@ __all__ = [
     "tucker_hooi",
     "tucker_hosvd",
 ]
-__version__ = "0.1.0.dev0"

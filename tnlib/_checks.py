@@ -97,14 +97,26 @@ def eps(value: Any) -> float | None:
 
 
 def truncation(
-    ranks_value: Any, eps_value: Any, order: int
+    ranks_value: Any, eps_value: Any, order: int, max_params: Any = None
 ) -> tuple[tuple[int, ...] | None, float | None]:
-    """Check ranks and eps together: at least one of them must be given."""
-    if ranks_value is None and eps_value is None:
-        raise ValueError(
-            "give ranks= (largest bond ranks), eps= (relative error), or both; got neither"
-        )
+    """Check ranks and eps together: one of them, or a budget, must be given."""
+    some_limit(ranks=ranks_value, eps=eps_value, max_params=max_params)
     return ranks(ranks_value, order), eps(eps_value)
+
+
+_LIMITS = {
+    "rank": "the number of terms",
+    "ranks": "largest ranks",
+    "eps": "relative error",
+    "max_params": "number of values",
+}
+
+
+def some_limit(**options: Any) -> None:
+    """Refuse a decomposition that none of its options limits."""
+    if all(value is None for value in options.values()):
+        *first, last = (f"{name}= ({_LIMITS[name]})" for name in options)
+        raise ValueError(f"give {', '.join(first)} or {last}, or several of them; got none")
 
 
 def method(value: Any) -> str:

@@ -20,6 +20,8 @@ from array_api_compat import array_namespace
 from tnlib import _array, _train, lowrank
 from tnlib._array import RNG, Array
 from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify
+from tnlib.choice.budget import chain_ranks, checked
+from tnlib.choice.counts import ChainCount
 from tnlib.info import Info
 from tnlib.refinement import refined
 
@@ -40,6 +42,7 @@ def sweep(
     *,
     ranks: tuple[int, ...] | None,
     eps: float | None,
+    max_params: int | None,
     method: str,
     refine: int,
     rng: RNG,
@@ -47,11 +50,14 @@ def sweep(
 ) -> Swept:
     """Decompose `array`, transposed by `axes` and read as a tensor of `modes`, into a train."""
     generator = _array.as_generator(rng)
+    allowed = checked(max_params, ChainCount(tuple(modes)))
     prepared = prepare(array, dtype, axes)
     share = budget(eps, len(modes), prepared, array)
     if prepared.energy == 0.0:
         return _zero(array, modes, prepared, eps)
     data, total = prepared.data.reshape(-1), prepared.energy
+    if allowed is not None:
+        ranks = chain_ranks(prepared, modes, ranks, allowed, generator)
     limits = ranks or (None,) * (len(modes) - 1)
     cores, discarded, kernels = split_all(data, modes, limits, share, total, method, generator)
     trace: tuple[float, ...] = ()

@@ -17,6 +17,8 @@ from array_api_compat import array_namespace
 from tnlib import _array, _checks, _operands
 from tnlib._array import RNG, Array
 from tnlib._prepare import Prepared, prepare, verify
+from tnlib.choice.budget import checked, mode_ranks
+from tnlib.choice.counts import TuckerCount
 from tnlib.info import Info
 from tnlib.lowrank import truncated_basis
 from tnlib.tucker import Tucker, multiplied, relative_error, rounded, st_hosvd, zero_tucker
@@ -24,8 +26,9 @@ from tnlib.tucker import Tucker, multiplied, relative_error, rounded, st_hosvd, 
 
 def tucker_hooi(
     X: Array,
-    ranks: int | Sequence[int],
+    ranks: int | Sequence[int] | None = None,
     *,
+    max_params: int | None = None,
     tol: float = 1e-8,
     max_iter: int = 50,
     init: str | Tucker = "hosvd",
@@ -42,8 +45,12 @@ def tucker_hooi(
     ----------
     X : array, shape (n_1, ..., n_d)
         As in :func:`tucker_hosvd`.
-    ranks : int or sequence of int
+    ranks : int or sequence of int, optional
         Largest multilinear ranks: one for all modes, or d.
+    max_params : int, optional
+        Largest number of values of the result: the ranks are chosen by the singular values of the
+        unfoldings so that little is lost (:func:`rank_profile`). One of the two must be
+        given.
     tol : float, optional
         Stop when a sweep lowers the relative error by at most this.
     max_iter : int, optional
@@ -81,7 +88,9 @@ def tucker_hooi(
     array = _operands.tensor("X", X)
     if array.ndim == 0:
         raise ValueError("X has no axes; a Tucker decomposition needs at least one")
-    limits = _checks.multilinear_ranks(_checks.given("ranks", ranks), array.ndim) or ()
+    _checks.some_limit(ranks=ranks, max_params=max_params)
+    limits = _checks.multilinear_ranks(ranks, array.ndim)
+    allowed = checked(max_params, TuckerCount(tuple(array.shape)))
     tolerance = _checks.tolerance("tol", tol)
     sweeps = _checks.positive_int("max_iter", max_iter)
     kernel = _checks.method(method)
@@ -91,6 +100,9 @@ def tucker_hooi(
     if prepared.energy == 0.0:
         return zero_tucker(array, prepared, None)
     data, energy = prepared.data, prepared.energy
+    if allowed is not None:
+        limits = mode_ranks(prepared, limits, allowed, generator)
+    limits = limits or tuple(array.shape)
     if start == "hosvd":
         _, factors, _, _ = st_hosvd(data, limits, None, energy, kernel, generator)
     else:

@@ -185,6 +185,7 @@ def mpo_decompose(
     row_dims: Sequence[int] | None = None,
     col_dims: Sequence[int] | None = None,
     eps: float | None = None,
+    max_params: int | None = None,
     method: str = "auto",
     refine: int = 0,
     rng: RNG = None,
@@ -212,6 +213,10 @@ def mpo_decompose(
     eps : float, optional
         Relative Frobenius error that the whole result is guaranteed to meet. With `ranks` as
         well, the ranks win where both cannot be had.
+    max_params : int, optional
+        Largest number of values of the result: the ranks are chosen by the singular values of the
+        unfoldings so that little is lost (:func:`rank_profile`). With `ranks` or `eps` as well,
+        none is exceeded.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
     refine : int, optional
@@ -233,8 +238,8 @@ def mpo_decompose(
     TypeError
         If `W` is not a dense numeric array, or an argument has the wrong type.
     ValueError
-        If `W` is not a non-empty matrix or holds nan or inf, the modes do not fit, ranks or eps
-        are out of range, neither is given, or eps is below what the dtype resolves.
+        If `W` is not a non-empty matrix or holds nan or inf, the modes do not fit, ranks, eps or
+        max_params are out of range, none is given, or eps is below what the dtype resolves.
 
     Examples
     --------
@@ -252,13 +257,14 @@ def mpo_decompose(
         )
     rows, columns = shapes.matrix_modes(tuple(matrix.shape), row_dims, col_dims)
     order = len(rows)
-    limits, tolerance = _checks.truncation(ranks, eps, order)
+    limits, tolerance = _checks.truncation(ranks, eps, order, max_params)
     swept = _sweep.sweep(
         matrix.reshape(rows + columns),
         axes=[axis for k in range(order) for axis in (k, order + k)],
         modes=[i * j for i, j in zip(rows, columns, strict=True)],
         ranks=limits,
         eps=tolerance,
+        max_params=max_params,
         method=_checks.method(method),
         refine=_checks.positive_int("refine", refine, least=0),
         rng=rng,

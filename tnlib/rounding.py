@@ -20,6 +20,8 @@ from tnlib._basis import NOISE
 from tnlib._chain import Chain
 from tnlib._prepare import Prepared, binds, budget, verify
 from tnlib._sweep import split_all, zero_train
+from tnlib.choice.budget import bond_ranks, checked
+from tnlib.choice.counts import ChainCount
 from tnlib.info import Info
 
 C = TypeVar("C", bound=Chain)
@@ -33,6 +35,7 @@ def tt_round(
     ranks: int | Sequence[int] | None = None,
     *,
     eps: float | None = None,
+    max_params: int | None = None,
     method: str = "auto",
     rng: RNG = None,
 ) -> C:
@@ -51,6 +54,10 @@ def tt_round(
     eps : float, optional
         Relative Frobenius distance from `tt` that the whole result is guaranteed to meet. With
         `ranks` as well, the ranks win where both cannot be had.
+    max_params : int, optional
+        Largest number of values of the result: the ranks are chosen by the singular values of the
+        unfoldings so that little is lost. With `ranks` or `eps` as well,
+        none is exceeded.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncations, see :mod:`tnlib.lowrank`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
@@ -79,8 +86,9 @@ def tt_round(
     if not isinstance(tt, Chain):
         raise TypeError(f"tt_round takes a TT or an MPO, got {type(tt).__name__}")
     given = tt._merged()
-    limits, tolerance = _checks.truncation(ranks, eps, len(given))
+    limits, tolerance = _checks.truncation(ranks, eps, len(given), max_params)
     kernel = _checks.method(method)
+    allowed = checked(max_params, ChainCount(tuple(int(core.shape[1]) for core in given)))
     wide = gauge.working(given)
     cores = gauge.orthogonalized(wide, 0)
     exponent = _array.exponent(cores[0])
@@ -93,6 +101,8 @@ def tt_round(
         info = Info((), (), tolerance, prepared.compute_name)
         return tt._rebuilt(zeros, error=0.0, error_kind="exact", center=len(given) - 1, info=info)
     modes = [core.shape[1] for core in given]
+    if allowed is not None:
+        limits = bond_ranks(cores, limits, allowed)
     done, discarded, used = split_all(
         cores[0],
         modes,

@@ -129,6 +129,7 @@ def tt_svd(
     ranks: int | Sequence[int] | None = None,
     *,
     eps: float | None = None,
+    max_params: int | None = None,
     method: str = "auto",
     refine: int = 0,
     rng: RNG = None,
@@ -150,6 +151,10 @@ def tt_svd(
     eps : float, optional
         Relative Frobenius error that the whole result is guaranteed to meet. With `ranks` as
         well, the ranks win where both cannot be had.
+    max_params : int, optional
+        Largest number of values of the result: the ranks are chosen by the singular values of the
+        unfoldings so that little is lost (:func:`rank_profile`). With `ranks` or `eps` as well,
+        none is exceeded.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
     refine : int, optional
@@ -171,8 +176,8 @@ def tt_svd(
     TypeError
         If `X` is not a dense numeric array, or an argument has the wrong type.
     ValueError
-        If `X` is empty or holds nan or inf, ranks or eps are out of range, neither is given, or
-        eps is below what the dtype resolves.
+        If `X` is empty or holds nan or inf, ranks, eps or max_params are out of
+        range, none is given, or eps is below what the dtype resolves.
 
     Examples
     --------
@@ -185,13 +190,14 @@ def tt_svd(
     array = _operands.tensor("X", X)
     if array.ndim == 0:
         raise ValueError("X has no axes; a tensor train needs at least one")
-    limits, tolerance = _checks.truncation(ranks, eps, array.ndim)
+    limits, tolerance = _checks.truncation(ranks, eps, array.ndim, max_params)
     swept = _sweep.sweep(
         array,
         axes=range(array.ndim),
         modes=tuple(array.shape),
         ranks=limits,
         eps=tolerance,
+        max_params=max_params,
         method=_checks.method(method),
         refine=_checks.positive_int("refine", refine, least=0),
         rng=rng,

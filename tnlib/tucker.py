@@ -20,6 +20,8 @@ from tnlib import _array, _checks, _operands, lowrank
 from tnlib._array import RNG, Array
 from tnlib._format import Format
 from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify
+from tnlib.choice.budget import checked, mode_ranks
+from tnlib.choice.counts import TuckerCount
 from tnlib.info import Info
 
 # Modes up to which every order of truncation is costed.
@@ -91,6 +93,7 @@ def tucker_hosvd(
     ranks: int | Sequence[int] | None = None,
     *,
     eps: float | None = None,
+    max_params: int | None = None,
     method: str = "auto",
     rng: RNG = None,
     dtype: Any = None,
@@ -111,6 +114,10 @@ def tucker_hosvd(
     eps : float, optional
         Relative Frobenius error that the whole result is guaranteed to meet. With `ranks` as
         well, the ranks win where both cannot be had.
+    max_params : int, optional
+        Largest number of values of the result: the ranks are chosen by the singular values of the
+        unfoldings so that little is lost (:func:`rank_profile`). With `ranks` or `eps` as well,
+        none is exceeded.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
@@ -128,8 +135,8 @@ def tucker_hosvd(
     TypeError
         If `X` is not a dense numeric array, or an argument has the wrong type.
     ValueError
-        If `X` is empty or holds nan or inf, ranks or eps are out of range, neither is given, or
-        eps is below what the dtype resolves.
+        If `X` is empty or holds nan or inf, ranks, eps or max_params are out of
+        range, none is given, or eps is below what the dtype resolves.
 
     Examples
     --------
@@ -142,28 +149,34 @@ def tucker_hosvd(
     array = _operands.tensor("X", X)
     if array.ndim == 0:
         raise ValueError("X has no axes; a Tucker decomposition needs at least one")
-    if ranks is None and eps is None:
-        raise ValueError(
-            "give ranks= (largest multilinear ranks), eps= (relative error), or both; got neither"
-        )
+    _checks.some_limit(ranks=ranks, eps=eps, max_params=max_params)
     limits = _checks.multilinear_ranks(ranks, array.ndim)
     tolerance = _checks.eps(eps)
     kernel = _checks.method(method)
     generator = _array.as_generator(rng)
+    allowed = checked(max_params, TuckerCount(tuple(array.shape)))
     order = _mode_order(tuple(array.shape), limits)
     prepared = prepare(array, dtype, order)
     share = budget(tolerance, array.ndim + 1, prepared, array)
     if prepared.energy == 0.0:
         return zero_tucker(array, prepared, tolerance)
-    limits_in_order = [None if limits is None else limits[axis] for axis in order]
+    in_order = None if limits is None else tuple(limits[axis] for axis in order)
+    if allowed is not None:
+        in_order = mode_ranks(prepared, in_order, allowed, generator)
+    most = in_order or (None,) * len(order)
     core, factors, discarded, kernels = st_hosvd(
-        prepared.data, limits_in_order, share, prepared.energy, kernel, generator
+        prepared.data,
+        most,
+        share,
+        prepared.energy,
+        kernel,
+        generator,
     )
     back = tuple(order.index(axis) for axis in range(array.ndim))
     xp = array_namespace(core)
     result = rounded(xp.permute_dims(core, back), [factors[k] for k in back], prepared, array)
     error = relative_error(prepared, result, order)
-    binding = binds(limits, result.ranks)
+    binding = binds(in_order, core.shape)
     verify(error, None if binding else tolerance, prepared.out, kernels)
     info = Info(
         kernels, tuple(d / prepared.energy for d in discarded), tolerance, prepared.compute_name

@@ -76,7 +76,7 @@ BAD = [
     ([np.ones((4, 4)), torch.ones(4, 4)], {"ranks": 1}, TypeError, "one library"),
     ([np.ones((4, 4)), np.ones((4, 4), np.float32)], {"ranks": 1}, TypeError, "one dtype"),
     ([], {"ranks": 1}, ValueError, "must not be empty"),
-    (np.ones((2, 4, 4)), {}, ValueError, "got neither"),
+    (np.ones((2, 4, 4)), {}, ValueError, "got none"),
     (np.ones((2, 4, 4)) * np.nan, {"ranks": 1}, ValueError, "nan or inf"),
     (np.ones((2, 4, 4)), {"ranks": 1, "row_dims": (3, 1)}, ValueError, "product 3, expected 4"),
 ]

@@ -242,7 +242,7 @@ BAD_CALLS = [
         ValueError,
         "equally many",
     ),
-    (np.ones((4, 4)), {"row_dims": (2, 2)}, ValueError, "got neither"),
+    (np.ones((4, 4)), {"row_dims": (2, 2)}, ValueError, "got none"),
 ]
 
 

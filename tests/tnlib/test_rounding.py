@@ -129,7 +129,7 @@ def test_refinement_improves_a_flat_tensor_and_records_it():
 
 BAD = [
     (lambda t: tt_round(np.ones(3), 2), TypeError, "TT or an MPO, got ndarray"),
-    (lambda t: tt_round(t), ValueError, "got neither"),
+    (lambda t: tt_round(t), ValueError, "got none"),
     (lambda t: tt_round(t, 0), ValueError, "at least 1"),
     (lambda t: tt_round(t, 0.1), TypeError, "use eps="),
     (lambda t: tt_round(t, eps=1e-17), ValueError, "cannot be met"),

@@ -189,7 +189,7 @@ BAD_CALLS = [
     (np.array([[1.0, np.nan]]), {"ranks": 1}, ValueError, "nan or inf"),
     (np.array([[1.0, -np.inf]]), {"eps": 0.1}, ValueError, "nan or inf"),
     (torch.tensor([[1.0, float("nan")]]), {"ranks": 1}, ValueError, "nan or inf"),
-    (np.ones((2, 2)), {}, ValueError, "got neither"),
+    (np.ones((2, 2)), {}, ValueError, "got none"),
     (np.ones((2, 2)), {"ranks": 0}, ValueError, "at least 1, got 0"),
     (np.ones((2, 2)), {"ranks": -3}, ValueError, "at least 1, got -3"),
     (np.ones((2, 2)), {"ranks": 0.5}, TypeError, "use eps="),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tnlib._table import aligned
 from tnlib.contraction.cost import product_flops
 
 if TYPE_CHECKING:
@@ -26,10 +27,7 @@ def table(plan: Plan) -> str:
         flops = product_flops(network, masks[0], masks[-1], result)
         size = network.volume(result) * plan.itemsize
         rows.append((names[count + k], arrays, step.equation, f"{flops:.4g}", shape, bytes_(size)))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    lines = [line.rstrip() for line in lines]
-    return "\n".join([f"{plan.equation}", *lines, totals(plan)])
+    return "\n".join([plan.equation, aligned(rows), totals(plan)])
 
 
 def totals(plan: Plan) -> str:

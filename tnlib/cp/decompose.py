@@ -26,8 +26,9 @@ _LARGE, _WORTHWHILE = 1 << 12, 8
 
 def cp_als(
     X: Array,
-    rank: int,
+    rank: int | None = None,
     *,
+    max_params: int | None = None,
     method: str = "auto",
     init: str | CP = "hosvd",
     tol: float = 1e-8,
@@ -52,8 +53,11 @@ def cp_als(
         NumPy array or dense torch tensor with at least two axes: real floating point of any
         precision, or integers (which are computed in the default floating type). Never modified;
         a torch parameter is read as data.
-    rank : int
+    rank : int, optional
         Number of terms; it may be larger than any mode.
+    max_params : int, optional
+        Largest number of values of the result, from which the number of terms follows. One of the
+        two must be given.
     method : {"auto", "als", "lm"}, optional
         "auto" starts with ALS and goes over to Levenberg-Marquardt when the rate of convergence
         foresees many more sweeps.
@@ -102,7 +106,7 @@ def cp_als(
     ([(6, 2), (7, 2), (8, 2)], True)
     """
     array = _checked(X, 2)
-    terms = _checks.positive_int("rank", rank)
+    terms = _rank(rank, max_params, tuple(array.shape))
     start = _start(init, tuple(array.shape), terms)
     course = _course(method, tol, max_iter, callback)
     _checks.flag("compress", compress)
@@ -200,6 +204,19 @@ def _prepared(array: Array, dtype: Any) -> Prepared:
     if _array.is_complex(prepared.out):
         raise TypeError(f"CP of complex numbers is not supported, got dtype={dtype!r}")
     return prepared
+
+
+def _rank(rank: Any, max_params: Any, shape: tuple[int, ...]) -> int:
+    """The number of terms, or as many as fit into a budget, whichever is less."""
+    _checks.some_limit(rank=rank, max_params=max_params)
+    terms = None if rank is None else _checks.positive_int("rank", rank)
+    if max_params is None:
+        return terms or 0
+    each = 1 + sum(shape)
+    budget = _checks.positive_int("max_params", max_params)
+    if budget < each:
+        raise ValueError(f"max_params={budget} is too small: one term already has {each} values")
+    return min(budget // each, terms or budget)
 
 
 def _start(init: Any, shape: tuple[int, ...], rank: int) -> str | CP:

@@ -1,0 +1,1 @@
+"""Choosing ranks and modes: how many values for which error."""

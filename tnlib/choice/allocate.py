@@ -1,0 +1,162 @@
+"""One budget for many arrays: ranks for each so that the total squared error is least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from tnlib import _array, _checks
+from tnlib._array import RNG, Array
+from tnlib._prepare import prepare
+from tnlib._table import aligned
+from tnlib.choice.choose import Task, choose, equal
+from tnlib.choice.counts import Ranks
+from tnlib.choice.read import reading
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """Ranks for many arrays.
+
+    Attributes
+    ----------
+    ranks : dict
+        Ranks of every array, by its name or its position.
+    n_params : dict
+        Number of values of each.
+    upper : dict
+        Upper bound of the relative error of each.
+    total_upper : float
+        Upper bound of the root of the weighted sum of squared errors, relative to that of the
+        squared norms.
+    equal_ranks : dict
+        For comparison, the largest equal ranks within the same budget.
+    equal_upper : float
+        Their bound of the same.
+    """
+
+    ranks: dict[Any, Ranks]
+    n_params: dict[Any, int]
+    upper: dict[Any, float]
+    total_upper: float
+    equal_ranks: dict[Any, Ranks]
+    equal_upper: float
+
+    def __str__(self) -> str:
+        rows = [("array", "ranks", "values", "error up to", "equal ranks")]
+        for name, ranks in self.ranks.items():
+            error, level = f"{self.upper[name]:.4f}", self.equal_ranks[name]
+            rows.append(
+                (str(name), _spaced(ranks), str(self.n_params[name]), error, _spaced(level))
+            )
+        total = sum(self.n_params.values())
+        rows.append(("total", "", str(total), f"{self.total_upper:.4f}", f"{self.equal_upper:.4f}"))
+        return aligned(rows)
+
+
+def _spaced(ranks: Ranks) -> str:
+    return " ".join(map(str, ranks))
+
+
+def allocate_ranks(
+    arrays: Mapping[Any, Array] | Sequence[Array],
+    max_params: int,
+    *,
+    format: str = "mpo",
+    row_dims: Sequence[int] | None = None,
+    col_dims: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    relative: bool = False,
+    progress: bool = False,
+    rng: RNG = None,
+) -> Allocation:
+    """Divide a budget of values among arrays so that the total squared error is least.
+
+    What is minimised is the sum over all arrays of the upper bound of the squared error, which
+    :func:`rank_profile` gives.
+
+    Parameters
+    ----------
+    arrays : mapping of arrays, or sequence of arrays
+        Matrices for "mpo", for example the weights of a model by name.
+    max_params : int
+        Largest number of values of all decompositions together.
+    format : {"mpo", "tt", "tucker"}, optional
+        What the arrays are to become.
+    row_dims, col_dims : sequence of int, optional
+        Modes of MPOs, for arrays of one shape; by default each is factorised.
+    weights : sequence of float, optional
+        Weight of each array's squared error, in the order of the arrays.
+    relative : bool, optional
+        Whether errors are relative to each array's norm; by default they are not, so that an array
+        counts by its size.
+    progress : bool, optional
+        Whether to show a progress bar.
+    rng : None, int, numpy.random.Generator or torch.Generator, optional
+        Randomness of the Krylov kernel.
+
+    Returns
+    -------
+    Allocation
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If there are no arrays, a weight is negative or not finite, the budget is too small for
+        ranks of one, or an array cannot be read as the format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> flat, steep = rng.standard_normal((2, 64, 64))
+    >>> steep = steep @ np.diag(0.5 ** np.arange(64))
+    >>> found = allocate_ranks([flat, steep], 4000, format="tt")
+    >>> found.ranks, found.equal_ranks
+    ({0: (30,), 1: (1,)}, {0: (15,), 1: (15,)})
+    """
+    budget = _checks.positive_int("max_params", max_params)
+    if not isinstance(arrays, Mapping | Sequence) or isinstance(arrays, str):
+        raise TypeError(f"arrays must be a mapping or a sequence, got {type(arrays).__name__}")
+    named = dict(arrays) if isinstance(arrays, Mapping) else dict(enumerate(arrays))
+    if not named:
+        raise ValueError("arrays is empty; give at least one")
+    factors = _weights(weights, len(named))
+    generator = _array.as_generator(rng)
+    readings = [reading(array, format, row_dims, col_dims) for array in named.values()]
+    spectra = []
+    for how in tqdm(readings, desc="spectra", disable=not progress):
+        prepared = prepare(how.array, None, how.axes)
+        spectra.append(how.spectra(prepared, how.ceilings(budget), generator))
+    top = max(found.exponent for found in spectra)
+    scales = [math.ldexp(found.energy, 2 * (found.exponent - top)) for found in spectra]
+    largest = max(scales) or 1.0
+    shares = [1.0 if relative else scale / largest for scale in scales]
+    scaled = tuple(w * share for w, share in zip(factors, shares, strict=True))
+    task = Task(tuple(spectra), scaled)
+    chosen, level = choose(task, budget), equal(task, budget)
+    whole = math.fsum(scaled) or 1.0
+    pairs = dict(zip(named, zip(spectra, chosen, strict=True), strict=True))
+    return Allocation(
+        ranks={name: ranks for name, (_, ranks) in pairs.items()},
+        n_params={name: found.count.values(ranks) for name, (found, ranks) in pairs.items()},
+        upper={name: found.bounds(ranks)[1] for name, (found, ranks) in pairs.items()},
+        total_upper=math.sqrt(task.loss(chosen) / whole),
+        equal_ranks=dict(zip(named, level, strict=True)),
+        equal_upper=math.sqrt(task.loss(level) / whole),
+    )
+
+
+def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    if weights is None:
+        return [1.0] * count
+    values = [_checks.tolerance("every weight", weight) for weight in weights]
+    if len(values) != count:
+        raise ValueError(f"weights must be as many as the arrays, {count}, got {len(values)}")
+    return values

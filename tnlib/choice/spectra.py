@@ -1,0 +1,136 @@
+"""Singular values of every unfolding: what any choice of ranks loses, before it is made.
+
+With tau_k(r) the energy of unfolding k beyond its r largest singular values, the squared error of
+a truncated decomposition with ranks r_k lies between max_k tau_k(r_k) and sum_k tau_k(r_k)
+(Oseledets, SIAM J. Sci. Comput. 33, 2011, Theorem 2.2; De Lathauwer, De Moor and Vandewalle, SIAM
+J. Matrix Anal. Appl. 21, 2000, Property 10).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from array_api_compat import array_namespace
+
+from tnlib import _array, _gram, lowrank
+from tnlib._array import Array
+from tnlib._prepare import Prepared
+from tnlib.choice.counts import ChainCount, Count, TuckerCount
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+# A leading part of a spectrum is computed alone where it is at most this share of it.
+_FEW = 1 / 8
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Energies of every unfolding, as shares of the squared norm.
+
+    Attributes
+    ----------
+    count : Count
+        The format's values as a function of its ranks.
+    energies : tuple of float64 arrays
+        Squared singular values, descending, of every bond or mode; perhaps only the leading ones.
+    energy, exponent : float, int
+        The squared Frobenius norm of the array is energy * 4^exponent.
+    """
+
+    count: Count
+    energies: tuple[Vector, ...]
+    energy: float
+    exponent: int = 0
+
+    @cached_property
+    def tails(self) -> tuple[Vector, ...]:
+        """Share of the energy that every rank from 0 on leaves out, for every bond or mode."""
+        found = []
+        for values, limit in zip(self.energies, self.count.limits, strict=True):
+            tail = np.maximum(1.0 - np.concatenate([[0.0], np.cumsum(values)]), 0.0)
+            if self.energy == 0.0:
+                tail = np.zeros(len(values) + 1)
+            elif len(values) == limit:
+                tail = np.concatenate([np.cumsum(values[::-1])[::-1], [0.0]])
+            found.append(tail)
+        return tuple(found)
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """Largest ranks whose loss is known."""
+        return tuple(len(values) for values in self.energies)
+
+    def bounds(self, ranks: Sequence[int]) -> tuple[float, float]:
+        """Least and largest relative error that a truncation to these ranks can have."""
+        lost = [float(tail[rank]) for tail, rank in zip(self.tails, ranks, strict=True)]
+        return math.sqrt(max(lost, default=0.0)), math.sqrt(math.fsum(lost))
+
+    def loss(self, ranks: Sequence[int]) -> float:
+        """The larger bound, squared."""
+        return math.fsum(float(tail[r]) for tail, r in zip(self.tails, ranks, strict=True))
+
+
+def chain_spectra(
+    prepared: Prepared, modes: Sequence[int], most: Sequence[int | None], rng: Any
+) -> Spectra:
+    """Spectra of the unfoldings of a train, each up to a largest rank."""
+    unfoldings = [prepared.data.reshape(math.prod(modes[:k]), -1) for k in range(1, len(modes))]
+    return _spectra(ChainCount(tuple(modes)), unfoldings, prepared, most, rng)
+
+
+def mode_spectra(prepared: Prepared, most: Sequence[int | None], rng: Any) -> Spectra:
+    """Spectra of the mode unfoldings of an array, each up to a largest rank."""
+    xp = array_namespace(prepared.data)
+    shape = tuple(prepared.data.shape)
+    unfoldings = [
+        xp.moveaxis(prepared.data, k, 0).reshape(size, -1) for k, size in enumerate(shape)
+    ]
+    return _spectra(TuckerCount(shape), unfoldings, prepared, most, rng)
+
+
+def _spectra(
+    count: Count,
+    unfoldings: Sequence[Array],
+    prepared: Prepared,
+    most: Sequence[int | None],
+    rng: Any,
+) -> Spectra:
+    energies = []
+    for matrix, limit, asked in zip(unfoldings, count.limits, most, strict=True):
+        rank = limit if asked is None else min(limit, asked)
+        energies.append(_energies(matrix, rank, prepared.energy, rng))
+    return Spectra(count, tuple(energies), prepared.energy, prepared.exponent)
+
+
+def _energies(matrix: Array, rank: int, energy: float, rng: Any) -> Vector:
+    """The largest `rank` squared singular values over `energy`, descending."""
+    if energy == 0.0:
+        return np.zeros(rank)
+    side = min(matrix.shape)
+    if side >= lowrank.KRYLOV_SIDE and rank <= side * _FEW:
+        basis = lowrank.truncated_basis(
+            matrix, energy=energy, max_rank=rank, allowed=None, method="auto", rng=rng
+        )
+        rows = [_array.energy(row) for row in basis.rest]
+        values = np.zeros(rank)
+        values[: len(rows)] = sorted(rows, reverse=True)
+    else:
+        wide = matrix if matrix.shape[0] <= matrix.shape[1] else _array.adjoint(matrix)
+        values = eigenvalues(_gram.gram(wide))[::-1][:rank]
+    return np.maximum(values, 0.0) / energy
+
+
+def eigenvalues(hermitian: Array) -> Vector:
+    """Ascending eigenvalues of a matrix of which the lower triangle is read."""
+    if not _array.on_cpu(hermitian):
+        values = array_namespace(hermitian).linalg.eigvalsh(hermitian)
+        return _array.to_numpy(values).astype(np.float64)
+    values = scipy.linalg.eigvalsh(
+        _array.to_numpy(hermitian), lower=True, overwrite_a=True, check_finite=False
+    )
+    return np.asarray(values, dtype=np.float64)
