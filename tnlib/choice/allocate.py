@@ -30,21 +30,21 @@ class Allocation:
         Number of values of each.
     upper : dict
         Upper bound of the relative error of each.
-    total_upper : float
-        Upper bound of the root of the weighted sum of squared errors, relative to that of the
-        squared norms.
+    estimate : float
+        Estimate of the root of the weighted sum of squared errors, relative to that of the squared
+        norms.
     equal_ranks : dict
         For comparison, the largest equal ranks within the same budget.
-    equal_upper : float
-        Their bound of the same.
+    equal_estimate : float
+        Their estimate of the same.
     """
 
     ranks: dict[Any, Ranks]
     n_params: dict[Any, int]
     upper: dict[Any, float]
-    total_upper: float
+    estimate: float
     equal_ranks: dict[Any, Ranks]
-    equal_upper: float
+    equal_estimate: float
 
     def __str__(self) -> str:
         rows = [("array", "ranks", "values", "error up to", "equal ranks")]
@@ -54,7 +54,7 @@ class Allocation:
                 (str(name), _spaced(ranks), str(self.n_params[name]), error, _spaced(level))
             )
         total = sum(self.n_params.values())
-        rows.append(("total", "", str(total), f"{self.total_upper:.4f}", f"{self.equal_upper:.4f}"))
+        rows.append(("total", "", str(total), f"{self.estimate:.4f}", f"{self.equal_estimate:.4f}"))
         return aligned(rows)
 
 
@@ -76,7 +76,7 @@ def allocate_ranks(
 ) -> Allocation:
     """Divide a budget of values among arrays so that the total squared error is least.
 
-    What is minimised is the sum over all arrays of the upper bound of the squared error, which
+    What is minimised is the sum over all arrays of the estimated squared error, which
     :func:`rank_profile` gives.
 
     Parameters
@@ -147,9 +147,9 @@ def allocate_ranks(
         ranks={name: ranks for name, (_, ranks) in pairs.items()},
         n_params={name: found.count.values(ranks) for name, (found, ranks) in pairs.items()},
         upper={name: found.bounds(ranks)[1] for name, (found, ranks) in pairs.items()},
-        total_upper=math.sqrt(task.loss(chosen) / whole),
+        estimate=math.sqrt(task.loss(chosen) / whole),
         equal_ranks=dict(zip(named, level, strict=True)),
-        equal_upper=math.sqrt(task.loss(level) / whole),
+        equal_estimate=math.sqrt(task.loss(level) / whole),
     )
 
 

@@ -23,9 +23,7 @@ def checked(max_params: Any, count: Count) -> int | None:
     budget = _checks.positive_int("max_params", max_params)
     least = count.values((1,) * len(count.limits))
     if budget < least:
-        raise ValueError(
-            f"max_params={budget} is too small: ranks of 1 have {least} values"
-        )
+        raise ValueError(f"max_params={budget} is too small: ranks of 1 have {least} values")
     return budget
 
 

@@ -1,19 +1,19 @@
 """Ranks for a budget: the least total squared error at a given number of values.
 
-What is minimised is the bound sum_k tau_k(r_k), the energy that the truncated singular values have,
-summed over all bonds of all arrays. With a price lambda on every value, a rank is best where one
-more singular value is worth less than what it costs, sigma^2 <= lambda * slope; the slope depends
-on the other ranks, so this is repeated until it settles, from above and from below. The price is
-found by bisection (Shoham and Gersho, IEEE Trans. ASSP 36, 1988, for the same problem in coding);
-what it leaves over is spent step by step. Ranks that are all equal are a candidate too, so the
-result is never worse than they are.
+What is minimised is an estimate of the error from the singular values (:meth:`Spectra.loss`). With
+a price lambda on every value, a rank is best where one more singular value is worth less than what
+it costs, gain <= lambda * slope; both depend on the other ranks, so this is repeated until it
+settles, from above and from below. The price is found by bisection (Shoham and Gersho, IEEE Trans.
+ASSP 36, 1988, for the same problem in coding); what it leaves over is spent step by step, and for
+one array small exchanges are tried. Ranks that are all equal are a candidate too, so by the
+estimate the result is never worse than they are.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from tnlib.choice.counts import Ranks
 from tnlib.choice.spectra import Spectra
 
-_BISECTIONS, _ROUNDS = 50, 30
+_BISECTIONS, _ROUNDS, _EXCHANGED = 50, 30, 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Task:
         return sum(s.count.values(ranks) for s, ranks in zip(self.spectra, choice, strict=True))
 
     def loss(self, choice: Sequence[Ranks]) -> float:
-        """Weighted total of the squared error bounds."""
+        """Weighted total of the estimated squared errors."""
         triples = zip(self.weights, self.spectra, choice, strict=True)
         return math.fsum(weight * s.loss(ranks) for weight, s, ranks in triples)
 
@@ -57,8 +57,10 @@ def choose(task: Task, budget: int) -> tuple[Ranks, ...]:
     full = tuple(s.count.clipped(s.limits) for s in task.spectra)
     if task.values(full) <= budget:
         return full
-    found = [_filled(task, choice, budget) for choice in (*_priced(task, budget), least)]
-    found.append(_filled(task, equal(task, budget), budget))
+    starts = (*_priced(task, budget), equal(task, budget), least)
+    found = [_filled(task, choice, budget) for choice in starts]
+    if len(task.spectra) == 1:
+        found = [_exchanged(task, choice, budget) for choice in found]
     return min(found, key=lambda choice: (task.loss(choice), task.values(choice)))
 
 
@@ -111,7 +113,8 @@ def _settled(spectra: Spectra, price: float, above: bool) -> Ranks:
     for _ in range(_ROUNDS):
         before = tuple(ranks)
         for k, energies in enumerate(spectra.energies):
-            worth = price * spectra.count.slope(ranks, k)
+            share = spectra.share(ranks, k)
+            worth = price * spectra.count.slope(ranks, k) / share if share > 0 else math.inf
             ranks[k] = max(1, int(np.searchsorted(-energies, -worth, side="left")))
         ranks = list(spectra.count.clipped(ranks))
         if tuple(ranks) == before:
@@ -119,8 +122,32 @@ def _settled(spectra: Spectra, price: float, above: bool) -> Ranks:
     return tuple(ranks)
 
 
-def _filled(task: Task, choice: Sequence[Ranks], budget: int) -> tuple[Ranks, ...]:
-    """The choice after raising ranks one by one, the best return for a value first."""
+def _exchanged(task: Task, choice: tuple[Ranks, ...], budget: int) -> tuple[Ranks, ...]:
+    """The choice after giving up a few of one rank for others, as long as that helps."""
+    while True:
+        better = min(_neighbours(task, choice[0], budget), key=task.loss, default=choice)
+        if not task.loss(better) < task.loss(choice):
+            return choice
+        choice = better
+
+
+def _neighbours(task: Task, ranks: Ranks, budget: int) -> Iterator[tuple[Ranks, ...]]:
+    """Choices that have a few less of one rank, and one more of another before the rest."""
+    count = task.spectra[0].count
+    for bond, rank in enumerate(ranks):
+        for less in range(1, min(_EXCHANGED, rank - 1) + 1):
+            lower = count.clipped([r - less * (k == bond) for k, r in enumerate(ranks)])
+            for first in range(len(ranks)):
+                yield _filled(task, (lower,), budget, first)
+
+
+def _filled(
+    task: Task, choice: Sequence[Ranks], budget: int, first: int | None = None
+) -> tuple[Ranks, ...]:
+    """The choice after raising ranks one by one, the best return for a value first.
+
+    With `first`, that rank of the first array is raised once before all others.
+    """
     ranks = [list(r) for r in choice]
     left = budget - task.values(choice)
     queue: list[tuple[float, int, int]] = []
@@ -129,20 +156,24 @@ def _filled(task: Task, choice: Sequence[Ranks], budget: int) -> tuple[Ranks, ..
         spectra, current = task.spectra[array], ranks[array]
         rank = current[bond]
         if rank < spectra.limits[bond]:
-            gain = task.weights[array] * float(spectra.energies[bond][rank])
+            gain = task.weights[array] * spectra.gain(current, bond)
             heapq.heappush(queue, (-gain / spectra.count.slope(current, bond), array, bond))
 
     for array, current in enumerate(ranks):
         for bond in range(len(current)):
             offer(array, bond)
+    if first is not None:
+        key = -math.inf
+        queue.append((key, 0, first))
+        heapq.heapify(queue)
     while queue:
         key, array, bond = heapq.heappop(queue)
         spectra, current = task.spectra[array], ranks[array]
         if current[bond] == spectra.limits[bond]:
             continue
         cost = spectra.count.slope(current, bond)
-        gain = task.weights[array] * float(spectra.energies[bond][current[bond]])
-        if -gain / cost > key:
+        gain = task.weights[array] * spectra.gain(current, bond)
+        if key > -math.inf and -gain / cost > key:
             offer(array, bond)
             continue
         raised = [r + (k == bond) for k, r in enumerate(current)]

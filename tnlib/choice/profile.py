@@ -24,7 +24,8 @@ class RankProfile:
     """Error against number of values for a range of ranks.
 
     The relative Frobenius error of the decomposition that :func:`mpo_decompose`, :func:`tt_svd` or
-    :func:`tucker_hosvd` computes with ``ranks[i]`` lies between ``lower[i]`` and ``upper[i]``.
+    :func:`tucker_hosvd` computes with ``ranks[i]`` lies between ``lower[i]`` and ``upper[i]``, and
+    mostly near ``estimate[i]``.
 
     Attributes
     ----------
@@ -38,6 +39,9 @@ class RankProfile:
         Number of values.
     lower, upper : tuple of float
         Bounds of the relative error.
+    estimate : tuple of float
+        The error if every truncation keeps the same share of what the others have left as of the
+        whole array; it lies between the bounds.
     spectra : Spectra
         The singular values of every unfolding that they come from.
     """
@@ -48,6 +52,7 @@ class RankProfile:
     n_params: tuple[int, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
+    estimate: tuple[float, ...]
     spectra: Spectra
 
     def best_ranks(self, *, max_params: int | None = None, eps: float | None = None) -> Ranks:
@@ -56,7 +61,7 @@ class RankProfile:
         Parameters
         ----------
         max_params : int, optional
-            Largest number of values: the ranks with the least upper bound.
+            Largest number of values: the ranks with the least estimated error.
         eps : float, optional
             Relative error: of the points of the profile, the smallest one that meets it.
 
@@ -84,7 +89,7 @@ class RankProfile:
         )
 
     def plot(self, axes: Any = None, *, label: str | None = None) -> Any:
-        """Draw the band between the bounds over the number of values, with matplotlib.
+        """Draw the estimate and the band between the bounds over the number of values.
 
         Parameters
         ----------
@@ -104,7 +109,7 @@ class RankProfile:
             axes.set_xlabel("values, as a share of the dense array")
             axes.set_ylabel("relative error")
         share = np.array(self.n_params) / math.prod(self.shape)
-        (line,) = axes.plot(share, self.upper, label=label)
+        (line,) = axes.plot(share, self.estimate, label=label)
         axes.fill_between(share, self.lower, self.upper, alpha=0.2, color=line.get_color(), lw=0)
         return axes
 
@@ -115,16 +120,17 @@ class RankProfile:
         return (
             f"RankProfile(format={self.format!r}, shape={self.shape}, points={len(self)}, "
             f"n_params={self.n_params[0]}..{self.n_params[-1]}, "
-            f"error<={self.upper[0]:.3g}..{self.upper[-1]:.3g})"
+            f"estimate={self.estimate[0]:.3g}..{self.estimate[-1]:.3g})"
         )
 
     def __str__(self) -> str:
-        rows = [("ranks", "values", "share", "error from", "to")]
+        rows = [("ranks", "values", "share", "error", "from", "to")]
         dense = math.prod(self.shape)
         for k, ranks in enumerate(self.ranks):
             size = self.n_params[k]
-            bounds = f"{self.lower[k]:.4f}", f"{self.upper[k]:.4f}"
-            rows.append((" ".join(map(str, ranks)), str(size), f"{size / dense:.4f}", *bounds))
+            errors = (self.estimate[k], self.lower[k], self.upper[k])
+            cells = (f"{error:.4f}" for error in errors)
+            rows.append((" ".join(map(str, ranks)), str(size), f"{size / dense:.4f}", *cells))
         return aligned(rows)
 
 
@@ -142,7 +148,7 @@ def rank_profile(
     """Find out what ranks an array needs, from the singular values of its unfoldings.
 
     One pass computes the spectrum of every unfolding; from these follow bounds of the error for
-    all ranks at once. Nothing is decomposed.
+    all ranks at once, and an estimate between them. Nothing is decomposed.
 
     Parameters
     ----------
@@ -180,11 +186,11 @@ def rank_profile(
     >>> import numpy as np
     >>> i, j = np.ogrid[:32, :64]
     >>> print(rank_profile(1.0 / (1 + abs(i - j)), [1, 2, 4, 8]))
-    ranks  values  share   error from  to
-    1      96      0.0469  0.3013      0.3013
-    2      192     0.0938  0.1676      0.1676
-    4      384     0.1875  0.0068      0.0068
-    8      768     0.3750  0.0000      0.0000
+    ranks  values  share   error   from    to
+    1      96      0.0469  0.3013  0.3013  0.3013
+    2      192     0.0938  0.1676  0.1676  0.1676
+    4      384     0.1875  0.0068  0.0068  0.0068
+    8      768     0.3750  0.0000  0.0000  0.0000
     """
     how = reading(W, format, row_dims, col_dims)
     generator = _array.as_generator(rng)
@@ -212,6 +218,7 @@ def rank_profile(
         tuple(spectra.count.values(entry) for entry in ordered),
         tuple(low for low, _ in bounds),
         tuple(high for _, high in bounds),
+        tuple(math.sqrt(spectra.loss(entry)) for entry in ordered),
         spectra,
     )
 

@@ -67,12 +67,28 @@ class Spectra:
 
     def bounds(self, ranks: Sequence[int]) -> tuple[float, float]:
         """Least and largest relative error that a truncation to these ranks can have."""
-        lost = [float(tail[rank]) for tail, rank in zip(self.tails, ranks, strict=True)]
+        lost = self._lost(ranks)
         return math.sqrt(max(lost, default=0.0)), math.sqrt(math.fsum(lost))
 
     def loss(self, ranks: Sequence[int]) -> float:
-        """The larger bound, squared."""
-        return math.fsum(float(tail[r]) for tail, r in zip(self.tails, ranks, strict=True))
+        """An estimate of the squared error, between the squares of the bounds.
+
+        Every truncation is taken to keep the same share of what the others have left as of the
+        whole array.
+        """
+        return 1.0 - math.prod(1.0 - t for t in self._lost(ranks))
+
+    def gain(self, ranks: Sequence[int], position: int) -> float:
+        """What the estimate falls by when one rank grows by one."""
+        return self.share(ranks, position) * float(self.energies[position][ranks[position]])
+
+    def share(self, ranks: Sequence[int], position: int) -> float:
+        """The part of the energy that the other truncations keep, by the same estimate."""
+        lost = self._lost(ranks)
+        return math.prod(1.0 - t for k, t in enumerate(lost) if k != position)
+
+    def _lost(self, ranks: Sequence[int]) -> list[float]:
+        return [float(tail[rank]) for tail, rank in zip(self.tails, ranks, strict=True)]
 
 
 def chain_spectra(

@@ -37,7 +37,7 @@ def test_matrices_get_what_is_best_for_all(seed, decays):
     chosen = squared(arrays, found.ranks, tt_svd)
     assert chosen <= squared(arrays, found.equal_ranks, tt_svd) * (1 + 1e-9)
     total = math.fsum(np.linalg.norm(array) ** 2 for array in arrays)
-    assert math.sqrt(chosen / total) == pytest.approx(found.total_upper, abs=1e-7)
+    assert math.sqrt(chosen / total) == pytest.approx(found.estimate, abs=1e-7)
     # For matrices the best is known: the first singular value of each, then the largest of all
     # others, since each costs the same.
     values = [np.linalg.svd(array, compute_uv=False) ** 2 for array in arrays]
@@ -72,7 +72,7 @@ def test_ranks_can_be_decomposed_in_every_format():
 
 def test_everything_fits_into_a_large_budget():
     arrays = weights(3, [0.0, 1.0])
-    assert allocate_ranks(arrays, 10**6, format="tt").total_upper == 0.0
+    assert allocate_ranks(arrays, 10**6, format="tt").estimate == 0.0
 
 
 def test_the_right_modes_win():
