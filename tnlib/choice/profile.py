@@ -124,7 +124,7 @@ class RankProfile:
         )
 
     def __str__(self) -> str:
-        rows = [("ranks", "values", "share", "error", "from", "to")]
+        rows: list[tuple[str, ...]] = [("ranks", "values", "share", "error", "from", "to")]
         dense = math.prod(self.shape)
         for k, ranks in enumerate(self.ranks):
             size = self.n_params[k]
