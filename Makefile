@@ -26,6 +26,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/decompose.py $(ARGS)
 	$(BIN)/python benchmarks/tucker.py $(ARGS)
 	$(BIN)/python benchmarks/cp.py $(ARGS)
+	$(BIN)/python benchmarks/contraction.py $(ARGS)
+	$(BIN)/python benchmarks/roofline.py $(ARGS)
 
 # One stamp a set of extras; a change of the pins installs again.
 $(VENV)/.%: pyproject.toml constraints.txt

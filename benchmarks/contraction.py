@@ -29,6 +29,8 @@ from tnlib.contraction import planner
 RESULT = Path(__file__).parent / "results" / "contraction.json"
 # Operations beyond which calls are not timed, and operands beyond which torch.einsum is not asked.
 MOST, WIDEST = 2e11, 30
+# Seconds for all calls of one network.
+PATIENCE = 10.0
 
 
 def cost(problem: Problem, path: Any) -> float:
@@ -84,8 +86,11 @@ def calls(problem: Problem, ours: tnlib.Plan, library: str, repeats: int) -> dic
     letters = set(equation) - set(",->")
     if library == "torch" and all(s.isascii() for s in letters) and len(shapes) <= WIDEST:
         runs["torch.einsum"] = lambda: torch.einsum(equation, *arrays)
+    start = time.perf_counter()
     for run in runs.values():
         run()
+    rounds = int(PATIENCE / (time.perf_counter() - start))
+    repeats = max(5, min(repeats, rounds))
     return {name: statistics.median(s) for name, s in harness.alternate(runs, repeats).items()}
 
 

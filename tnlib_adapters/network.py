@@ -17,7 +17,7 @@ import opt_einsum
 import torch
 from torch import Tensor
 
-from tnlib import Plan, plan_contraction
+from tnlib import Plan, PlansBySize, plan_by_size, plan_contraction
 
 Cores = Mapping[str, Tensor]
 
@@ -141,7 +141,9 @@ class Network:
         return update if self.scale == 1.0 else update * self.scale
 
     def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
-        """``x @ delta.T`` through the activations, without forming the update.
+        """``x @ delta.T`` in the order that needs fewest operations for so many rows.
+
+        Up to :attr:`breakeven` rows the update is not formed.
 
         Parameters
         ----------
@@ -156,9 +158,10 @@ class Network:
         """
         self._check_anchor(anchor)
         batch = x.reshape(-1, *(self.sizes[leg] for leg in self.in_legs))
-        y: Tensor = self._token_plan(batch, *self._values(cores))
+        plan = self._token_plans.at(batch.shape[0])
+        y: Tensor = plan(batch, *self._values(cores))
         if anchor is not None:
-            y = y - self._token_plan(batch, *self._values(anchor))
+            y = y - plan(batch, *self._values(anchor))
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.scale == 1.0 else y * self.scale
 
@@ -173,9 +176,10 @@ class Network:
 
         Above it, forming the update once and multiplying by it is cheaper.
         """
-        dense = 2 * self.out_features * self.in_features
-        per_token = self._token_plan.flops - dense
-        return int(self._dense_plan.flops // per_token) if per_token > 0 else 1 << 62
+        plans = self._token_plans
+        if 0 not in plans.plans[-1].steps[-1].inputs:
+            return 1 << 62
+        return plans.breakeven[-1] - 1 if plans.breakeven else 0
 
     @cached_property
     def _dense_plan(self) -> Plan:
@@ -183,10 +187,11 @@ class Network:
         return plan_contraction(self._equation(None), *shapes)
 
     @cached_property
-    def _token_plan(self) -> Plan:
-        """Planned for one token; more tokens keep the order, which then stays the cheapest."""
-        tokens = (1, *(self.sizes[leg] for leg in self.in_legs))
-        return plan_contraction(self._equation("tokens"), tokens, *self.shapes.values())
+    def _token_plans(self) -> PlansBySize:
+        tokens: tuple[int | str, ...] = ("tokens", *(self.sizes[leg] for leg in self.in_legs))
+        return plan_by_size(
+            self._equation("tokens"), tokens, *self.shapes.values(), requires_grad=()
+        )
 
     def _equation(self, batch: str | None) -> str:
         legs = list(self.sizes)

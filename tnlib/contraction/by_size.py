@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from tnlib import _checks
@@ -97,8 +98,25 @@ def plan_by_size(
             f"{names or 'none'}"
         )
 
+    fixed = {
+        key: tuple(value) if key in ("requires_grad", "constants") and value is not None else value
+        for key, value in options.items()
+    }
+    return _found(equation, tuple(map(tuple, shapes)), names[0], most, tuple(fixed.items()))
+
+
+@lru_cache(maxsize=1024)
+def _found(
+    equation: str,
+    shapes: tuple[tuple[int | str, ...], ...],
+    name: str,
+    most: int,
+    chosen: tuple[tuple[str, Any], ...],
+) -> PlansBySize:
+    options = dict(chosen)
+
     def sized(size: int) -> list[tuple[Any, ...]]:
-        return [tuple(size if n == names[0] else n for n in shape) for shape in shapes]
+        return [tuple(size if n == name else n for n in shape) for shape in shapes]
 
     def planned(size: int) -> Plan:
         return plan_contraction(equation, *sized(size), **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from operator import or_
 
 from opt_einsum.parser import parse_einsum_input
@@ -91,6 +91,11 @@ def parsed(equation: str, shapes: Sequence[Shape]) -> Network:
     """
     if not isinstance(equation, str):
         raise TypeError(f"equation must be a string, got {type(equation).__name__}")
+    return _parsed(equation, tuple(tuple(shape) for shape in shapes))
+
+
+@lru_cache(maxsize=4096)
+def _parsed(equation: str, shapes: tuple[Shape, ...]) -> Network:
     count = equation.split("->")[0].count(",") + 1
     if count != len(shapes):
         raise ValueError(f"{equation!r} has {count} operands, got {len(shapes)} shapes")

@@ -49,7 +49,9 @@ class Plan:
     sliced: tuple[str, ...] = ()
     seconds: float | None = None
     _cost: Cost = field(init=False)
+    # What folding leaves: numbers and arrays, and the plan that holds no arrays.
     _known: tuple[tuple[int, Array], ...] = ()
+    _bare: Plan | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", ordered(self.network, self.steps))
@@ -131,7 +133,8 @@ class Plan:
         except AttributeError:
             library({type(array) for array in arrays})
             raise
-        network, ready = _prepared(self, about)
+        known = tuple([type(array) for _, array in self._known])
+        network, ready = _prepared(self._bare or self, known, about)
         if self.sliced:
             return slicing.run(network, self.sliced, lambda some: self._run(ready, some), arrays)
         return self._run(ready, arrays)
@@ -173,9 +176,9 @@ class Plan:
         shapes = [
             tuple(values[k].shape) if k in values else shape for k, shape in enumerate(self.shapes)
         ]
-        network = self.network.resized(shapes)
-        known = fold(network, self.steps, values)
-        return replace(self, network=network, _known=tuple(known.items()))
+        bare = replace(self, network=self.network.resized(shapes))
+        known = fold(bare.network, bare.steps, values)
+        return replace(bare, _known=tuple(known.items()), _bare=bare)
 
     def __repr__(self) -> str:
         return (
@@ -188,19 +191,26 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def _prepared(plan: Plan, about: tuple[tuple[type, Any, Shape], ...]) -> tuple[Network, Program]:
-    """The network and the ready steps of a plan for arrays of these types, dtypes and shapes."""
-    if len(about) != len(plan.takes):
-        raise ValueError(f"the plan takes {len(plan.takes)} arrays, got {len(about)}")
-    known = [type(array) for _, array in plan._known]
+def _prepared(
+    plan: Plan, known: tuple[type, ...], about: tuple[tuple[type, Any, Shape], ...]
+) -> tuple[Network, Program]:
+    """The network and the ready steps of a plan for arrays of these types, dtypes and shapes.
+
+    `known` are the types of what was folded. Plans with arrays never come here, since what does is
+    kept.
+    """
+    folded = plan.constants if known else ()
+    takes = [k for k in range(len(plan.network.terms)) if k not in folded]
+    if len(about) != len(takes):
+        raise ValueError(f"the plan takes {len(takes)} arrays, got {len(about)}")
     torch = library({*known, *(kind for kind, _, _ in about)})
     dtypes = sorted({_array.dtype_name(dtype) for _, dtype, _ in about})
     if torch is not None and len(dtypes) > 1:
         raise TypeError(f"tensors must be of one dtype, got {', '.join(dtypes)}; cast them")
     shapes = list(plan.shapes)
-    for number, (_, _, shape) in zip(plan.takes, about, strict=True):
+    for number, (_, _, shape) in zip(takes, about, strict=True):
         shapes[number] = shape
     network = plan.network.resized(shapes)
     one = slicing.inner(network, plan.sliced)
-    done = folded_steps(len(network.terms), plan.steps, plan.constants if known else ())
+    done = folded_steps(len(network.terms), plan.steps, folded)
     return network, program(one, plan.steps, done, torch)

@@ -189,6 +189,8 @@ def _planned(
     max_repeats: int,
 ) -> Plan:
     network = parsed(equation, shapes)
+    # The search fills the memories of its own copy, which goes with it.
+    searched = replace(network)
     everything = range(len(network.terms))
     wanted = tuple(k for k in everything if k not in constants)
     if requires_grad is not None:
@@ -202,14 +204,14 @@ def _planned(
         roofline=roofline if minimize == "time" else None,
     )
     sliced: tuple[str, ...] = ()
-    found = candidates(Ways(network, objective), max_repeats)
+    found = candidates(Ways(searched, objective), max_repeats)
     if not found and slices:
-        sliced, found = slicing.search(network, objective, max_repeats)
+        sliced, found = slicing.search(searched, objective, max_repeats)
     if not found:
-        raise ValueError(_infeasible(network, objective, itemsize, slices, max_repeats))
+        raise ValueError(_infeasible(searched, objective, itemsize, slices, max_repeats))
 
     def plan(way: Way) -> Plan:
-        steps = steps_of(network, way.tree)
+        steps = steps_of(searched, way.tree)
         made = Plan(network, steps, itemsize, wanted, constants, sliced)
         return made if roofline is None else replace(made, seconds=predicted(made, roofline))
 

@@ -6,34 +6,41 @@ subtree, opened until it has a few branches, is replaced by the best tree over t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from tnlib.contraction.exact import best
 from tnlib.contraction.ways import Way, Ways
 
-_PASSES = 6
+_PASSES = 8
+
+First = Callable[[Way], float]
+# What is opened first: the largest array, and in the next pass the dearest subtree.
+_FIRST: tuple[First, ...] = (lambda piece: piece.held, lambda piece: piece.score)
 
 
 def repaired(ways: Ways, way: Way, size: int) -> Way:
     """The way after passes over its pieces of `size` branches, until nothing gets better."""
     unlimited = replace(ways, objective=replace(ways.objective, limit=None))
-    for _ in range(_PASSES):
-        better = _pass(ways, unlimited, way, size)
-        if not ways.key(better) < ways.key(way):
+    idle = 0
+    for number in range(_PASSES):
+        better = _pass(ways, unlimited, way, size, _FIRST[number % len(_FIRST)])
+        idle = 0 if ways.key(better) < ways.key(way) else idle + 1
+        if idle == len(_FIRST):
             break
-        way = better
+        way = min(way, better, key=ways.key)
     return way
 
 
-def _pass(ways: Ways, unlimited: Ways, way: Way, size: int) -> Way:
+def _pass(ways: Ways, unlimited: Ways, way: Way, size: int, first: First) -> Way:
     """Repair the piece at the root, then each of its branches."""
     if not way.branches:
         return way
-    pieces = _opened(way, size)
+    pieces = _opened(way, size, first)
     if len(pieces) > 2:
         found = best(unlimited, [[piece] for piece in pieces])
         way = min([way, *found], key=ways.key)
-    done = {piece.below: _pass(ways, unlimited, piece, size) for piece in pieces}
+    done = {piece.below: _pass(ways, unlimited, piece, size, first) for piece in pieces}
     return _rebuilt(ways, way, done)
 
 
@@ -44,14 +51,14 @@ def _rebuilt(ways: Ways, way: Way, done: dict[int, Way]) -> Way:
     return ways.product(*(_rebuilt(ways, branch, done) for branch in way.branches))
 
 
-def _opened(way: Way, size: int) -> list[Way]:
-    """The branches that remain when the largest arrays are opened until there are enough."""
+def _opened(way: Way, size: int, first: First) -> list[Way]:
+    """The branches that remain when the first by some measure is opened until there are enough."""
     pieces = [way]
     while len(pieces) < size:
         inner = [piece for piece in pieces if piece.branches]
         if not inner:
             break
-        largest = max(inner, key=lambda piece: piece.held)
-        pieces.remove(largest)
-        pieces += largest.branches
+        next_ = max(inner, key=first)
+        pieces.remove(next_)
+        pieces += next_.branches
     return pieces

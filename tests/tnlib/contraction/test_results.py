@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -167,3 +170,14 @@ def test_arrays_are_not_changed():
     before = [array.copy() for array in arrays]
     contract("bi,ij,jk->kb", *arrays)
     assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True))
+
+
+def test_folded_arrays_are_let_go():
+    plan = plan_contraction("ij,jk->ik", (2, 3), (3, 4), constants=(1,))
+    array = arrays_for([(3, 4)])[0]
+    folded = plan.folded(array)
+    close(folded(np.ones((2, 3))), np.ones((2, 3)) @ array)
+    alive = weakref.ref(array)
+    del array, folded
+    gc.collect()
+    assert alive() is None
