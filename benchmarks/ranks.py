@@ -10,6 +10,7 @@ are allocated with equal ones at the same number of values, by the errors of the
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from pathlib import Path
@@ -23,6 +24,8 @@ from tqdm import tqdm
 import tnlib
 
 RESULT = Path(__file__).parent / "results" / "ranks.json"
+# So that curves that lie on each other are seen.
+STYLES = ("-", "-", "-", "-", "--")
 LLAMA = [
     "model.layers.0.self_attn.q_proj.weight",
     "model.layers.0.self_attn.k_proj.weight",
@@ -95,9 +98,10 @@ def picture(profiles: dict[str, tnlib.RankProfile], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.5, 4.5), layout="constrained")
-    for name, profile in profiles.items():
+    for (name, profile), style in zip(profiles.items(), itertools.cycle(STYLES), strict=False):
         rows, columns = profile.shape
         profile.plot(axes, label=f"{short(name)} ({rows} x {columns})")
+        axes.get_lines()[-1].set_linestyle(style)
     axes.set(
         xlim=(0, 1), ylim=(0, 1), xlabel="values, as a share of the matrix", ylabel="relative error"
     )

@@ -18,6 +18,8 @@ from tnlib import _array
 from tnlib._array import Array
 from tnlib._basis import NOISE, is_single
 
+# Of the type that NumPy lacks.
+_ROUNDOFF = {"bfloat16": 2.0**-8}
 # Energies between which data in single or double precision are used as they are.
 _MODERATE = {True: (2.0**-40, 2.0**60), False: (2.0**-400, 2.0**400)}
 
@@ -44,6 +46,12 @@ class Prepared:
     exponent: int
     energy: float
     out: Any
+
+    @property
+    def roundoff(self) -> float:
+        """Unit roundoff of the arrays to return."""
+        name = _array.dtype_name(self.out)
+        return _ROUNDOFF[name] if name in _ROUNDOFF else float(np.finfo(name).eps) / 2
 
     @property
     def compute_name(self) -> str:

@@ -59,7 +59,7 @@ def sweep(
     if allowed is not None:
         ranks = chain_ranks(prepared, modes, ranks, allowed, generator)
     limits = ranks or (None,) * (len(modes) - 1)
-    cores, discarded, kernels = split_all(data, modes, limits, share, total, method, generator)
+    cores, discarded, kernels = split_within(data, modes, limits, share, total, method, generator)
     trace: tuple[float, ...] = ()
     if refine and len(cores) > 1:
         cores, trace = refined(data, cores, total, refine)
@@ -87,6 +87,27 @@ def finished(
     error = math.sqrt(_train.residual(data, rounded, prepared.exponent) / total)
     verify(error, eps, prepared.out, info.kernels)
     return Swept(rounded, error, info)
+
+
+def split_within(
+    rest: Array,
+    modes: Sequence[int],
+    limits: Sequence[int | None],
+    share: float | None,
+    total: float,
+    method: str,
+    generator: Any,
+    after: Sequence[Array] = (),
+) -> tuple[list[Array], list[float], tuple[str, ...]]:
+    """:func:`split_all`; again up to the limits where they alone meet the tolerance.
+
+    A split that spends its share can leave too little to a later one whose rank is limited.
+    """
+    found = split_all(rest, modes, limits, share, total, method, generator, after)
+    if share is None or math.fsum(found[1]) <= share**2 * total:
+        return found
+    whole = split_all(rest, modes, limits, None, total, method, generator, after)
+    return whole if math.fsum(whole[1]) <= share**2 * total else found
 
 
 def split_all(

@@ -215,8 +215,8 @@ def mpo_decompose(
         well, the ranks win where both cannot be had.
     max_params : int, optional
         Largest number of values of the result: the ranks are chosen by the singular values of the
-        unfoldings so that little is lost (:func:`rank_profile`). With `ranks` or `eps` as well,
-        none is exceeded.
+        unfoldings so that little is lost (:func:`rank_profile`). With `ranks` as well, neither
+        is exceeded; with `eps`, the budget wins where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
     refine : int, optional

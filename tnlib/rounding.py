@@ -19,7 +19,7 @@ from tnlib._array import RNG, Array
 from tnlib._basis import NOISE
 from tnlib._chain import Chain
 from tnlib._prepare import Prepared, binds, budget, verify
-from tnlib._sweep import split_all, zero_train
+from tnlib._sweep import split_within, zero_train
 from tnlib.choice.budget import bond_ranks, checked
 from tnlib.choice.counts import ChainCount
 from tnlib.info import Info
@@ -56,8 +56,8 @@ def tt_round(
         `ranks` as well, the ranks win where both cannot be had.
     max_params : int, optional
         Largest number of values of the result: the ranks are chosen by the singular values of the
-        unfoldings so that little is lost. With `ranks` or `eps` as well,
-        none is exceeded.
+        unfoldings so that little is lost. With `ranks` as well, neither
+        is exceeded; with `eps`, the budget wins where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncations, see :mod:`tnlib.lowrank`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
@@ -103,7 +103,7 @@ def tt_round(
     modes = [core.shape[1] for core in given]
     if allowed is not None:
         limits = bond_ranks(cores, limits, allowed)
-    done, discarded, used = split_all(
+    done, discarded, used = split_within(
         cores[0],
         modes,
         limits or (None,) * (len(modes) - 1),

@@ -116,8 +116,8 @@ def tucker_hosvd(
         well, the ranks win where both cannot be had.
     max_params : int, optional
         Largest number of values of the result: the ranks are chosen by the singular values of the
-        unfoldings so that little is lost (:func:`rank_profile`). With `ranks` or `eps` as well,
-        none is exceeded.
+        unfoldings so that little is lost (:func:`rank_profile`). With `ranks` as well, neither
+        is exceeded; with `eps`, the budget wins where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
@@ -164,14 +164,12 @@ def tucker_hosvd(
     if allowed is not None:
         in_order = mode_ranks(prepared, in_order, allowed, generator)
     most = in_order or (None,) * len(order)
-    core, factors, discarded, kernels = st_hosvd(
-        prepared.data,
-        most,
-        share,
-        prepared.energy,
-        kernel,
-        generator,
-    )
+    found = st_hosvd(prepared.data, most, share, prepared.energy, kernel, generator)
+    if share is not None and math.fsum(found[2]) > share**2 * prepared.energy:
+        # Up to the limits where they alone meet the tolerance.
+        whole = st_hosvd(prepared.data, most, None, prepared.energy, kernel, generator)
+        found = whole if math.fsum(whole[2]) <= share**2 * prepared.energy else found
+    core, factors, discarded, kernels = found
     back = tuple(order.index(axis) for axis in range(array.ndim))
     xp = array_namespace(core)
     result = rounded(xp.permute_dims(core, back), [factors[k] for k in back], prepared, array)

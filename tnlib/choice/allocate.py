@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from tnlib import _array, _checks
@@ -134,11 +135,12 @@ def allocate_ranks(
     for how in tqdm(readings, desc="spectra", disable=not progress):
         prepared = prepare(how.array, None, how.axes)
         spectra.append(how.spectra(prepared, how.ceilings(budget), generator))
-    top = max(found.exponent for found in spectra)
+    top = max((found.exponent for found in spectra if found.energy > 0), default=0)
     scales = [math.ldexp(found.energy, 2 * (found.exponent - top)) for found in spectra]
     largest = max(scales) or 1.0
     shares = [1.0 if relative else scale / largest for scale in scales]
-    scaled = tuple(w * share for w, share in zip(factors, shares, strict=True))
+    heaviest = max(factors) or 1.0
+    scaled = tuple(w / heaviest * share for w, share in zip(factors, shares, strict=True))
     task = Task(tuple(spectra), scaled)
     chosen, level = choose(task, budget), equal(task, budget)
     whole = math.fsum(scaled) or 1.0
@@ -156,6 +158,8 @@ def allocate_ranks(
 def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
     if weights is None:
         return [1.0] * count
+    if isinstance(weights, str) or not isinstance(weights, Sequence | np.ndarray):
+        raise TypeError(f"weights must be a sequence of numbers, got {weights!r}")
     values = [_checks.tolerance("every weight", weight) for weight in weights]
     if len(values) != count:
         raise ValueError(f"weights must be as many as the arrays, {count}, got {len(values)}")

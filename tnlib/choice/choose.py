@@ -21,7 +21,9 @@ import numpy as np
 from tnlib.choice.counts import Ranks
 from tnlib.choice.spectra import Spectra
 
-_BISECTIONS, _ROUNDS, _EXCHANGED = 50, 30, 2
+_BISECTIONS, _ROUNDS = 50, 30
+# Exchanges lower one of at most so many ranks by at most so much.
+_EXCHANGED_BONDS, _EXCHANGED = 4, 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def choose(task: Task, budget: int) -> tuple[Ranks, ...]:
         return full
     starts = (*_priced(task, budget), equal(task, budget), least)
     found = [_filled(task, choice, budget) for choice in starts]
-    if len(task.spectra) == 1:
+    if len(task.spectra) == 1 and len(least[0]) <= _EXCHANGED_BONDS:
         found = [_exchanged(task, choice, budget) for choice in found]
     return min(found, key=lambda choice: (task.loss(choice), task.values(choice)))
 
@@ -146,40 +148,63 @@ def _filled(
 ) -> tuple[Ranks, ...]:
     """The choice after raising ranks one by one, the best return for a value first.
 
-    With `first`, that rank of the first array is raised once before all others.
+    Where a rank cannot grow alone, two are raised together. With `first`, that rank of the first
+    array is raised once before all others.
     """
-    ranks = [list(r) for r in choice]
+    ranks = [tuple(r) for r in choice]
     left = budget - task.values(choice)
-    queue: list[tuple[float, int, int]] = []
+    queue: list[tuple[float, int, Ranks]] = []
 
-    def offer(array: int, bond: int) -> None:
+    def offer(array: int) -> None:
         spectra, current = task.spectra[array], ranks[array]
-        rank = current[bond]
-        if rank < spectra.limits[bond]:
-            gain = task.weights[array] * spectra.gain(current, bond)
-            heapq.heappush(queue, (-gain / spectra.count.slope(current, bond), array, bond))
+        for raised in _raises(spectra, current):
+            queue_key = -_return(task, array, current, raised)
+            if queue_key < 0:
+                heapq.heappush(queue, (queue_key, array, raised))
 
-    for array, current in enumerate(ranks):
-        for bond in range(len(current)):
-            offer(array, bond)
     if first is not None:
-        key = -math.inf
-        queue.append((key, 0, first))
-        heapq.heapify(queue)
+        raised = tuple(r + (k == first) for k, r in enumerate(ranks[0]))
+        cost = task.spectra[0].count.values(raised) - task.spectra[0].count.values(ranks[0])
+        if raised in _raises(task.spectra[0], ranks[0]) and cost <= left:
+            ranks[0], left = raised, left - cost
+    for array in range(len(ranks)):
+        offer(array)
     while queue:
-        key, array, bond = heapq.heappop(queue)
-        spectra, current = task.spectra[array], ranks[array]
-        if current[bond] == spectra.limits[bond]:
+        _, array, raised = heapq.heappop(queue)
+        current = ranks[array]
+        count = task.spectra[array].count
+        # An offer that was made for other ranks is out of date; newer ones are in the queue.
+        changed = [r - c for r, c in zip(raised, current, strict=True)]
+        if min(changed) < 0 or not 1 <= sum(changed) <= 2:
             continue
-        cost = spectra.count.slope(current, bond)
-        gain = task.weights[array] * spectra.gain(current, bond)
-        if key > -math.inf and -gain / cost > key:
-            offer(array, bond)
-            continue
-        raised = [r + (k == bond) for k, r in enumerate(current)]
-        if cost <= left and gain > 0 and spectra.count.clipped(raised) == tuple(raised):
-            ranks[array] = raised
-            left -= cost
-            for other in range(len(raised)):
-                offer(array, other)
-    return tuple(tuple(r) for r in ranks)
+        cost = count.values(raised) - count.values(current)
+        if cost <= left and count.clipped(raised) == raised:
+            ranks[array], left = raised, left - cost
+            offer(array)
+    return tuple(ranks)
+
+
+def _raises(spectra: Spectra, ranks: Ranks) -> list[Ranks]:
+    """Ranks with one of them, or where that is useless with two of them, larger by one."""
+    limits, count = spectra.limits, spectra.count
+    free = [k for k, rank in enumerate(ranks) if rank < limits[k]]
+    found = []
+    for k in free:
+        alone = tuple(r + (j == k) for j, r in enumerate(ranks))
+        options = [alone]
+        if count.clipped(alone) != alone:
+            options = [tuple(r + (j in (k, other)) for j, r in enumerate(ranks)) for other in free]
+        found += [raised for raised in options if count.clipped(raised) == raised]
+    return found
+
+
+def _return(task: Task, array: int, ranks: Ranks, raised: Ranks) -> float:
+    """What the estimated loss falls by for each value that raised ranks add."""
+    spectra = task.spectra[array]
+    if sum(raised) == sum(ranks) + 1:
+        position = next(k for k, r in enumerate(raised) if r > ranks[k])
+        gain, cost = spectra.gain(ranks, position), spectra.count.slope(ranks, position)
+    else:
+        gain = spectra.loss(ranks) - spectra.loss(raised)
+        cost = spectra.count.values(raised) - spectra.count.values(ranks)
+    return task.weights[array] * gain / cost

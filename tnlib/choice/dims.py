@@ -96,12 +96,12 @@ def suggest_dims(
         raise ValueError(f"W must be a matrix, got shape {tuple(matrix.shape)}")
     if max_params is not None and eps is not None:
         raise ValueError("give max_params= or eps=, by which the shapes are compared, not both")
-    if not orders:
-        raise ValueError("orders is empty; give at least one number of cores")
-    budget = max_params
-    if eps is None and max_params is None:
-        budget = max(int(_SHARE * matrix.shape[0] * matrix.shape[1]), 1)
+    budget = None if max_params is None else _checks.positive_int("max_params", max_params)
+    orders = _checks.sizes("orders", orders)
     shapes = [pair for order in orders for pair in _shapes(tuple(matrix.shape), order)]
+    if eps is None and budget is None:
+        tenth = int(_SHARE * matrix.shape[0] * matrix.shape[1])
+        budget = max(tenth, min(_least(*pair) for pair in shapes))
     if budget is not None:
         fitting = [pair for pair in shapes if _least(*pair) <= budget]
         if not fitting:
@@ -123,7 +123,7 @@ def suggest_dims(
 
 def _shapes(shape: tuple[int, int], order: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Pairs of modes with `order` factors, without repetition."""
-    rows, columns = (factorize(width, _checks.positive_int("order", order)) for width in shape)
+    rows, columns = (factorize(width, order) for width in shape)
     pairs = itertools.product((rows, rows[::-1]), (columns, columns[::-1]))
     return list(dict.fromkeys(pairs))
 

@@ -13,9 +13,10 @@ from tnlib import _array, _checks
 from tnlib._array import RNG, Array
 from tnlib._prepare import prepare
 from tnlib._table import aligned
+from tnlib.choice.budget import checked
 from tnlib.choice.choose import Task, choose
-from tnlib.choice.counts import Ranks
-from tnlib.choice.read import reading
+from tnlib.choice.counts import Count, Ranks
+from tnlib.choice.read import Reading, reading
 from tnlib.choice.spectra import Spectra
 
 
@@ -78,7 +79,15 @@ class RankProfile:
             raise ValueError("give either max_params= or eps=")
         if max_params is not None:
             budget = _checks.positive_int("max_params", max_params)
-            return choose(Task((self.spectra,), (1.0,)), budget)[0]
+            found = choose(Task((self.spectra,), (1.0,)), budget)[0]
+            count, limits = self.spectra.count, self.spectra.limits
+            for k, (rank, limit) in enumerate(zip(found, limits, strict=True)):
+                if rank == limit < count.limits[k] and _fits(count, k, limit + 1, budget):
+                    raise ValueError(
+                        f"the profile knows no larger ranks than {limits}, and max_params={budget} "
+                        "has room for more; make it without ranks= and with this max_params="
+                    )
+            return found
         tolerance = _checks.eps(eps) or 0.0
         for ranks, upper in zip(self.ranks, self.upper, strict=True):
             if upper <= tolerance:
@@ -195,12 +204,10 @@ def rank_profile(
     how = reading(W, format, row_dims, col_dims)
     generator = _array.as_generator(rng)
     count = _checks.positive_int("points", points)
-    budget = math.prod(how.shape)
-    if max_params is not None:
-        budget = _checks.positive_int("max_params", max_params)
-    asked = None if ranks is None else [how.ranks(entry) for entry in ranks]
-    if asked is not None and not asked:
-        raise ValueError("ranks is empty; leave it out for ranks of all sizes")
+    if ranks is not None and max_params is not None:
+        raise ValueError("give ranks= to look at, or max_params= up to which, not both")
+    budget = checked(max_params, how.count) or math.prod(how.shape)
+    asked = None if ranks is None else _asked(ranks, how)
     prepared = prepare(how.array, None, how.axes)
     if asked is None:
         spectra = how.spectra(prepared, how.ceilings(budget), generator)
@@ -221,6 +228,18 @@ def rank_profile(
         tuple(math.sqrt(spectra.loss(entry)) for entry in ordered),
         spectra,
     )
+
+
+def _asked(ranks: Any, how: Reading) -> list[Ranks]:
+    if isinstance(ranks, str) or not isinstance(ranks, Sequence | np.ndarray | range):
+        raise TypeError(f"ranks must be a sequence of ranks to look at, got {ranks!r}")
+    if not len(ranks):
+        raise ValueError("ranks is empty; leave it out for ranks of all sizes")
+    return [how.ranks(entry) for entry in ranks]
+
+
+def _fits(count: Count, position: int, rank: int, budget: int) -> bool:
+    return count.values(count.around(position, rank)) <= budget
 
 
 def _within(ranks: Ranks, spectra: Spectra) -> Ranks:

@@ -20,10 +20,13 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _gram, lowrank
 from tnlib._array import Array
+from tnlib._basis import NOISE
 from tnlib._prepare import Prepared
 from tnlib.choice.counts import ChainCount, Count, TuckerCount
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
+# Energies are known to this share of the whole.
+_RESOLVED = 1e-15
 # A leading part of a spectrum is computed alone where it is at most this share of it.
 _FEW = 1 / 8
 
@@ -40,12 +43,15 @@ class Spectra:
         Squared singular values, descending, of every bond or mode; perhaps only the leading ones.
     energy, exponent : float, int
         The squared Frobenius norm of the array is energy * 4^exponent.
+    roundoff : float
+        Relative error of rounding a decomposition to the dtype of the array.
     """
 
     count: Count
     energies: tuple[Vector, ...]
     energy: float
     exponent: int = 0
+    roundoff: float = 0.0
 
     @cached_property
     def tails(self) -> tuple[Vector, ...]:
@@ -66,9 +72,13 @@ class Spectra:
         return tuple(len(values) for values in self.energies)
 
     def bounds(self, ranks: Sequence[int]) -> tuple[float, float]:
-        """Least and largest relative error that a truncation to these ranks can have."""
+        """Least and largest relative error that a truncation to these ranks can have.
+
+        Singular values below 3e-8 of the norm are not resolved, since energies are squares.
+        """
         lost = self._lost(ranks)
-        return math.sqrt(max(lost, default=0.0)), math.sqrt(math.fsum(lost))
+        low = math.sqrt(max(max(lost, default=0.0) - _RESOLVED, 0.0))
+        return low, math.sqrt(math.fsum(lost)) + self.roundoff
 
     def loss(self, ranks: Sequence[int]) -> float:
         """An estimate of the squared error, between the squares of the bounds.
@@ -76,7 +86,10 @@ class Spectra:
         Every truncation is taken to keep the same share of what the others have left as of the
         whole array.
         """
-        return 1.0 - math.prod(1.0 - t for t in self._lost(ranks))
+        lost = self._lost(ranks)
+        if max(lost, default=0.0) >= 1.0:
+            return 1.0
+        return -math.expm1(math.fsum(math.log1p(-t) for t in lost))
 
     def gain(self, ranks: Sequence[int], position: int) -> float:
         """What the estimate falls by when one rank grows by one."""
@@ -120,7 +133,15 @@ def _spectra(
     for matrix, limit, asked in zip(unfoldings, count.limits, most, strict=True):
         rank = limit if asked is None else min(limit, asked)
         energies.append(_energies(matrix, rank, prepared.energy, rng))
-    return Spectra(count, tuple(energies), prepared.energy, prepared.exponent)
+    arrays = math.sqrt(len(unfoldings) + 1)
+    unit = _array.unit_roundoff(array_namespace(prepared.data), prepared.data.dtype)
+    return Spectra(
+        count,
+        tuple(energies),
+        prepared.energy,
+        prepared.exponent,
+        arrays * max(prepared.roundoff, NOISE * unit) if prepared.energy else 0.0,
+    )
 
 
 def _energies(matrix: Array, rank: int, energy: float, rng: Any) -> Vector:

@@ -39,9 +39,9 @@ def limit_of(value: Any) -> float | None:
     """A memory limit in bytes, or None."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"memory_limit must be a number of bytes, got {value!r}")
-    if not 0 < float(value) < float("inf"):
+    if not 0 < value < 2**1000:
         raise ValueError(f"memory_limit must be a positive number of bytes, got {value!r}")
     return float(value)
 
@@ -49,7 +49,13 @@ def limit_of(value: Any) -> float | None:
 def itemsize_of(dtype: Any, operands: Sequence[Any], roofline: Roofline | None) -> int:
     """Bytes of a number: of `dtype`, of the widest array, of the roofline's, or of float32."""
     if dtype is not None:
-        return _size_of(dtype)
+        size = _size_of(dtype)
+        if roofline is not None and roofline.itemsize != size:
+            raise ValueError(
+                f"the roofline was measured for {roofline.dtype}, and dtype={dtype!r} has another "
+                "size; measure one for it"
+            )
+        return size
     sizes = [_size_of(operand.dtype) for operand in operands if not is_shape(operand)]
     if sizes:
         return max(sizes)
@@ -57,10 +63,13 @@ def itemsize_of(dtype: Any, operands: Sequence[Any], roofline: Roofline | None) 
 
 
 def _size_of(dtype: Any) -> int:
-    name = _array.dtype_name(dtype) if not isinstance(dtype, type) else np.dtype(dtype).name
-    if name in ("bfloat16", "complex32"):
-        return {"bfloat16": 2, "complex32": 4}[name]
     try:
-        return int(np.dtype(name).itemsize)
+        name = np.dtype(dtype).name if isinstance(dtype, type) else _array.dtype_name(dtype)
+        if name in ("bfloat16", "complex32"):
+            return {"bfloat16": 2, "complex32": 4}[name]
+        known = np.dtype(name)
     except TypeError:
-        raise TypeError(f"dtype must be a numeric type or its name, got {dtype!r}") from None
+        known = np.dtype(object)
+    if known.kind not in "biufc":
+        raise TypeError(f"dtype must be a numeric type or its name, got {dtype!r}")
+    return int(known.itemsize)

@@ -40,6 +40,7 @@ class PlansBySize:
 
     def at(self, size: int) -> Plan:
         """The plan for a size."""
+        _checks.positive_int("size", size, least=0)
         return self.plans[bisect.bisect_right(self.breakeven, size)]
 
     def __str__(self) -> str:
@@ -62,7 +63,7 @@ def plan_by_size(
     largest : int, optional
         Largest size that is looked at.
     **options
-        `minimize`, `requires_grad`, `constants` and the others of :func:`plan_contraction`.
+        Those of :func:`plan_contraction`, without `memory_limit` and `slices`.
 
     Returns
     -------
@@ -98,6 +99,14 @@ def plan_by_size(
             f"{names or 'none'}"
         )
 
+    refused = sorted({"memory_limit", "slices"} & set(options))
+    if refused:
+        raise ValueError(f"{refused[0]} cannot be kept for all sizes; plan for the size instead")
+    terms = parsed(equation, [tuple(2 for _ in shape) for shape in shapes]).terms
+    axes = zip("".join(terms), (n for shape in shapes for n in shape), strict=True)
+    indices = sorted({index for index, size in axes if isinstance(size, str)})
+    if len(indices) > 1:
+        raise ValueError(f"one index can have a name, got {', '.join(indices)}")
     fixed = {
         key: tuple(value) if key in ("requires_grad", "constants") and value is not None else value
         for key, value in options.items()
@@ -159,8 +168,10 @@ def _envelope(
     sizes = range(low, high + 1)
     at = low + bisect.bisect_left(sizes, True, key=lambda n: cost(last, n) < cost(first, n))
     for size in (at - 1, at):
+        if not low < size < high:
+            continue
         between = planned(size)
-        if low < size < high and cost(between, size) < min(cost(first, size), cost(last, size)):
+        if cost(between, size) < min(cost(first, size), cost(last, size)):
             before = _envelope(planned, cost, low, first, size, between)
             return before + _envelope(planned, cost, size, between, high, last)[1:]
     return [(low, first), (at, last)]

@@ -13,7 +13,7 @@ from tnlib.contraction import report, slicing
 from tnlib.contraction.cost import Cost, cost_of, folded_steps
 from tnlib.contraction.layout import ordered
 from tnlib.contraction.network import Network, Shape
-from tnlib.contraction.program import Program, fold, library, program, run
+from tnlib.contraction.program import Program, fold, library, one_kind, program, run
 from tnlib.contraction.tree import Path, Step, path_of
 
 
@@ -101,7 +101,11 @@ class Plan:
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes of intermediate arrays that are kept for the backward pass."""
+        """Bytes of intermediate arrays that are kept for the backward pass.
+
+        Not counted are operands, and the copy that a product may make, and keep, of one whose
+        axes it must move.
+        """
         return self._cost.saved_bytes
 
     @property
@@ -124,7 +128,8 @@ class Plan:
         Raises
         ------
         TypeError
-            If the arrays are not all of one library, or are tensors of several dtypes.
+            If the arrays are not all of one library, or are tensors of several dtypes. NumPy arrays
+        are cast to their common dtype.
         ValueError
             If they are not as many as the operands, or do not fit the equation.
         """
@@ -133,11 +138,14 @@ class Plan:
         except AttributeError:
             library({type(array) for array in arrays})
             raise
-        known = tuple([type(array) for _, array in self._known])
-        network, ready = _prepared(self._bare or self, known, about)
-        if self.sliced:
-            return slicing.run(network, self.sliced, lambda some: self._run(ready, some), arrays)
-        return self._run(ready, arrays)
+        known = tuple([(type(array), array.dtype) for _, array in self._known])
+        network, sliced, dtype, ready = _prepared(self._bare or self, known, about)
+        if dtype is not None:
+            arrays = tuple(array.astype(dtype, copy=False) for array in arrays)
+        if sliced:
+            return slicing.run(network, sliced, lambda some: self._run(ready, some), arrays)
+        result = self._run(ready, arrays)
+        return result if ready else _array.owned(result)
 
     def _run(self, ready: Program, arrays: Sequence[Array]) -> Array:
         values: list[Array] = [*arrays, *(None for _ in self.steps)]
@@ -192,25 +200,27 @@ class Plan:
 
 @lru_cache(maxsize=4096)
 def _prepared(
-    plan: Plan, known: tuple[type, ...], about: tuple[tuple[type, Any, Shape], ...]
-) -> tuple[Network, Program]:
-    """The network and the ready steps of a plan for arrays of these types, dtypes and shapes.
+    plan: Plan,
+    known: tuple[tuple[type, Any], ...],
+    about: tuple[tuple[type, Any, Shape], ...],
+) -> tuple[Network, tuple[str, ...], Any, Program]:
+    """What a plan needs for arrays of these types, dtypes and shapes.
 
-    `known` are the types of what was folded. Plans with arrays never come here, since what does is
-    kept.
+    The network, the indices to slice, the dtype to which NumPy arrays are cast if they differ, and
+    the ready steps. `known` are types and dtypes of what was folded. Plans with arrays never come
+    here, since what does is kept.
     """
     folded = plan.constants if known else ()
     takes = [k for k in range(len(plan.network.terms)) if k not in folded]
     if len(about) != len(takes):
         raise ValueError(f"the plan takes {len(takes)} arrays, got {len(about)}")
-    torch = library({*known, *(kind for kind, _, _ in about)})
-    dtypes = sorted({_array.dtype_name(dtype) for _, dtype, _ in about})
-    if torch is not None and len(dtypes) > 1:
-        raise TypeError(f"tensors must be of one dtype, got {', '.join(dtypes)}; cast them")
+    pairs = [*known, *((kind, dtype) for kind, dtype, _ in about)]
+    torch, dtype = one_kind(pairs)
     shapes = list(plan.shapes)
     for number, (_, _, shape) in zip(takes, about, strict=True):
         shapes[number] = shape
     network = plan.network.resized(shapes)
-    one = slicing.inner(network, plan.sliced)
+    sliced = tuple(index for index in plan.sliced if network.sizes[index])
+    one = slicing.inner(network, sliced)
     done = folded_steps(len(network.terms), plan.steps, folded)
-    return network, program(one, plan.steps, done, torch)
+    return network, sliced, dtype, program(one, plan.steps, done, torch)

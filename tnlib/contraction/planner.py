@@ -108,6 +108,8 @@ def plan_contraction(
     both = sorted(set(fixed) & set(wanted or ()))
     if both:
         raise ValueError(f"operands {both} are constants and require a gradient; drop one of them")
+    if slices and fixed:
+        raise ValueError("slices=True and constants cannot be combined; drop one of them")
     if minimize not in OBJECTIVES:
         raise ValueError(f"minimize must be one of {', '.join(OBJECTIVES)}, got {minimize!r}")
     if roofline is not None and not isinstance(roofline, Roofline):
@@ -171,6 +173,8 @@ def contract(
     array([12., 12.])
     """
     _array.namespace(*arrays)
+    if minimize == "time":
+        raise ValueError("contract takes minimize='flops' or 'memory'; for 'time' make a plan")
     plan = plan_contraction(equation, *arrays, minimize=minimize, memory_limit=memory_limit)
     return plan(*arrays)
 
@@ -244,6 +248,6 @@ def _infeasible(
     lowest = candidates(Ways(network, least), max_repeats)[0].peak * itemsize
     advice = "raise it" if slices else "raise it, or allow slices=True"
     return (
-        f"no order of contraction keeps the memory limit; the smallest peak "
+        f"no order of contraction was found that keeps the memory limit; the smallest peak "
         f"found is {lowest} bytes for intermediate arrays and the result: {advice}"
     )

@@ -44,7 +44,9 @@ def fold(
 ) -> dict[int, Array]:
     """The constants that the other steps need, those of constants alone being done."""
     count = len(network.terms)
-    torch = library([type(array) for array in constants.values()])
+    torch, dtype = one_kind([(type(array), array.dtype) for array in constants.values()])
+    if dtype is not None:
+        constants = {n: array.astype(dtype, copy=False) for n, array in constants.items()}
     values = {n: _array.detached(array) for n, array in constants.items()}
     for k, step in enumerate(steps):
         if all(n in values for n in step.inputs):
@@ -52,6 +54,24 @@ def fold(
             shapes = [tuple(network.sizes[index] for index in term) for term in step.terms]
             values[count + k] = compiled(step, shapes, torch)(*taken)
     return values
+
+
+def one_kind(pairs: Sequence[tuple[type, Any]]) -> tuple[Any, Any]:
+    """The torch module or None, and the dtype to which NumPy arrays must be cast, if any.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are not of one library, or are tensors of several dtypes.
+    """
+    torch = library({kind for kind, _ in pairs})
+    dtypes = {dtype for _, dtype in pairs}
+    if len(dtypes) < 2:
+        return torch, None
+    if torch is not None:
+        names = ", ".join(sorted(_array.dtype_name(dtype) for dtype in dtypes))
+        raise TypeError(f"tensors must be of one dtype, got {names}; cast them")
+    return torch, np.result_type(*dtypes)
 
 
 def library(types: Collection[type]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tnlib._table import aligned
+from tnlib.contraction import slicing
 from tnlib.contraction.cost import product_flops
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 def table(plan: Plan) -> str:
     """The steps with their operations and sizes, and the totals."""
-    network = plan.network
+    network = slicing.inner(plan.network, plan.sliced)
     count = len(network.terms)
     names = [f"#{k}" for k in range(count)] + [f"t{k}" for k in range(len(plan.steps))]
     rows = [("step", "arrays", "contraction", "flops", "result", "bytes")]
@@ -39,7 +40,9 @@ def totals(plan: Plan) -> str:
     if plan.constants:
         parts.append(f"folded once: flops {plan.folding_flops:.4g}")
     if plan.sliced:
-        parts.append(f"{plan.n_slices} slices over {', '.join(plan.sliced)}")
+        parts.append(
+            f"{plan.n_slices} slices over {', '.join(plan.sliced)}, of which the steps are one"
+        )
     if plan.seconds is not None:
         parts.append(f"predicted {plan.seconds:.3g} s")
     return "total: " + "; ".join(parts)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tnlib import _checks
 from tnlib.contraction.layout import copies
 from tnlib.contraction.network import Network
 from tnlib.contraction.tree import Step
@@ -70,7 +71,10 @@ class Roofline:
     def __post_init__(self) -> None:
         if self.library not in ("numpy", "torch"):
             raise ValueError(f"library must be 'numpy' or 'torch', got {self.library!r}")
-        for entry in fields(self)[3:]:
+        if not (isinstance(self.device, str) and isinstance(self.dtype, str)):
+            raise TypeError("device and dtype must be names")
+        _checks.positive_int("itemsize", self.itemsize)
+        for entry in fields(self)[4:]:
             value = getattr(self, entry.name)
             least = 0.0 if entry.name.startswith("seconds") else 5e-324
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -129,7 +133,7 @@ class Roofline:
         reading = read * self.itemsize / self.read_bytes_per_second
         arithmetic = flops / self.flops_per_second
         size = written * self.itemsize
-        overhead = self.seconds_per_step + (batch - 1) * self.seconds_per_batch * summed
+        overhead = self.seconds_per_step + max(batch - 1, 0) * self.seconds_per_batch * summed
         return overhead + max(arithmetic, reading) + size / self._writing(size)
 
     def _writing(self, size: int) -> float:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,6 +28,8 @@ from tnlib.contraction.ways import Way, Ways
 # Operands up to which every order is tried, and up to which opt_einsum's dynamic programming is
 # quick for any network.
 EXACT, _DP = 9, 12
+# Operands up to which each is tried as the last one.
+_ALL_BUT = 32
 # Branches of the pieces that are repaired: small ones in so many ways, large ones in so many.
 _SMALL, _LARGE = 6, 8
 _MANY, _FEW = 12, 3
@@ -43,17 +46,31 @@ def candidates(ways: Ways, max_repeats: int) -> list[Way]:
     elif count <= EXACT:
         found = best(ways, [ways.operand(k) for k in range(count)])
     else:
-        tried = sorted(map(ways.of, _trees(network, max_repeats)), key=ways.key)
-        rough = sorted((repaired(ways, way, _SMALL) for way in tried[:_MANY]), key=ways.key)
-        fine = [repaired(ways, way, _LARGE) for way in rough[:_FEW]]
-        found = fine + rough + tried
+        trees = list(_trees(network, max_repeats))
+        found = _repaired(ways, trees)
+        if not any(map(ways.allowed, found)):
+            # Nothing keeps the limit: look for the smallest peak instead.
+            least = replace(ways.objective, minimize="memory", requires_grad=0, roofline=None)
+            small = _repaired(replace(ways, objective=least), trees)
+            found = [ways.of(way.tree) for way in small[:_FEW]]
     return sorted(filter(ways.allowed, found), key=ways.key)
+
+
+def _repaired(ways: Ways, trees: Sequence[Tree]) -> list[Way]:
+    """The ways of the trees, the best of them repaired in small pieces and then in large ones."""
+    tried = sorted(map(ways.of, trees), key=ways.key)
+    rough = sorted((repaired(ways, way, _SMALL) for way in tried[:_MANY]), key=ways.key)
+    fine = [repaired(ways, way, _LARGE) for way in rough[:_FEW]]
+    return sorted([*fine, *rough, *tried], key=ways.key)
 
 
 def _trees(network: Network, max_repeats: int) -> Iterator[Tree]:
     count = len(network.terms)
-    inputs = [frozenset(term) for term in network.terms]
-    problem = (inputs, frozenset(network.output), network.sizes)
+    # Sets of numbers, unlike those of strings, have the same order in every process.
+    number = {index: k for k, index in enumerate(network.sizes)}
+    inputs = [frozenset(number[index] for index in term) for term in network.terms]
+    output = frozenset(number[index] for index in network.output)
+    problem = (inputs, output, {number[i]: max(n, 1) for i, n in network.sizes.items()})
     finders: list[Callable[..., Any]] = [opt_einsum.paths.auto]
     if count <= _DP:
         finders.append(opt_einsum.DynamicProgramming(minimize="flops"))
@@ -67,7 +84,7 @@ def _trees(network: Network, max_repeats: int) -> Iterator[Tree]:
         yield tree_of(count, finder(*problem))
     for _ in range(max_repeats):
         yield bisected(network, rng)
-    for last in range(count):
+    for last in range(count) if count <= _ALL_BUT else ():
         yield _all_but(last, *problem)
 
 
@@ -83,7 +100,7 @@ def _noisy_greedy(rng: np.random.Generator) -> Callable[..., Any]:
 
 
 def _all_but(
-    last: int, inputs: list[frozenset[str]], output: frozenset[str], sizes: dict[str, int]
+    last: int, inputs: list[frozenset[int]], output: frozenset[int], sizes: dict[int, int]
 ) -> Tree:
     """All operands but one, greedily, then that one."""
     others = [k for k in range(len(inputs)) if k != last]
@@ -104,7 +121,7 @@ def _renumbered(tree: Tree, numbers: list[int]) -> Tree:
 def _cotengra(max_repeats: int) -> Callable[..., Any]:
     """Cotengra's hyper-optimiser, repeatable; the global generator that it uses is put back."""
 
-    def find(inputs: list[frozenset[str]], output: frozenset[str], sizes: dict[str, int]) -> Any:
+    def find(inputs: list[frozenset[int]], output: frozenset[int], sizes: dict[int, int]) -> Any:
         import cotengra
 
         state = random.getstate()

@@ -18,7 +18,8 @@ class Way(NamedTuple):
     score : float
         Operations, or seconds.
     saved : int
-        Values kept for the backward pass; for constants alone, operations of folding them.
+        Values kept for the backward pass; for constants alone, unless memory is minimised,
+        operations of folding them.
     peak : int
         Largest number of values that exist at one time, the result included.
     held : int
@@ -92,7 +93,8 @@ class Ways:
         result = mask & self.needed(below)
         score = self.objective.single(self.network, mask, result)
         if below & self.objective.constants:
-            return Way(0, int(score), 0, 0, result, below, summed=True)
+            score, once = self._folded(score)
+            return Way(score, once, 0, 0, result, below, summed=True)
         volume = self.network.volume(result)
         return Way(score, 0, volume, volume, result, below, summed=True)
 
@@ -104,13 +106,20 @@ class Ways:
         grads = (bool(a.below & wanted), bool(b.below & wanted))
         own = self.objective.product(self.network, a.mask, b.mask, result, grads)
         if not below & ~fixed:
-            return Way(0, a.saved + b.saved + int(own), 0, 0, result, below, (a, b))
+            score, once = self._folded(own)
+            return Way(
+                a.score + b.score + score, a.saved + b.saved + once, 0, 0, result, below, (a, b)
+            )
         saved = a.saved + b.saved + (a.held if grads[1] else 0) + (b.held if grads[0] else 0)
         if a.held + b.peak > b.held + a.peak:
             a, b = b, a
         volume = self.network.volume(result)
         peak = max(a.peak, a.held + b.peak, a.held + b.held + volume)
         return Way(a.score + b.score + own, saved, peak, volume, result, below, (a, b))
+
+    def _folded(self, own: float) -> tuple[float, int]:
+        """Score and second criterion of a step that is done once: only ties count it."""
+        return (own, 0) if self.objective.minimize == "memory" else (0, int(own))
 
     def of(self, tree: Tree) -> Way:
         """The way of a given tree."""

@@ -216,7 +216,9 @@ def _rank(rank: Any, max_params: Any, shape: tuple[int, ...]) -> int:
     budget = _checks.positive_int("max_params", max_params)
     if budget < each:
         raise ValueError(f"max_params={budget} is too small: one term already has {each} values")
-    return min(budget // each, terms or budget)
+    # No array needs more terms than its entries over its largest mode.
+    most = max(1, math.prod(shape) // max(shape))
+    return min(budget // each, most) if terms is None else min(budget // each, terms)
 
 
 def _start(init: Any, shape: tuple[int, ...], rank: int) -> str | CP:

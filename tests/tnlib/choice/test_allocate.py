@@ -86,6 +86,21 @@ def test_the_right_modes_win():
     assert all(one.n_params <= 60 for one in found)
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (8, 8), (13, 17), (1, 60)])
+def test_modes_without_a_budget(shape):
+    found = suggest_dims(np.random.default_rng(0).standard_normal(shape))
+    assert found[0].error <= found[-1].error
+
+
+def test_scales_and_zeros_beside_each_other():
+    first, second = weights(5, [0.5, 0.5])
+    plain = allocate_ranks([first, second], 700, format="tt")
+    tiny = allocate_ranks([first * 1e-200, second * 1e-200, 0 * first], 700 + 48, format="tt")
+    assert (tiny.ranks[0], tiny.ranks[1]) == (plain.ranks[0], plain.ranks[1])
+    heavy = allocate_ranks([first, second], 700, format="tt", weights=[1e308, 1e308])
+    assert heavy.ranks == plain.ranks
+
+
 def test_modes_for_a_tolerance():
     matrix = np.random.default_rng(0).standard_normal((24, 24))
     found = suggest_dims(matrix, eps=0.3)
@@ -109,8 +124,15 @@ BAD = [
     (lambda: allocate_ranks([np.ones((2, 2, 2))], 99), ValueError, "must be a matrix"),
     (lambda: suggest_dims(np.ones(4)), ValueError, "must be a matrix"),
     (lambda: suggest_dims(SQUARE, max_params=9, eps=0.1), ValueError, "not both"),
-    (lambda: suggest_dims(SQUARE, orders=()), ValueError, "orders is empty"),
-    (lambda: suggest_dims(SQUARE, orders=(0,)), ValueError, "order must be at least 1"),
+    (lambda: suggest_dims(SQUARE, orders=()), ValueError, "orders must not be empty"),
+    (
+        lambda: suggest_dims(SQUARE, orders=(0,)),
+        ValueError,
+        "every entry of orders must be at least 1",
+    ),
+    (lambda: suggest_dims(SQUARE, orders=2), TypeError, "orders must be a sequence"),
+    (lambda: suggest_dims(SQUARE, max_params="9"), TypeError, "must be an integer"),
+    (lambda: allocate_ranks([SQUARE], 99, weights=3), TypeError, "weights must be a sequence"),
     (lambda: suggest_dims(SQUARE, max_params=3), ValueError, "smallest of these shapes has 8"),
     (lambda: suggest_dims(SQUARE, eps=2), ValueError, "between 0 and 1"),
 ]

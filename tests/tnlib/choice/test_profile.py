@@ -168,6 +168,37 @@ def test_half_precision_and_parameters(dtype):
     assert profile.lower[2] - 1e-3 <= result.error <= profile.upper[2] + 1e-3
 
 
+def test_rounding_is_part_of_the_upper_bound():
+    rng = np.random.default_rng(0)
+    low = torch.from_numpy(rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30)))
+    for dtype in (torch.bfloat16, torch.float32):
+        given = low.to(dtype)
+        profile = rank_profile(given, [2, 5, 30], format="tt")
+        for ranks, high in zip(profile.ranks, profile.upper, strict=True):
+            assert tt_svd(given, ranks).error <= high
+
+
+def test_a_tolerance_is_met_where_the_budget_alone_meets_it():
+    rng = np.random.default_rng(24)
+    for _ in range(40):
+        shape = tuple(int(n) for n in rng.integers(2, 7, 3))
+        array = rng.standard_normal(shape)
+        for decompose in (tt_svd, tucker_hosvd):
+            plain = decompose(array, max_params=array.size * 2 // 3 + sum(shape), method="svd")
+            if 1e-6 < plain.error < 0.99:
+                eps = plain.error * (1 + 1e-6)
+                limit = array.size * 2 // 3 + sum(shape)
+                both = decompose(array, max_params=limit, eps=eps, method="svd")
+                assert both.error <= eps
+                assert both.n_params <= limit
+
+
+def test_ranks_that_grow_only_together():
+    array = np.einsum("ik,j->ijk", np.eye(3), np.ones(8))
+    assert tucker_hosvd(array, max_params=24).error < 0.6
+    assert cp_als(np.random.default_rng(0).standard_normal((3, 3, 3)), max_params=3000).rank == 9
+
+
 def test_zeros_and_scales():
     assert rank_profile(np.zeros((8, 8)), points=3).upper[-1] == 0.0
     assert mpo_decompose(np.zeros((8, 8)), max_params=20).n_params <= 20
@@ -188,13 +219,17 @@ def test_the_picture_has_the_points():
     matplotlib.pyplot.close("all")
 
 
-SQUARE = np.ones((4, 4))
+SQUARE, EYE = np.ones((4, 4)), np.eye(8)
 BAD = [
     (lambda: rank_profile(SQUARE, format="cp"), ValueError, "no spectrum"),
     (lambda: rank_profile(np.ones((2, 2, 2))), ValueError, "must be a matrix"),
     (lambda: rank_profile(np.ones(4), format="tt"), ValueError, "at least two axes"),
     (lambda: rank_profile(SQUARE, format="tt", row_dims=(2, 2)), ValueError, "for format='mpo'"),
     (lambda: rank_profile(SQUARE, []), ValueError, "ranks is empty"),
+    (lambda: rank_profile(SQUARE, 5), TypeError, "sequence of ranks"),
+    (lambda: rank_profile(SQUARE, [1], max_params=9), ValueError, "not both"),
+    (lambda: rank_profile(SQUARE, max_params=7), ValueError, "ranks of 1 have 8"),
+    (lambda: rank_profile(EYE, [1]).best_ranks(max_params=64), ValueError, "knows no larger ranks"),
     (lambda: rank_profile(SQUARE, [0]), ValueError, "at least 1"),
     (lambda: rank_profile(SQUARE, [0.5]), TypeError, "for a tolerance use eps="),
     (lambda: rank_profile(SQUARE, points=0), ValueError, "points must be at least 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from tnlib import Roofline, contract, measure_roofline, plan_contraction
 
+RATES = Roofline("torch", "cpu", "float32", 4, *[1.0] * 7)
 SQUARE = ((2, 2), (2, 2))
 MATMUL = "ij,jk->ik"
 
@@ -46,6 +48,21 @@ BAD_PLANS = {
         {"constants": (0, 1)},
     ),
     "dtype": (TypeError, "numeric type", (MATMUL, *SQUARE), {"dtype": "float31"}),
+    "dtype list": (TypeError, "numeric type", (MATMUL, *SQUARE), {"dtype": [1]}),
+    "dtype object": (TypeError, "numeric type", (MATMUL, *SQUARE), {"dtype": dict}),
+    "huge limit": (ValueError, "positive", (MATMUL, *SQUARE), {"memory_limit": 10**400}),
+    "slices": (
+        ValueError,
+        "cannot be combined",
+        (MATMUL, *SQUARE),
+        {"constants": (1,), "slices": True},
+    ),
+    "other size": (
+        ValueError,
+        "another size",
+        (MATMUL, *SQUARE),
+        {"roofline": RATES, "dtype": "float64"},
+    ),
     "repeats": (
         ValueError,
         "max_repeats must be at least 1",
@@ -84,6 +101,18 @@ def test_contract_takes_arrays_only():
         contract(MATMUL, (2, 2), (2, 2))
 
 
+def test_contract_does_not_plan_by_time():
+    with pytest.raises(ValueError, match="for 'time' make a plan"):
+        contract(MATMUL, np.eye(2), np.eye(2), minimize="time")
+
+
+def test_folding_another_dtype():
+    plan = plan_contraction(MATMUL, *SQUARE, constants=(1,))
+    folded = plan.folded(torch.eye(2).double())
+    with pytest.raises(TypeError, match="float32, float64"):
+        folded(torch.eye(2))
+
+
 def test_folding_twice_or_too_little():
     plan = plan_contraction(MATMUL, *SQUARE, constants=(1,))
     with pytest.raises(ValueError, match="1 constants, got 2"):
@@ -116,7 +145,9 @@ def test_bad_rooflines(name):
 
 def test_a_roofline_file_is_checked(tmp_path):
     path = tmp_path / "rates.json"
-    for text in ("{", "[]", "{}", '{"library": "torch", "speed": 3}', "null"):
+    good = dataclasses.asdict(RATES)
+    wrong = [json.dumps(good | change) for change in ({"device": ["x"]}, {"itemsize": 2.5})]
+    for text in (*wrong, "{", "[]", "{}", '{"library": "torch", "speed": 3}', "null"):
         path.write_text(text)
         with pytest.raises(ValueError, match="does not hold a roofline"):
             Roofline.load(path)

@@ -94,7 +94,9 @@ BAD = {
     "two names": (ValueError, "'a', 'b'", (("a", 2), (2, "b")), {}),
     "array": (TypeError, "operand 1 must be a shape, got int", (("a", 2), 3), {}),
     "largest": (ValueError, "largest must be at least 1", (("a", 2), (2, 2)), {"largest": 0}),
-    "no fit": (ValueError, "index 'j' has size", (("a", "a"), (2, 2)), {"largest": 3}),
+    "two indices": (ValueError, "one index can have a name, got i, j", (("a", "a"), ("a", 2)), {}),
+    "no fit": (ValueError, "index 'j' has size", (("a", 3), (2, 2)), {"largest": 3}),
+    "limit": (ValueError, "cannot be kept for all sizes", (("a", 2), (2, 2)), {"memory_limit": 9}),
 }
 
 

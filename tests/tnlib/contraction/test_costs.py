@@ -164,6 +164,36 @@ def test_the_peak_is_that_of_the_memory_that_is_used():
     assert plan.peak_bytes <= peak <= plan.peak_bytes + 20_000
 
 
+def test_memory_limits_of_ten_operands_and_more():
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        count, letters = 12, "abcdefghijklmnop"
+        terms = [
+            "".join(rng.choice(list(letters), rng.integers(1, 5), False)) for _ in range(count)
+        ]
+        sizes = {letter: int(rng.integers(2, 6)) for letter in letters}
+        shapes = [tuple(sizes[index] for index in term) for term in terms]
+        equation = ",".join(terms) + "->"
+        small = plan_contraction(
+            equation, *shapes, minimize="memory", requires_grad=(), max_repeats=4
+        )
+        limit = small.peak_bytes
+        plan = plan_contraction(
+            equation, *shapes, memory_limit=limit, requires_grad=(), max_repeats=4
+        )
+        assert plan.peak_bytes <= limit
+
+
+def test_memory_with_constants_counts_bytes_alone():
+    shapes = ((64, 256), (256, 256), (256, 16))
+    options = {"constants": (1, 2), "requires_grad": (0,)}
+    small, fast = (
+        plan_contraction("bi,ir,ro->bo", *shapes, minimize=minimize, **options).peak_bytes
+        for minimize in ("memory", "flops")
+    )
+    assert small <= fast
+
+
 def test_constants_cost_nothing_a_call():
     shapes = [(64, 512), (512, 8), (8, 512)]
     plan = plan_contraction("bi,ir,ro->bo", *shapes, constants=(1, 2))

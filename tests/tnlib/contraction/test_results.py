@@ -165,6 +165,33 @@ def test_dtypes_are_kept(dtype):
     assert contract("bi,ij,jk->bk", *tensors).dtype == tensors[0].dtype
 
 
+def test_numpy_arrays_are_cast_to_their_common_dtype():
+    a, b = np.full((3, 4), 100, np.int8), np.full((4, 5), 100, np.int8)
+    c = np.ones((5, 50))
+    close(contract("ij,jk,kl->il", a, b, c), np.einsum("ij,jk,kl->il", a, b, c))
+
+
+def test_sizes_of_zero_are_planned_and_run():
+    equation = "f,id,kld,caa,,fgj,i,hh,fhdc,kii->l"
+    terms = equation.split("->")[0].split(",")
+    sizes = dict.fromkeys("abcdefghijkl", 1) | {"a": 0, "l": 2}
+    shapes = [tuple(sizes[index] for index in term) for term in terms]
+    assert not contract(equation, *(np.ones(shape) for shape in shapes)).any()
+    sliced = plan_contraction(
+        "ij,jk,kl->il", (8, 32), (32, 32), (32, 8), memory_limit=1000, slices=True
+    )
+    for rows in (0, 3):
+        x = np.ones((rows, 32))
+        close(sliced(x, np.eye(32), np.ones((32, 8))), x @ np.ones((32, 8)))
+    assert not sliced(np.ones((3, 0)), np.ones((0, 0)), np.ones((0, 8))).any()
+
+
+def test_a_folded_result_is_not_shared():
+    plan = plan_contraction("ij,jk->ik", np.eye(2), np.eye(2), constants=(0, 1))
+    plan()[:] = 7
+    close(plan(), np.eye(2))
+
+
 def test_arrays_are_not_changed():
     arrays = arrays_for([(4, 3), (3, 2), (2, 5)])
     before = [array.copy() for array in arrays]
