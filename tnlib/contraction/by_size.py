@@ -9,7 +9,7 @@ at the ends and, again and again, where two neighbours cost the same (Eisner and
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -108,7 +108,7 @@ def plan_by_size(
     if len(indices) > 1:
         raise ValueError(f"one index can have a name, got {', '.join(indices)}")
     fixed = {
-        key: tuple(value) if key in ("requires_grad", "constants") and value is not None else value
+        key: tuple(value) if isinstance(value, Collection) and not isinstance(value, str) else value
         for key, value in options.items()
     }
     return _found(equation, tuple(map(tuple, shapes)), names[0], most, tuple(fixed.items()))
