@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import tracemalloc
 
 import numpy as np
@@ -114,6 +115,20 @@ def test_large_networks_cost_no_more_than_the_peers_find(name):
     for optimize in ("auto", "greedy", "random-greedy"):
         report = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimize)[1]
         assert plan.flops <= report.opt_cost
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't import `kahypar`")
+def test_cotengra_is_asked_and_leaves_no_trace():
+    cotengra = pytest.importorskip("cotengra")
+    equation, shapes = LARGE["regular 30"]
+    terms = equation.removesuffix("->").split(",")
+    sizes = dict.fromkeys("".join(terms), 2)
+    state = random.getstate()
+    plan = plan_contraction(equation, *shapes, max_repeats=16)
+    assert random.getstate() == state
+    greedy = cotengra.RandomGreedyOptimizer(max_repeats=16, seed=0, parallel=False)
+    path = greedy([tuple(term) for term in terms], (), sizes)
+    assert plan.flops <= opt_cost(equation, shapes, [tuple(map(int, pair)) for pair in path])
 
 
 @pytest.mark.parametrize("name", LARGE)
