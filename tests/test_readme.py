@@ -26,13 +26,17 @@ def test_the_analysis_examples(capsys, tmp_path, monkeypatch):
     assert "(8, 8, 12) (12, 16, 16) (1, 64, 64, 1)" in capsys.readouterr().out
     assert names["tight"].error <= 0.1
     assert names["y"].shape == (5, 768)
+    exec(BLOCKS[2], names)
+    assert names["small"].n_params <= 200_000
+    assert names["profile"].n_params[-1] <= 400_000
+    assert len(names["plans"].breakeven) == 1
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_the_training_example(tmp_path, monkeypatch, capsys):
     make("bert").save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    exec(BLOCKS[2].replace("path/to/a/model", str(tmp_path / "model")), {})
+    exec(BLOCKS[3].replace("path/to/a/model", str(tmp_path / "model")), {})
     assert "trainable params" in capsys.readouterr().out
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
         path.name for path in (tmp_path / "adapter").iterdir()
