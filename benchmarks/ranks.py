@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +70,13 @@ def measured(weights: dict[str, np.ndarray], ranks: dict[str, Any], format: str)
 def compared(weights: dict[str, np.ndarray], share: float, format: str) -> dict[str, Any]:
     """Measured errors of allocated and of equal ranks at one budget."""
     budget = int(share * sum(W.size for W in weights.values()))
-    start = time.perf_counter()
     found = tnlib.allocate_ranks(weights, budget, format=format)
-    seconds = time.perf_counter() - start
     allocated, values = measured(weights, found.ranks, format)
     level, level_values = measured(weights, found.equal_ranks, format)
     return {
         "format": format,
         "share": share,
         "budget": budget,
-        "seconds": seconds,
         "allocated": allocated,
         "values": values,
         "equal": level,
@@ -122,12 +118,11 @@ def text(records: list[dict[str, Any]], profiles: dict[str, tnlib.RankProfile]) 
             f"{100 * (1 - (record['allocated'] / record['equal']) ** 2):.1f} %",
             f"{record['values'] / record['budget']:.3f}",
             f"{record['equal_values'] / record['budget']:.3f}",
-            f"{record['seconds']:.1f}",
         ]
         for record in records
     ]
     header = ["format", "share of values", "equal", "allocated", "squared error less"]
-    header += ["budget used", "by equal", "s"]
+    header += ["budget used", "by equal"]
     first = harness.table(header, rows)
     points = (0.05, 0.1, 0.25, 0.5, 0.9)
     lines = []

@@ -78,7 +78,7 @@ class Spectra:
         """
         lost = self._lost(ranks)
         low = math.sqrt(max(max(lost, default=0.0) - _RESOLVED, 0.0))
-        return low, math.sqrt(math.fsum(lost)) + self.roundoff
+        return low, min(math.sqrt(math.fsum(lost)), 1.0) + self.roundoff
 
     def loss(self, ranks: Sequence[int]) -> float:
         """An estimate of the squared error, between the squares of the bounds.
