@@ -112,9 +112,10 @@ def is_half(dtype: Any) -> bool:
     return dtype_name(dtype) in ("float16", "bfloat16", "complex32")
 
 
-def unit_roundoff(xp: Any, dtype: Any) -> float:
-    """Half the distance from 1 to the next larger number of `dtype`."""
-    return float(xp.finfo(dtype).eps) / 2
+def unit_roundoff(dtype: Any) -> float:
+    """Half the distance from 1 to the next larger number of a floating dtype of either library."""
+    name = dtype_name(dtype)
+    return 2.0**-8 if name == "bfloat16" else float(np.finfo(name).eps) / 2
 
 
 def default_float(xp: Any) -> Any:

@@ -65,7 +65,7 @@ def is_single(matrix: Array) -> bool:
 
 def rounding_energy(array: Array, energy: float) -> float:
     """Energy that is only rounding in an array of the given energy and the dtype of `array`."""
-    return (NOISE * _array.unit_roundoff(array_namespace(array), array.dtype)) ** 2 * energy
+    return (NOISE * _array.unit_roundoff(array.dtype)) ** 2 * energy
 
 
 def tails(squared: Vector) -> Vector:

@@ -7,9 +7,9 @@ off a tolerance, and refuse a result that is not what was promised.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -18,8 +18,8 @@ from tnlib import _array
 from tnlib._array import Array
 from tnlib._basis import NOISE, is_single
 
-# Of the type that NumPy lacks.
-_ROUNDOFF = {"bfloat16": 2.0**-8}
+S = TypeVar("S", bound=tuple[Any, ...])
+
 # Energies between which data in single or double precision are used as they are.
 _MODERATE = {True: (2.0**-40, 2.0**60), False: (2.0**-400, 2.0**400)}
 
@@ -46,12 +46,6 @@ class Prepared:
     exponent: int
     energy: float
     out: Any
-
-    @property
-    def roundoff(self) -> float:
-        """Unit roundoff of the arrays to return."""
-        name = _array.dtype_name(self.out)
-        return _ROUNDOFF[name] if name in _ROUNDOFF else float(np.finfo(name).eps) / 2
 
     @property
     def compute_name(self) -> str:
@@ -102,7 +96,7 @@ def dtypes(xp: Any, array: Array, dtype: Any) -> tuple[Any, Any]:
     return out, wide
 
 
-def budget(eps: float | None, count: int, prepared: Prepared, like: Array) -> float | None:
+def budget(eps: float | None, count: int, prepared: Prepared) -> float | None:
     """The share of eps that truncation may use, where `count` arrays will be rounded.
 
     Rounding them is independent of the truncation, so it takes its part in squares; the
@@ -111,9 +105,8 @@ def budget(eps: float | None, count: int, prepared: Prepared, like: Array) -> fl
     if eps is None:
         return None
     root = math.sqrt(count)
-    rounding = root * _array.unit_roundoff(array_namespace(like), prepared.out)
-    compute = array_namespace(prepared.data)
-    arithmetic = root * NOISE * _array.unit_roundoff(compute, prepared.data.dtype)
+    rounding = root * _array.unit_roundoff(prepared.out)
+    arithmetic = root * NOISE * _array.unit_roundoff(prepared.data.dtype)
     floor = rounding + arithmetic
     if eps <= floor:
         raise ValueError(
@@ -122,6 +115,19 @@ def budget(eps: float | None, count: int, prepared: Prepared, like: Array) -> fl
             "ask for a larger eps or a wider dtype="
         )
     return max(math.sqrt(eps**2 - rounding**2) - arithmetic, 0.0)
+
+
+def within(split: Callable[[float | None], S], share: float | None, total: float) -> S:
+    """What `split` finds with a share to discard, or without one where its ranks alone meet it.
+
+    A truncation that spends its part can leave too little to a later one whose rank is limited.
+    `split` takes the share and gives a tuple whose last but one entry are discarded energies.
+    """
+    found = split(share)
+    if share is None or math.fsum(found[-2]) <= share**2 * total:
+        return found
+    whole = split(None)
+    return whole if math.fsum(whole[-2]) <= share**2 * total else found
 
 
 def allowance(

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _train, lowrank
 from tnlib._array import RNG, Array
-from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify
+from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify, within
 from tnlib.choice.budget import chain_ranks, checked
 from tnlib.choice.counts import ChainCount
 from tnlib.info import Info
@@ -52,14 +52,18 @@ def sweep(
     generator = _array.as_generator(rng)
     allowed = checked(max_params, ChainCount(tuple(modes)))
     prepared = prepare(array, dtype, axes)
-    share = budget(eps, len(modes), prepared, array)
+    share = budget(eps, len(modes), prepared)
     if prepared.energy == 0.0:
         return _zero(array, modes, prepared, eps)
     data, total = prepared.data.reshape(-1), prepared.energy
     if allowed is not None:
         ranks = chain_ranks(prepared, modes, ranks, allowed, generator)
     limits = ranks or (None,) * (len(modes) - 1)
-    cores, discarded, kernels = split_within(data, modes, limits, share, total, method, generator)
+
+    def split(share: float | None) -> tuple[list[Array], list[float], tuple[str, ...]]:
+        return split_all(data, modes, limits, share, total, method, generator)
+
+    cores, discarded, kernels = within(split, share, total)
     trace: tuple[float, ...] = ()
     if refine and len(cores) > 1:
         cores, trace = refined(data, cores, total, refine)
@@ -87,27 +91,6 @@ def finished(
     error = math.sqrt(_train.residual(data, rounded, prepared.exponent) / total)
     verify(error, eps, prepared.out, info.kernels)
     return Swept(rounded, error, info)
-
-
-def split_within(
-    rest: Array,
-    modes: Sequence[int],
-    limits: Sequence[int | None],
-    share: float | None,
-    total: float,
-    method: str,
-    generator: Any,
-    after: Sequence[Array] = (),
-) -> tuple[list[Array], list[float], tuple[str, ...]]:
-    """:func:`split_all`; again up to the limits where they alone meet the tolerance.
-
-    A split that spends its share can leave too little to a later one whose rank is limited.
-    """
-    found = split_all(rest, modes, limits, share, total, method, generator, after)
-    if share is None or math.fsum(found[1]) <= share**2 * total:
-        return found
-    whole = split_all(rest, modes, limits, None, total, method, generator, after)
-    return whole if math.fsum(whole[1]) <= share**2 * total else found
 
 
 def split_all(

@@ -115,7 +115,7 @@ def _times(matrix: Array, core: Array) -> Array:
 
 def _resolved(xp: Any, values: Array) -> int:
     """How many descending singular values are more than rounding; at least one."""
-    floor = values[0] * (NOISE * _array.unit_roundoff(xp, values.dtype))
+    floor = values[0] * (NOISE * _array.unit_roundoff(values.dtype))
     return max(int(xp.count_nonzero(values > floor)), 1)
 
 

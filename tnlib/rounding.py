@@ -12,14 +12,12 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-from array_api_compat import array_namespace
-
 from tnlib import _array, _checks, _train, gauge
 from tnlib._array import RNG, Array
 from tnlib._basis import NOISE
 from tnlib._chain import Chain
-from tnlib._prepare import Prepared, binds, budget, verify
-from tnlib._sweep import split_within, zero_train
+from tnlib._prepare import Prepared, binds, budget, verify, within
+from tnlib._sweep import split_all, zero_train
 from tnlib.choice.budget import bond_ranks, checked
 from tnlib.choice.counts import ChainCount
 from tnlib.info import Info
@@ -95,7 +93,7 @@ def tt_round(
     cores[0] = _array.times_power_of_two(_array.owned(cores[0]), -exponent)
     total = _array.energy(cores[0])
     prepared = Prepared(cores[0], exponent, total, given[0].dtype)
-    share = budget(tolerance, len(given), prepared, given[0])
+    share = budget(tolerance, len(given), prepared)
     if total == 0.0:
         zeros = zero_train([core.shape[1] for core in given], given[0], given[0].dtype)
         info = Info((), (), tolerance, prepared.compute_name)
@@ -103,20 +101,17 @@ def tt_round(
     modes = [core.shape[1] for core in given]
     if allowed is not None:
         limits = bond_ranks(cores, limits, allowed)
-    done, discarded, used = split_within(
-        cores[0],
-        modes,
-        limits or (None,) * (len(modes) - 1),
-        share,
-        total,
-        kernel,
-        _array.as_generator(rng),
-        after=cores[1:],
-    )
+    bonds = limits or (None,) * (len(modes) - 1)
+    generator = _array.as_generator(rng)
+
+    def split(share: float | None) -> tuple[list[Array], list[float], tuple[str, ...]]:
+        return split_all(cores[0], modes, bonds, share, total, kernel, generator, after=cores[1:])
+
+    done, discarded, used = within(split, share, total)
     done[-1] = _array.times_power_of_two(_array.owned(done[-1]), exponent)
     rounded = gauge.given_back(done, given)
     error = math.sqrt(math.fsum(discarded) / total)
-    roundoff = _array.unit_roundoff(array_namespace(*given), prepared.out)
+    roundoff = _array.unit_roundoff(prepared.out)
     if error < _RESOLVED * (roundoff + _uncertainty(wide, total, exponent)):
         error = math.ldexp(_distance(wide, rounded) / math.sqrt(total), -exponent)
     binding = binds(limits, [core.shape[-1] for core in rounded])

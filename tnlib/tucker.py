@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from tnlib import _array, _checks, _operands, lowrank
 from tnlib._array import RNG, Array
 from tnlib._format import Format
-from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify
+from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify, within
 from tnlib.choice.budget import checked, mode_ranks
 from tnlib.choice.counts import TuckerCount
 from tnlib.info import Info
@@ -157,19 +157,18 @@ def tucker_hosvd(
     allowed = checked(max_params, TuckerCount(tuple(array.shape)))
     order = _mode_order(tuple(array.shape), limits)
     prepared = prepare(array, dtype, order)
-    share = budget(tolerance, array.ndim + 1, prepared, array)
+    share = budget(tolerance, array.ndim + 1, prepared)
     if prepared.energy == 0.0:
         return zero_tucker(array, prepared, tolerance)
     in_order = None if limits is None else tuple(limits[axis] for axis in order)
     if allowed is not None:
         in_order = mode_ranks(prepared, in_order, allowed, generator)
     most = in_order or (None,) * len(order)
-    found = st_hosvd(prepared.data, most, share, prepared.energy, kernel, generator)
-    if share is not None and math.fsum(found[2]) > share**2 * prepared.energy:
-        # Up to the limits where they alone meet the tolerance.
-        whole = st_hosvd(prepared.data, most, None, prepared.energy, kernel, generator)
-        found = whole if math.fsum(whole[2]) <= share**2 * prepared.energy else found
-    core, factors, discarded, kernels = found
+
+    def split(share: float | None) -> tuple[Array, list[Array], list[float], tuple[str, ...]]:
+        return st_hosvd(prepared.data, most, share, prepared.energy, kernel, generator)
+
+    core, factors, discarded, kernels = within(split, share, prepared.energy)
     back = tuple(order.index(axis) for axis in range(array.ndim))
     xp = array_namespace(core)
     result = rounded(xp.permute_dims(core, back), [factors[k] for k in back], prepared, array)

@@ -134,13 +134,13 @@ def _spectra(
         rank = limit if asked is None else min(limit, asked)
         energies.append(_energies(matrix, rank, prepared.energy, rng))
     arrays = math.sqrt(len(unfoldings) + 1)
-    unit = _array.unit_roundoff(array_namespace(prepared.data), prepared.data.dtype)
+    unit = _array.unit_roundoff(prepared.data.dtype)
     return Spectra(
         count,
         tuple(energies),
         prepared.energy,
         prepared.exponent,
-        arrays * max(prepared.roundoff, NOISE * unit) if prepared.energy else 0.0,
+        arrays * max(_array.unit_roundoff(prepared.out), NOISE * unit) if prepared.energy else 0.0,
     )
 
 

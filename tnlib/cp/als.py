@@ -70,7 +70,7 @@ def sweep(data: Data, terms: Terms) -> Terms:
     squared = np.clip(1 - gained / energies, 0.0, None)
     found = Terms(tuple(factors), weights, np.sqrt(squared))
     size = _array.to_numpy(xp.sum(weights, axis=-1)) ** 2 / energies
-    rounding = _array.unit_roundoff(array_namespace(data.matrix), data.matrix.dtype)
+    rounding = _array.unit_roundoff(data.matrix.dtype)
     if np.any(squared < _CANCELLED * rounding * np.maximum(size, 1.0)):
         return Terms(found.factors, weights, data.errors(found.weighted()))
     return found

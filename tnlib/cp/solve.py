@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from tnlib import _array
 from tnlib._basis import Vector
@@ -92,8 +91,7 @@ def solve(data: Data, terms: Terms, method: str, course: Course) -> Terms:
 
 def _settled(errors: list[Vector], course: Course, data: Data) -> bool:
     """Whether the last iterations changed the errors by at most tol, or nothing is left."""
-    xp = array_namespace(data.matrix)
-    rounding = 4 * _array.unit_roundoff(xp, data.matrix.dtype)
+    rounding = 4 * _array.unit_roundoff(data.matrix.dtype)
     if errors[-1].max() <= rounding:
         course.converged, course.reason = True, "exact to rounding"
     elif len(errors) > 2:
