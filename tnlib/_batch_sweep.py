@@ -18,6 +18,7 @@ from tnlib._prepare import Prepared, is_moderate, prepare
 from tnlib._sweep import Swept, finished
 from tnlib.info import Info
 from tnlib.lowrank import GRAM_FLOOR
+from tnlib.shapes import paired_axes, paired_modes
 
 
 def sweeps(
@@ -28,10 +29,9 @@ def sweeps(
     These are zero matrices, those far smaller or larger than the others, and those with an error
     below what squared singular values resolve.
     """
-    order = len(rows)
-    axes = (0, *(axis for k in range(order) for axis in (1 + k, 1 + order + k)))
+    axes = (0, *(1 + axis for axis in paired_axes(len(rows))))
     prepared = prepare(array.reshape(-1, *rows, *columns), dtype, axes)
-    modes = [i * j for i, j in zip(rows, columns, strict=True)]
+    modes = paired_modes(rows, columns)
     batch = prepared.data.reshape(array.shape[0], -1)
     cores, kernels = _split(batch, modes, limits)
     info = Info(kernels, (), None, prepared.compute_name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialized
 
-from tnlib import _array, _operands
+from tnlib import _array, _disk, _operands
 from tnlib._array import Array
 from tnlib._chain import Chain
 from tnlib._format import Format
@@ -74,7 +73,7 @@ def save(path: str | os.PathLike[str], decompositions: Mapping[str, Format]) -> 
         records[name] = record_of(name, decomposition, arrays)
         for field, array in zip(records[name].fields, arrays, strict=True):
             stored[f"{name}/{field}"] = _packed(array)
-    _replace(target, serialized(stored, {KEY: written_records(records)}))
+    _disk.replace(target, serialized(stored, {KEY: written_records(records)}))
 
 
 def load(
@@ -201,17 +200,3 @@ def _check_numpy(records: Mapping[str, Record]) -> None:
     for name, record in records.items():
         if record.dtype == "bfloat16":
             raise ValueError(f"{name!r} is bfloat16, which NumPy lacks; pass library='torch'")
-
-
-def _replace(path: Path, payload: bytes) -> None:
-    """Put a file in the place of another, or leave everything as it was."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

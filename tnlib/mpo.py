@@ -260,8 +260,8 @@ def mpo_decompose(
     limits, tolerance = _checks.truncation(ranks, eps, order, max_params)
     swept = _sweep.sweep(
         matrix.reshape(rows + columns),
-        axes=[axis for k in range(order) for axis in (k, order + k)],
-        modes=[i * j for i, j in zip(rows, columns, strict=True)],
+        axes=shapes.paired_axes(order),
+        modes=shapes.paired_modes(rows, columns),
         ranks=limits,
         eps=tolerance,
         max_params=max_params,

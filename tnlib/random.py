@@ -10,6 +10,7 @@ import numpy as np
 from tnlib import _array, _checks
 from tnlib._array import RNG, Array
 from tnlib.mpo import MPO, unmerged
+from tnlib.shapes import paired_modes
 from tnlib.tt import TT
 
 
@@ -93,7 +94,7 @@ def mpo_random(
     """
     rows, columns = _checks.sizes("row_dims", row_dims), _checks.sizes("col_dims", col_dims)
     _checks.pairs(rows, columns)
-    modes = [i * j for i, j in zip(rows, columns, strict=True)]
+    modes = paired_modes(rows, columns)
     limits = _checks.required_ranks(ranks, len(rows))
     cores = _cores(modes, limits, rng, dtype, np.empty(0) if like is None else like)
     return MPO(unmerged(cores, zip(rows, columns, strict=True)))

@@ -107,6 +107,16 @@ def matrix_modes(
     return rows, columns
 
 
+def paired_axes(order: int) -> tuple[int, ...]:
+    """Axes (i_1, ..., i_d, j_1, ..., j_d) in the order (i_1, j_1, ..., i_d, j_d)."""
+    return tuple(axis for k in range(order) for axis in (k, order + k))
+
+
+def paired_modes(rows: Sequence[int], columns: Sequence[int]) -> tuple[int, ...]:
+    """Mode sizes i_k * j_k of the train that an operator is."""
+    return tuple(i * j for i, j in zip(rows, columns, strict=True))
+
+
 @lru_cache(maxsize=4096)
 def _best(n: int, d: int, at_least: int) -> tuple[int, ...]:
     if d == 1:

@@ -15,7 +15,7 @@ from tnlib._array import RNG, Array
 from tnlib._prepare import prepare
 from tnlib._table import aligned
 from tnlib.choice.choose import Task, choose, equal
-from tnlib.choice.counts import Ranks
+from tnlib.choice.counts import Ranks, ceilings
 from tnlib.choice.read import reading
 
 
@@ -134,7 +134,7 @@ def allocate_ranks(
     spectra = []
     for how in tqdm(readings, desc="spectra", disable=not progress):
         prepared = prepare(how.array, None, how.axes)
-        spectra.append(how.spectra(prepared, how.ceilings(budget), generator))
+        spectra.append(how.spectra(prepared, ceilings(how.count, budget), generator))
     top = max((found.exponent for found in spectra if found.energy > 0), default=0)
     scales = [math.ldexp(found.energy, 2 * (found.exponent - top)) for found in spectra]
     largest = max(scales) or 1.0

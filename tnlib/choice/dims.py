@@ -12,7 +12,7 @@ from tnlib import _checks, _operands
 from tnlib._array import RNG, Array
 from tnlib.choice.counts import ChainCount
 from tnlib.mpo import mpo_decompose
-from tnlib.shapes import factorize
+from tnlib.shapes import factorize, paired_modes
 
 # Without a budget or a tolerance, values are this share of the matrix.
 _SHARE = 0.1
@@ -130,5 +130,5 @@ def _shapes(shape: tuple[int, int], order: int) -> list[tuple[tuple[int, ...], t
 
 def _least(rows: Sequence[int], columns: Sequence[int]) -> int:
     """Values of the shape at ranks of one."""
-    count = ChainCount(tuple(i * j for i, j in zip(rows, columns, strict=True)))
+    count = ChainCount(paired_modes(rows, columns))
     return count.values((1,) * (len(rows) - 1))

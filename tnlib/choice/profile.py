@@ -15,7 +15,7 @@ from tnlib._prepare import prepare
 from tnlib._table import aligned
 from tnlib.choice.budget import checked
 from tnlib.choice.choose import Task, choose
-from tnlib.choice.counts import Count, Ranks
+from tnlib.choice.counts import Count, Ranks, ceilings
 from tnlib.choice.read import Reading, reading
 from tnlib.choice.spectra import Spectra
 
@@ -210,7 +210,7 @@ def rank_profile(
     asked = None if ranks is None else _asked(ranks, how)
     prepared = prepare(how.array, None, how.axes)
     if asked is None:
-        spectra = how.spectra(prepared, how.ceilings(budget), generator)
+        spectra = how.spectra(prepared, ceilings(how.count, budget), generator)
         chosen = _range(spectra, budget, count)
     else:
         most = [max(entry[k] for entry in asked) for k in range(len(asked[0]))]

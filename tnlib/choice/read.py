@@ -9,7 +9,7 @@ from typing import Any
 from tnlib import _checks, _operands, shapes
 from tnlib._array import Array
 from tnlib._prepare import Prepared
-from tnlib.choice.counts import ChainCount, Count, Ranks, TuckerCount, ceilings
+from tnlib.choice.counts import ChainCount, Count, Ranks, TuckerCount
 from tnlib.choice.spectra import Spectra, chain_spectra, mode_spectra
 
 FORMATS = ("mpo", "tt", "tucker")
@@ -48,10 +48,6 @@ class Reading:
             return chain_spectra(prepared, self.count.modes, most, rng)
         return mode_spectra(prepared, most, rng)
 
-    def ceilings(self, budget: int) -> Ranks:
-        """Largest ranks that can fit into a budget."""
-        return ceilings(self.count, budget)
-
 
 def reading(
     W: Any, format: str, row_dims: Sequence[int] | None, col_dims: Sequence[int] | None
@@ -68,9 +64,8 @@ def reading(
         if array.ndim != 2:
             raise ValueError(f"W must be a matrix for format='mpo', got shape {shape}")
         rows, columns = shapes.matrix_modes((shape[0], shape[1]), row_dims, col_dims)
-        order = len(rows)
-        axes = tuple(axis for k in range(order) for axis in (k, order + k))
-        modes = tuple(i * j for i, j in zip(rows, columns, strict=True))
+        modes = shapes.paired_modes(rows, columns)
+        axes = shapes.paired_axes(len(rows))
         return Reading(array.reshape(rows + columns), axes, shape, ChainCount(modes))
     if row_dims is not None or col_dims is not None:
         raise ValueError(f"row_dims and col_dims are for format='mpo', got format={format!r}")

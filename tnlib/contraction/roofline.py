@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tnlib import _checks
+from tnlib import _checks, _disk
 from tnlib.contraction.layout import copies
 from tnlib.contraction.network import Network
 from tnlib.contraction.tree import Step
@@ -84,10 +84,7 @@ class Roofline:
 
     def save(self, path: str | Path) -> None:
         """Write the rates to a JSON file, whole or not at all."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        partial.replace(target)
+        _disk.replace(Path(path), (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Roofline:
