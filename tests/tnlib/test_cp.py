@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import tensorly
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.arrays import LIBRARIES, numpy_of, relative, tensors
 from tnlib import CP, cp_als, cp_als_batch
 from tnlib.cp import lm
+from tnlib.testing import _build
 
 RANKS = st.integers(1, 6)
 LIBRARY = st.sampled_from(sorted(LIBRARIES))
 METHODS = st.sampled_from(["auto", "als", "lm"])
 INITS = st.sampled_from(["hosvd", "random"])
+# Three terms fit this matrix to rounding, and from a random start two of them nearly cancel.
+CANCELLING = _build.tensor(np.asarray, (3, 5), 33286, 6.0, 1.0)
 
 
 def of_rank(rng, shape, rank):
@@ -55,13 +58,45 @@ def test_terms_are_unit_columns_with_descending_weights(array, rank, method, ini
 
 
 @given(tensors(), RANKS, METHODS, INITS, LIBRARY)
+@example(CANCELLING, 3, "auto", "random", "numpy")
+@example(CANCELLING, 3, "als", "random", "torch")
 def test_no_iteration_raises_the_error(array, rank, method, init, library):
     data = LIBRARIES[library](array)
     cp = cp_als(data, rank, method=method, init=init, max_iter=20, tol=0.0, compress=False)
     assert np.all(np.diff(np.array(cp.info.trace)) <= 1e-8)
 
 
+def test_sweeps_end_where_rounding_would_raise_the_error(to_library):
+    cp = cp_als(to_library(CANCELLING), 3, method="als", init="random", tol=0.0, compress=False)
+    assert cp.info.reason.startswith("no sweep lowers the error; degenerate")
+    assert cp.info.converged
+    assert cp.error == pytest.approx(min(cp.info.trace), rel=1e-3)
+    further = cp_als(CANCELLING, 3, init="random", tol=0.0, compress=False)
+    assert further.info.kernels == ("als", "lm")
+    assert further.error < 2e-9
+
+
+@pytest.mark.parametrize("method", ["auto", "als"])
+def test_no_iteration_raises_the_error_in_single_precision(method, to_library):
+    a, b = np.random.default_rng(1).standard_normal((2, 4))
+    sides = [(a, a, b), (a, b, a), (b, a, a)]
+    array = to_library(sum(np.einsum("i,j,k->ijk", *side) for side in sides).astype(np.float32))
+    for rank in (2, 3, 4):
+        cp = cp_als(array, rank, method=method, init="random", max_iter=150, tol=0.0)
+        assert np.all(np.diff(np.array(cp.info.trace)) <= 1e-6)
+
+
+def test_every_member_of_a_batch_keeps_its_lowest_error():
+    members = np.random.default_rng(0).standard_normal((3, *CANCELLING.shape))
+    members[1] = CANCELLING
+    found = cp_als_batch(members, 3, init="random", tol=0.0)
+    for cp in found:
+        assert np.all(np.diff(np.array(cp.info.trace)) <= 1e-12)
+        assert cp.error == pytest.approx(cp.info.trace[-1], abs=1e-12)
+
+
 @given(tensors(), RANKS, INITS)
+@example(CANCELLING, 3, "random")
 def test_continuing_from_a_result_does_not_raise_the_error(array, rank, init):
     first = cp_als(array, rank, method="als", init=init, max_iter=4)
     second = cp_als(array, rank, method="als", init=first, max_iter=4)

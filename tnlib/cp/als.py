@@ -3,7 +3,9 @@
 With A_k (R, n_k) the factor of mode k, G its Gram matrix and M its MTTKRP, the best factor for the
 others solves (Hadamard product of the other Grams) A_k = M (Carroll and Chang, Psychometrika 35,
 1970; Harshman 1970). The system is solved through its eigenvalues, so that a singular one, from a
-rank above the true one or from collinear terms, gets its least solution.
+rank above the true one or from collinear terms, gets its least solution. The system squares the
+condition of the problem: where terms nearly cancel, a sweep can raise a small error, and the terms
+before it are kept.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from tnlib._array import Array
 from tnlib._basis import Vector
 from tnlib.cp.products import Data, gram, hadamard
 
-# Squared errors below this many roundings of the terms are formed from the residual.
-_CANCELLED = 1e4
+# Errors are formed from the residual where their squares are below the first of these many
+# roundings of the terms, or where those roundings move them by more than the second many.
+_CANCELLED, _COARSE = 1e4, 1e6
 # Eigenvalues of the normal equations below this share of the largest are taken as zero.
 _SINGULAR = 1e-14
 
@@ -50,7 +53,7 @@ def normalized(factors: Sequence[Array], errors: Vector) -> Terms:
 
 
 def sweep(data: Data, terms: Terms) -> Terms:
-    """Update every mode once, in two passes over the data."""
+    """Update every mode once, in two passes over the data; small or rising errors are exact."""
     factors = list(terms.factors)
     grams = [gram(factor) for factor in factors]
     weights = terms.weights
@@ -69,11 +72,36 @@ def sweep(data: Data, terms: Terms) -> Terms:
     energies = np.asarray(data.energies)
     squared = np.clip(1 - gained / energies, 0.0, None)
     found = Terms(tuple(factors), weights, np.sqrt(squared))
-    size = _array.to_numpy(xp.sum(weights, axis=-1)) ** 2 / energies
+    size = np.maximum(_array.to_numpy(xp.sum(weights, axis=-1)) ** 2 / energies, 1.0)
     rounding = _array.unit_roundoff(data.matrix.dtype)
-    if np.any(squared < _CANCELLED * rounding * np.maximum(size, 1.0)):
-        return Terms(found.factors, weights, data.errors(found.weighted()))
-    return found
+    doubtful = (squared < _CANCELLED * rounding * size) | (_COARSE * found.errors < size)
+    return measured(data, found) if np.any(doubtful | _higher(found, terms)) else found
+
+
+def lower(data: Data, terms: Terms, swept: Terms) -> Terms:
+    """For every tensor of the batch its terms after a sweep, or before where the error rose."""
+    if not np.any(_higher(swept, terms)):
+        return swept
+    before = measured(data, terms)
+    rose = _higher(swept, before)
+    kept = _array.from_numpy(rose, swept.weights)
+    xp = array_namespace(swept.weights)
+    pairs = zip(before.factors, swept.factors, strict=True)
+    return Terms(
+        tuple(xp.where(kept[:, None, None], old, new) for old, new in pairs),
+        xp.where(kept[:, None], before.weights, swept.weights),
+        np.where(rose, before.errors, swept.errors),
+    )
+
+
+def measured(data: Data, terms: Terms) -> Terms:
+    """The same terms with their errors from the residual."""
+    return Terms(terms.factors, terms.weights, data.errors(terms.weighted()))
+
+
+def _higher(terms: Terms, other: Terms) -> Vector:
+    """Which tensors of the batch have a higher error, or nan, with `terms`."""
+    return ~(terms.errors <= other.errors)
 
 
 def _solve(normal: Array, right: Array) -> Array:

@@ -282,5 +282,5 @@ def _begin(
     data: Data, begin: str | CP, rank: int, bases: list[Array] | None, rng: np.random.Generator
 ) -> Terms:
     if isinstance(begin, CP):
-        return given_terms(begin, data.matrix, bases)
+        return given_terms(begin, data, bases)
     return first_terms(data, rank, begin, rng)

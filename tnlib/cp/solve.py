@@ -67,18 +67,23 @@ class Course:
 def solve(data: Data, terms: Terms, method: str, course: Course) -> Terms:
     """Iterate from `terms` until converged, exhausted or stopped by the callback.
 
-    "auto" goes from ALS to LM when the rate of the last sweeps foresees many more; "lm" makes one
-    sweep first, which gives the terms their scale.
+    "auto" goes from ALS to LM when the rate of the last sweeps foresees many more, or when a sweep
+    raises the error; "lm" makes one sweep first, which gives the terms their scale.
     """
     course.converged, course.reason = False, "max_iter was reached"
     start = max(len(course.trace) - 1, 0)
     while method != "lm" or not course.trace:
-        terms = als.sweep(data, terms)
+        swept = als.sweep(data, terms)
+        terms = als.lower(data, terms, swept)
         course.record(terms.errors, "als")
         errors = course.trace[start:]
         if course.ends(errors, data):
             return terms
-        if method == "auto" and _stalls(errors, course.tol):
+        stuck = bool(np.all(swept.errors > terms.errors + course.tol))
+        if method == "als" and stuck:
+            course.converged, course.reason = True, "no sweep lowers the error"
+            return terms
+        if method == "auto" and (stuck or _stalls(errors, course.tol)):
             break
     start = len(course.trace) - 1
     for point in lm.steps(data, terms):

@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 
 from tnlib import _array
 from tnlib._array import Array
-from tnlib.cp.als import Terms, normalized
+from tnlib.cp.als import Terms, measured, normalized
 from tnlib.cp.format import CP
 from tnlib.cp.products import Data
 
@@ -42,8 +42,9 @@ def _leading(data: Data, mode: int, rank: int) -> Array:
     return xp.flip(vectors, axis=-1)[..., :rank].mT
 
 
-def given_terms(init: CP, like: Array, projections: list[Array] | None) -> Terms:
+def given_terms(init: CP, data: Data, projections: list[Array] | None) -> Terms:
     """Terms of a given decomposition, in the coordinates of `projections` where there are any."""
+    like = data.matrix
     xp = array_namespace(like)
     wide = _array.double(xp, like.dtype)
     factors: list[Any] = []
@@ -54,4 +55,4 @@ def given_terms(init: CP, like: Array, projections: list[Array] | None) -> Terms
         factors.append(rows[None])
     weights = _array.astype(_array.computable(_array.plain(init.weights), like), wide)
     factors[-1] = factors[-1] * weights[None, :, None]
-    return normalized(factors, np.full(1, np.inf))
+    return measured(data, normalized(factors, np.full(1, np.inf)))
