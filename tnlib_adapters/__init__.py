@@ -4,8 +4,42 @@ Importing the package makes the methods known to PEFT; a program that loads a sa
 import it first.
 """
 
+from tnlib_adapters.counting import Count, CountRow, count
 from tnlib_adapters.linear import NetworkLinear
-from tnlib_adapters.methods import DoTAConfig
-from tnlib_adapters.network import Core, Network, Site
+from tnlib_adapters.methods import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig
+from tnlib_adapters.network import Core, Network
+from tnlib_adapters.picture import draw
+from tnlib_adapters.plugin.config import NetworkConfig
+from tnlib_adapters.series import Replacement, Series
+from tnlib_adapters.shared import SharedCores
+from tnlib_adapters.sites import Site, find_sites
+from tnlib_adapters.stacked import Stacked
+from tnlib_adapters.start import Start, normal, ones, uniform, zeros
+from tnlib_adapters.view import UpdateView
 
-__all__ = ["Core", "DoTAConfig", "Network", "NetworkLinear", "Site"]
+__all__ = [
+    "Core",
+    "Count",
+    "CountRow",
+    "DoTAConfig",
+    "LoRETTAConfig",
+    "LoRTAConfig",
+    "LoTRConfig",
+    "Network",
+    "NetworkConfig",
+    "NetworkLinear",
+    "Replacement",
+    "Series",
+    "SharedCores",
+    "Site",
+    "Stacked",
+    "Start",
+    "UpdateView",
+    "count",
+    "draw",
+    "find_sites",
+    "normal",
+    "ones",
+    "uniform",
+    "zeros",
+]

@@ -12,18 +12,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tnlib_adapters.network import Network, Site, computing
-from tnlib_adapters.update import Update, adapted_forward
+from tnlib_adapters.network import computing
+from tnlib_adapters.shared import SharedCores
+from tnlib_adapters.sites import Site
+from tnlib_adapters.update import Declaration, Update, adapted_forward
+from tnlib_adapters.view import UpdateView, view
 
 
 class Method(Protocol):
     """What a method's configuration offers: a network for a weight, and where it starts."""
 
-    def network(self, site: Site) -> Network:
+    def network(self, site: Site) -> Declaration:
         """The network that adapts the weight at `site`."""
 
     def initial_cores(
-        self, network: Network, weight: Tensor, generator: torch.Generator | None = None
+        self, network: Declaration, weight: Tensor | None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Initial cores for a dense weight (out_features, in_features)."""
 
@@ -35,17 +38,23 @@ class NetworkLinear(nn.Module):
     ----------
     base : torch.nn.Linear
         The layer to adapt. Its parameters are frozen, its weight is never changed.
-    network : Network
+    network : Network, Stacked, Series or Replacement
         Declaration of the update.
     cores : dict of str to Tensor
-        Initial values by core name; an anchored network keeps a frozen copy of them.
+        Initial values by key; an anchored network keeps a frozen copy of them.
+    shared : SharedCores, optional
+        Where the cores of sharing groups are; pass one to all layers of a model. A layer whose
+        network has groups gets its own by default.
 
     Attributes
     ----------
     base : torch.nn.Linear
         The frozen layer.
     update : Update
-        The trainable cores, and the frozen initial ones of an anchored network.
+        The trainable cores of this layer, and the frozen initial ones of an anchored network.
+    shared : SharedCores or None
+        The cores of groups, a submodule as in any torch model with tied weights: ``parameters()``
+        names them once.
 
     Raises
     ------
@@ -65,23 +74,35 @@ class NetworkLinear(nn.Module):
     True
     """
 
-    def __init__(self, base: nn.Linear, network: Network, cores: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        network: Declaration,
+        cores: dict[str, Tensor],
+        *,
+        shared: SharedCores | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(base, nn.Linear):
             raise TypeError(f"base must be a torch.nn.Linear, got {type(base).__name__}")
-        if (network.out_features, network.in_features) != (base.out_features, base.in_features):
-            raise ValueError(
-                f"the network is {network.out_features} x {network.in_features}, the layer "
-                f"{base.out_features} x {base.in_features}"
-            )
+        network.check_fits(base.out_features, base.in_features)
         self.base = base.requires_grad_(False)
         weight = base.weight
-        self.update = Update(network, device=weight.device, dtype=computing([weight]))
+        if shared is None and any(core.group for core in network.cores):
+            shared = SharedCores()
+        self.update = Update(network, shared, device=weight.device, dtype=computing([weight]))
+        self.shared = shared
         self.update.start(cores)
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, method: Method, *, generator: torch.Generator | None = None
+        cls,
+        linear: nn.Linear,
+        method: Method,
+        *,
+        site: Site | None = None,
+        shared: SharedCores | None = None,
+        generator: torch.Generator | None = None,
     ) -> NetworkLinear:
         """Adapt `linear` by a method such as ``DoTAConfig(r=16)``.
 
@@ -91,22 +112,34 @@ class NetworkLinear(nn.Module):
             The layer to adapt; frozen, not copied.
         method : Method
             A configuration, or any object with ``network`` and ``initial_cores``.
+        site : Site, optional
+            What the method may know of the layer, from :func:`find_sites` of its model. By default
+            its widths only.
+        shared : SharedCores, optional
+            The cores that this layer shares with others.
         generator : torch.Generator, optional
             Randomness of the initial cores, torch's global generator by default.
         """
-        network = method.network(Site("", linear.out_features, linear.in_features))
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        network = method.network(site or Site("", linear.out_features, linear.in_features))
         cores = method.initial_cores(network, linear.weight.detach(), generator)
-        return cls(linear, network, cores)
+        return cls(linear, network, cores, shared=shared)
 
     def delta_weight(self) -> Tensor:
         """The dense update (out_features, in_features); differentiable."""
         return self.update.delta()
 
+    def as_tnlib(self) -> UpdateView:
+        """The update as tnlib objects that share the parameters; see :class:`UpdateView`."""
+        return view(self.update)
+
     def merged(self) -> nn.Linear:
         """A new plain layer with the update added to the weight, in float32 before the cast."""
+        delta = self.delta_weight().detach()
         layer = copy.deepcopy(self.base)
         with torch.no_grad():
-            layer.weight.copy_(self.base.weight + self.delta_weight())
+            layer.weight.copy_(self.base.weight + delta)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

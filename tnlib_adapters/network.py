@@ -1,16 +1,19 @@
 """An adapter's update as a tensor network, declared as data.
 
 A method names its cores and their legs; legs with the same name are contracted, the legs that are
-left are the rows and columns of the update. Counting, building the dense update and applying it
-to activations follow from the declaration.
+left are the rows and columns of the update. A core belongs to one weight or to a group of them;
+one that holds the values of several layers has a leg for the layer, and the network of one weight
+is fixed at an index of it. Counting, initial values, the dense update and its product with
+activations follow from the declaration.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import opt_einsum
@@ -18,25 +21,46 @@ import torch
 from torch import Tensor
 
 from tnlib import Plan, PlansBySize, plan_by_size, plan_contraction
+from tnlib_adapters.start import Start, normal, somewhere
 
 Cores = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Site:
-    """A weight that is to be adapted: its name in the model and its shape."""
-
-    name: str
-    out_features: int
-    in_features: int
-
-
-@dataclass(frozen=True)
 class Core:
-    """One core: its name and the names of its legs, in the order of its axes."""
+    """One core of a network.
+
+    Attributes
+    ----------
+    name : str
+        Its name, an identifier.
+    legs : tuple of str
+        Names of its legs, in the order of its axes.
+    start : Start
+        Distribution of its initial values.
+    group : str, optional
+        None for a core of one weight; otherwise the name of a sharing group, for example "model":
+        cores of one name and group are one tensor.
+    frozen : bool
+        Whether it is kept as it starts.
+    """
 
     name: str
     legs: tuple[str, ...]
+    start: Start = normal()  # noqa: RUF009 (an immutable value)
+    group: str | None = None
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"core names must be identifiers, got {self.name!r}")
+        if self.group is not None and not re.fullmatch(r"\w+", self.group):
+            raise ValueError(f"groups are named by letters, digits and _, got {self.group!r}")
+
+    @property
+    def key(self) -> str:
+        """The name under which its values are kept: with the group, where it has one."""
+        return self.name if self.group is None else f"{self.name}_{self.group}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +75,12 @@ class Network:
         Size of every leg.
     out_legs, in_legs : tuple of str
         Open legs, slowest first, whose sizes multiply to the output and input width.
+    at : mapping of str to int
+        Legs at which the network is fixed, with the index: the layer of a core that holds all.
     scale : float
         Factor of the update.
+    dropout : float
+        Probability with which the activations that enter the update are dropped in training.
     anchored : bool
         Whether the network's value at its frozen initial cores is subtracted, so that the update
         starts at zero from any initial cores: N(theta) - N(theta_0).
@@ -70,36 +98,41 @@ class Network:
     sizes: Mapping[str, int]
     out_legs: tuple[str, ...]
     in_legs: tuple[str, ...]
+    at: Mapping[str, int] = field(default_factory=dict)
     scale: float = 1.0
+    dropout: float = 0.0
     anchored: bool = False
     residual: bool = False
 
     def __post_init__(self) -> None:
-        names = [core.name for core in self.cores]
-        if len(set(names)) != len(names):
-            raise ValueError(f"core names must be different, got {names}")
-        if not all(name.isidentifier() for name in names):
-            raise ValueError(f"core names must be identifiers, got {names}")
+        counts = Counter(core.name for core in self.cores)
+        if max(counts.values(), default=0) > 1:
+            raise ValueError(f"core names must be different, got {list(counts.elements())}")
         legs = {leg for core in self.cores for leg in core.legs}
         unknown = sorted(legs - set(self.sizes))
         if unknown:
             raise ValueError(f"legs without a size: {unknown}; add them to sizes")
+        if min(self.sizes.values(), default=1) < 1:
+            raise ValueError(f"every leg's size must be at least 1, got {dict(self.sizes)}")
+        for leg, index in self.at.items():
+            if not (leg in legs and 0 <= index < self.sizes[leg]):
+                raise ValueError(f"cannot be fixed at {leg}={index}: sizes are {dict(self.sizes)}")
         open_legs = (*self.out_legs, *self.in_legs)
-        loose = sorted(set(open_legs) - legs)
+        loose = sorted(set(open_legs) - legs | set(open_legs) & set(self.at))
         if loose:
             raise ValueError(f"open legs that no core has: {loose}")
-        counts = Counter(leg for core in self.cores for leg in core.legs)
+        joints = Counter(leg for core in self.cores for leg in self._legs(core))
         single = sorted(
             leg
-            for leg, n in counts.items()
+            for leg, n in joints.items()
             if n == 1 and self.sizes[leg] > 1 and leg not in open_legs
         )
         if single:
             raise ValueError(f"legs of one core that are not open, so nothing joins them: {single}")
         if len(set(open_legs)) != len(open_legs):
             raise ValueError(f"a leg can be open once, got {open_legs}")
-        if min(self.sizes.values(), default=1) < 1:
-            raise ValueError(f"every leg's size must be at least 1, got {dict(self.sizes)}")
+        if self.anchored and any(core.group or core.frozen for core in self.cores):
+            raise ValueError("an anchored network has trainable cores of its own only")
         if self.residual and not self.anchored:
             raise ValueError("residual=True needs an anchored network: W - N(theta_0)")
 
@@ -113,15 +146,33 @@ class Network:
         """Columns of the update."""
         return math.prod(self.sizes[leg] for leg in self.in_legs)
 
+    def check_fits(self, out_features: int, in_features: int) -> None:
+        """Raise ValueError if the layer has other widths."""
+        if (self.out_features, self.in_features) != (out_features, in_features):
+            raise ValueError(
+                f"the network is {self.out_features} x {self.in_features}, the layer "
+                f"{out_features} x {in_features}"
+            )
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every core by name."""
-        return {core.name: tuple(self.sizes[leg] for leg in core.legs) for core in self.cores}
+        """Shape of every core by its key, shared ones in full."""
+        return {core.key: tuple(self.sizes[leg] for leg in core.legs) for core in self.cores}
 
     @property
     def n_params(self) -> int:
-        """Trainable values: those of the cores, without the anchor."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
+        """Trainable values: those of its cores, shared ones in full, without the anchor."""
+        shapes = self.shapes
+        return sum(math.prod(shapes[core.key]) for core in self.cores if not core.frozen)
+
+    def initial(
+        self, generator: torch.Generator | None = None, *, zeros: bool = True
+    ) -> dict[str, Tensor]:
+        """Draw initial cores, by key; without `zeros`, small values in the place of zeros."""
+        return {
+            core.key: (core.start if zeros else somewhere(core.start, shape)).draw(shape, generator)
+            for core, shape in zip(self.cores, self.shapes.values(), strict=True)
+        }
 
     def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
         """The dense update, of shape (out_features, in_features), in the dtype of the cores.
@@ -129,15 +180,14 @@ class Network:
         Parameters
         ----------
         cores : mapping of str to Tensor
-            Values by core name.
+            Values by key.
         anchor : mapping of str to Tensor, optional
             Initial values, required exactly when the network is anchored.
         """
         self._check_anchor(anchor)
-        shape = (self.out_features, self.in_features)
-        update: Tensor = self._dense_plan(*self._values(cores)).reshape(shape)
+        update = self._dense(cores)
         if anchor is not None:
-            update = update - self._dense_plan(*self._values(anchor)).reshape(shape)
+            update = update - self._dense(anchor)
         return update if self.scale == 1.0 else update * self.scale
 
     def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
@@ -159,11 +209,22 @@ class Network:
         self._check_anchor(anchor)
         batch = x.reshape(-1, *(self.sizes[leg] for leg in self.in_legs))
         plan = self._token_plans.at(batch.shape[0])
-        y: Tensor = plan(batch, *self._values(cores))
+        y = _run(plan, [batch, *self.values(cores)])
         if anchor is not None:
-            y = y - plan(batch, *self._values(anchor))
+            y = y - _run(plan, [batch, *self.values(anchor)])
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.scale == 1.0 else y * self.scale
+
+    def values(self, cores: Cores) -> list[Tensor]:
+        """The cores in order, those with a fixed leg at its index."""
+        taken = []
+        for core in self.cores:
+            value = cores[core.key]
+            for axis in reversed(range(len(core.legs))):
+                if core.legs[axis] in self.at:
+                    value = value.select(axis, self.at[core.legs[axis]])
+            taken.append(value)
+        return taken
 
     @cached_property
     def unanchored(self) -> Network:
@@ -181,29 +242,47 @@ class Network:
             return 1 << 62
         return plans.breakeven[-1] - 1 if plans.breakeven else 0
 
+    def __str__(self) -> str:
+        """One line a core, and the count."""
+        lines = [f"Network {self.out_features} x {self.in_features}, {self.n_params:,} values"]
+        for core in self.cores:
+            legs = ", ".join(f"{leg} {self.sizes[leg]}" for leg in core.legs)
+            kept = "frozen" if core.frozen else str(core.start)
+            lines.append(f"  {core.name}({legs})  {core.group or 'this weight'}, {kept}")
+        return "\n".join(lines)
+
+    def _legs(self, core: Core) -> tuple[str, ...]:
+        return tuple(leg for leg in core.legs if leg not in self.at)
+
+    def _dense(self, cores: Cores) -> Tensor:
+        shape = (self.out_features, self.in_features)
+        return _run(self._dense_plan, self.values(cores)).reshape(shape)
+
     @cached_property
     def _dense_plan(self) -> Plan:
-        shapes = self.shapes.values()
-        return plan_contraction(self._equation(None), *shapes)
+        return plan_contraction(self.equation(), *self._fixed_shapes())
 
     @cached_property
     def _token_plans(self) -> PlansBySize:
         tokens: tuple[int | str, ...] = ("tokens", *(self.sizes[leg] for leg in self.in_legs))
-        return plan_by_size(
-            self._equation("tokens"), tokens, *self.shapes.values(), requires_grad=()
-        )
+        shapes = self._fixed_shapes()
+        return plan_by_size(self.equation("tokens"), tokens, *shapes, requires_grad=())
 
-    def _equation(self, batch: str | None) -> str:
-        legs = list(self.sizes)
-        symbol = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate([*legs, "tokens"])}
-        terms = [_spell(symbol, core.legs) for core in self.cores]
+    def _fixed_shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(self.sizes[leg] for leg in self._legs(core)) for core in self.cores]
+
+    def equation(self, batch: str | None = None) -> str:
+        """The einsum equation of the dense update, or with `batch` of its product with rows."""
+        names = [*self.sizes, "tokens"]
+        symbol = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate(names)}
+
+        def spell(legs: Sequence[str]) -> str:
+            return "".join(symbol[leg] for leg in legs)
+
+        terms = ",".join(spell(self._legs(core)) for core in self.cores)
         if batch is None:
-            return f"{','.join(terms)}->{_spell(symbol, self.out_legs + self.in_legs)}"
-        vectors = _spell(symbol, (batch, *self.in_legs))
-        return f"{vectors},{','.join(terms)}->{_spell(symbol, (batch, *self.out_legs))}"
-
-    def _values(self, cores: Cores) -> list[Tensor]:
-        return [cores[core.name] for core in self.cores]
+            return f"{terms}->{spell(self.out_legs + self.in_legs)}"
+        return f"{spell((batch, *self.in_legs))},{terms}->{spell((batch, *self.out_legs))}"
 
     def _check_anchor(self, anchor: Cores | None) -> None:
         if self.anchored != (anchor is not None):
@@ -211,35 +290,16 @@ class Network:
             raise ValueError(f"this network {needs} anchor (anchored={self.anchored})")
 
 
-def _spell(symbol: Mapping[str, str], legs: Sequence[str]) -> str:
-    return "".join(symbol[leg] for leg in legs)
-
-
-def mpo_network(
-    rows: Sequence[int],
-    columns: Sequence[int],
-    ranks: Sequence[int],
-    *,
-    anchored: bool = False,
-    residual: bool = False,
-) -> Network:
-    """A matrix product operator with cores ``core_0 ... core_{n-1}`` of shape (r, i, j, r)."""
-    order = len(rows)
-    cores = tuple(
-        Core(f"core_{k}", (f"bond_{k}", f"out_{k}", f"in_{k}", f"bond_{k + 1}"))
-        for k in range(order)
-    )
-    sizes = {f"bond_{k}": rank for k, rank in enumerate(ranks)}
-    sizes |= {f"out_{k}": size for k, size in enumerate(rows)}
-    sizes |= {f"in_{k}": size for k, size in enumerate(columns)}
-    return Network(
-        cores,
-        sizes,
-        out_legs=tuple(f"out_{k}" for k in range(order)),
-        in_legs=tuple(f"in_{k}" for k in range(order)),
-        anchored=anchored,
-        residual=residual,
-    )
+def _run(plan: Plan, operands: Sequence[Tensor]) -> Tensor:
+    """Run a plan; while torch compiles, step by step, since a graph holds no Python caches."""
+    if not torch.compiler.is_compiling():
+        result: Tensor = plan(*operands)
+        return result
+    values: list[Tensor | None] = list(operands)
+    for step in plan.steps:
+        values.append(torch.einsum(step.equation, *(values[k] for k in step.inputs)))
+    assert values[-1] is not None
+    return values[-1]
 
 
 def computing(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -15,13 +15,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from tnlib_adapters.network import Cores, Network
+from tnlib_adapters.stacked import Stacked
 
 
 def rebuilt_linear(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    network: Network,
+    network: Network | Stacked,
     cores: Cores,
     anchor: Cores | None = None,
 ) -> Tensor:
@@ -46,6 +47,10 @@ def rebuilt_linear(
     names = tuple(cores)
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if torch.compiler.is_compiling():
+        total = network.delta(cores, anchor)
+        total = (total if weight is None else total + weight).to(dtype)
+        return functional.linear(x.to(dtype), total, None if bias is None else bias.to(dtype))
     with torch.autocast(kind, enabled=False):
         moving = [cores[name] for name in names]
         fixed = [] if anchor is None else [anchor[name] for name in names]
@@ -62,7 +67,7 @@ class _RebuiltLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        network: Network,
+        network: Network | Stacked,
         names: tuple[str, ...],
         *values: Tensor,
     ) -> Tensor:
@@ -93,7 +98,9 @@ class _RebuiltLinear(torch.autograd.Function):
         return grad_x, None, grad_bias, None, None, *grads
 
 
-def _total(network: Network, names: tuple[str, ...], values: Any, weight: Tensor | None) -> Tensor:
+def _total(
+    network: Network | Stacked, names: tuple[str, ...], values: Any, weight: Tensor | None
+) -> Tensor:
     """The update, plus the base weight where there is one."""
     cores = dict(zip(names, values[: len(names)], strict=True))
     rest = values[len(names) :]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tnlib import mpo_decompose
-from tnlib_adapters import Core, DoTAConfig, Network, NetworkLinear
+from tnlib_adapters import Core, DoTAConfig, Network, NetworkLinear, Site
 
 X = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
 
@@ -131,13 +131,11 @@ def test_state_survives_saving_and_loading():
 
 
 def test_what_does_not_fit_is_refused():
-    network = DoTAConfig(r=2).network(type("S", (), {"out_features": 8, "in_features": 8})())
+    network = DoTAConfig(r=2).network(Site("", 8, 8))
     with pytest.raises(ValueError, match="the network is 8 x 8, the layer 36 x 24"):
         NetworkLinear(linear(), network, {})
     with pytest.raises(TypeError, match=r"torch.nn.Linear, got Conv2d"):
         NetworkLinear(torch.nn.Conv2d(1, 1, 1), network, {})
-    small = DoTAConfig(r=2).network(
-        type("S", (), {"out_features": 36, "in_features": 24, "name": ""})()
-    )
+    small = DoTAConfig(r=2).network(Site("", 36, 24))
     with pytest.raises(ValueError, match="initial cores have shapes"):
         NetworkLinear(linear(), small, {"core_0": torch.ones(1)})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tnlib import MPO
 from tnlib_adapters import Core, Network
-from tnlib_adapters.network import mpo_network
+from tnlib_adapters.formats import mpo_network
 
 LORA = Network(
     (Core("a", ("bond", "in")), Core("b", ("out", "bond"))),
@@ -97,7 +97,6 @@ BAD = [
         r"nothing joins them: \['bnd', 'bond'\]",
     ),
     ({"cores": (Core("a", ("in", "out")),), "out_legs": ("out", "in")}, "open once"),
-    ({"cores": (Core("a b", ("in", "out")),)}, "identifier"),
     ({"cores": (Core("a", ("in", "out")),), "residual": True}, "needs an anchored network"),
     ({"cores": (Core("a", ("in", "out")),), "sizes": {"in": 2, "out": 0}}, "at least 1"),
 ]

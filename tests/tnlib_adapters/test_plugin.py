@@ -87,7 +87,7 @@ from unittest import mock
 import peft, tnlib_adapters
 from tests.tnlib_adapters.models import logits, make
 base = make(sys.argv[1])
-with mock.patch("tnlib_adapters.methods.dota.mpo_decompose", side_effect=AssertionError):
+with mock.patch("tnlib_adapters.pretrained.mpo_decompose", side_effect=AssertionError):
     model = peft.PeftModel.from_pretrained(base, sys.argv[2])
 torch.save(logits(model), sys.argv[3])
 """
@@ -329,4 +329,4 @@ def test_an_old_peft_is_refused():
         mock.patch.object(registry.peft, "__version__", "0.18.1"),
         pytest.raises(ImportError, match=r"needs peft 0\.20 or newer, found 0\.18\.1"),
     ):
-        registry.register("dota", DoTAConfig, None)
+        registry.register("dota", DoTAConfig)

@@ -18,25 +18,25 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tnlib import factorize, mpo_decompose
-from tnlib_adapters.network import Network, Site, computing, mpo_network
-from tnlib_adapters.plugin.config import NetworkConfig, choice
-from tnlib_adapters.plugin.layer import NetworkLayer
-from tnlib_adapters.plugin.registry import peft_type, register
-from tnlib_adapters.plugin.tuner import NetworkTuner
+from tnlib_adapters.checks import mode_lists, positive_int
+from tnlib_adapters.formats import clipped, mpo_network
+from tnlib_adapters.modes import balanced
+from tnlib_adapters.network import Network
+from tnlib_adapters.plugin.config import NetworkConfig
+from tnlib_adapters.pretrained import cores_like_weight, cores_of_weight
+from tnlib_adapters.sites import Site
 from tnlib_adapters.update import ANCHOR
 
 
 @dataclass
-class DoTAConfig(NetworkConfig):
+class DoTAConfig(NetworkConfig, method="dota"):
     """Configuration of DoTA.
 
     The public sources do not give the paper's ranks, targets or learning rates; the defaults are
@@ -74,20 +74,20 @@ class DoTAConfig(NetworkConfig):
     18704
     """
 
-    r: int = field(default=8)
-    dims: int | tuple[Sequence[int], Sequence[int]] | list[list[int]] = field(default=3)
-    residual: bool = field(default=False)
+    r: int = 8
+    dims: int | tuple[Sequence[int], Sequence[int]] | list[list[int]] = 3
+    residual: bool = False
+
+    starts: ClassVar[tuple[bool | str, ...]] = (True, False, "random", "saved")
+    uses_weight: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.peft_type = peft_type("dota")
         super().__post_init__()
-        choice("bias", self.bias, ("none", "all", "dota_only"))
-        choice("init_weights", self.init_weights, (True, False, "random", "saved"))
-        _positive("r", self.r)
+        positive_int("r", self.r)
         if isinstance(self.dims, Sequence) and not isinstance(self.dims, str):
-            _mode_pair(self.dims)
+            mode_lists("dims", self.dims, "row modes, column modes", same_length=True)
         else:
-            _positive("dims", self.dims)
+            positive_int("dims", self.dims)
 
     def for_loading(self) -> DoTAConfig:
         """As it is, but an adapter that has theta_0 finds it in the file."""
@@ -99,121 +99,33 @@ class DoTAConfig(NetworkConfig):
     def network(self, site: Site) -> Network:
         """The operator for one weight, with bonds clipped to what they can hold."""
         rows, columns = self._modes(site)
-        sizes = [i * j for i, j in zip(rows, columns, strict=True)]
-        bonds = [
-            min(self.r, math.prod(sizes[:k]), math.prod(sizes[k:])) for k in range(1, len(sizes))
-        ]
+        ranks = clipped([i * j for i, j in zip(rows, columns, strict=True)], self.r)
         anchored = self.init_weights != "random"
         residual = self.residual and anchored
-        return mpo_network(rows, columns, (1, *bonds, 1), anchored=anchored, residual=residual)
+        return mpo_network(rows, columns, ranks, anchored=anchored, residual=residual)
 
     def initial_cores(
-        self, network: Network, weight: Tensor, generator: torch.Generator | None = None
+        self, network: Any, weight: Tensor | None = None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Cores of the decomposed `weight`, or random ones, by ``init_weights``."""
+        assert weight is not None
         if self.init_weights is True and weight.any():
-            return _decomposed(network, weight)
-        cores = _random(network, weight, generator)
+            return cores_of_weight(network, weight)
+        cores = cores_like_weight(network, weight, generator)
         if self.init_weights in (True, "random"):
             cores[network.cores[-1].name].zero_()
             return cores
-        anchor = _random(network, weight, generator)
+        anchor = cores_like_weight(network, weight, generator)
         return cores | {ANCHOR + name: core for name, core in anchor.items()}
 
     def _modes(self, site: Site) -> tuple[Sequence[int], Sequence[int]]:
-        widths = (site.out_features, site.in_features)
-        if isinstance(self.dims, Sequence):
-            products = tuple(map(math.prod, self.dims))
-            if products != widths:
-                raise ValueError(
-                    f"dims={self.dims!r} make a {products[0]} x {products[1]} matrix, but "
-                    f"{site.name or 'the weight'} is {widths[0]} x {widths[1]}; use an int, or "
-                    "target weights of one shape"
-                )
-            return tuple(self.dims[0]), tuple(self.dims[1])
-        rows, columns = (factorize(width, self.dims) for width in widths)
-        for width, modes in zip(widths, (rows, columns), strict=True):
-            if self.dims > 1 and width > 16 and modes[-1] == width:
-                warnings.warn(
-                    f"{site.name or 'a weight'}: {width} has no factors, so its modes are {modes} "
-                    "and nothing is gained by a network there",
-                    stacklevel=2,
-                )
-        return rows, columns
-
-
-def _decomposed(network: Network, weight: Tensor) -> dict[str, Tensor]:
-    """Balanced cores of the weight, with every bond as large as declared.
-
-    Where the weight does not fill a bond, its new directions are random in all cores but the last
-    and zero there: the operator stays the same, and a gradient reaches them.
-    """
-    shapes = network.shapes
-    mpo = mpo_decompose(
-        weight,
-        [shape[-1] for shape in shapes.values()][:-1],
-        row_dims=[shape[1] for shape in shapes.values()],
-        col_dims=[shape[2] for shape in shapes.values()],
-        dtype=computing([weight]),
-    ).balanced()
-    padding = _random(network, weight, torch.Generator().manual_seed(0))
-    cores = {}
-    for k, (name, core) in enumerate(zip(shapes, mpo.cores, strict=True)):
-        padded = torch.zeros(shapes[name], dtype=core.dtype, device=core.device)
-        left, right = core.shape[0], core.shape[-1]
-        if k < len(shapes) - 1:
-            first = 0 if k == 0 else left
-            padded[first:, :, :, right:] = padding[name][first:, :, :, right:].to(core)
-        padded[:left, :, :, :right] = core
-        cores[name] = padded
-    return cores
-
-
-def _random(
-    network: Network, weight: Tensor, generator: torch.Generator | None
-) -> dict[str, Tensor]:
-    """Normal cores, each with variance s^(2/d) / r, whose product has the weight's deviation s."""
-    deviation = float(weight.float().std()) if weight.numel() > 1 else 1.0
-    share = max(deviation, 1e-3) ** (1 / len(network.cores))
-    device = "cpu" if generator is None else generator.device
-    return {
-        name: (
-            torch.randn(shape, generator=generator, device=device, dtype=computing([weight]))
-            * (share / math.sqrt(shape[-1]))
-        ).to(weight.device)
-        for name, shape in network.shapes.items()
-    }
-
-
-def _mode_pair(dims: Sequence[Any]) -> None:
-    """Check that dims are two equally long sequences of modes."""
-    if not all(isinstance(side, Sequence) and not isinstance(side, str) for side in dims):
-        raise TypeError(f"dims must be an int or two sequences of ints, got {dims!r}")
-    if len(dims) != 2 or len(dims[0]) != len(dims[1]):
-        raise ValueError(
-            "dims must be a number of mode pairs or (row modes, column modes) of equal length, "
-            f"got {dims!r}"
-        )
-    for size in (*dims[0], *dims[1]):
-        _positive("every mode of dims", size)
-
-
-def _positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-class DoTALinear(NetworkLayer, prefix="dota_"):
-    """A linear layer adapted by DoTA."""
-
-
-class DoTAModel(NetworkTuner):
-    """A model adapted by DoTA."""
-
-    prefix = "dota_"
-    tuner_layer_cls = DoTALinear
-
-
-register("dota", DoTAConfig, DoTAModel)
+        name, widths = site.name or "the weight", (site.out_features, site.in_features)
+        if not isinstance(self.dims, Sequence):
+            return balanced(widths[0], self.dims, name), balanced(widths[1], self.dims, name)
+        products = tuple(map(math.prod, self.dims))
+        if products != widths:
+            raise ValueError(
+                f"dims={self.dims!r} make a {products[0]} x {products[1]} matrix, but {name} is "
+                f"{widths[0]} x {widths[1]}; use an int, or target weights of one shape"
+            )
+        return tuple(self.dims[0]), tuple(self.dims[1])

@@ -1,28 +1,44 @@
-"""The fields that every network method's configuration shares with PEFT's own."""
+"""The fields that every network method's configuration shares, and how a class becomes a method."""
 
 from __future__ import annotations
 
 import copy
+import os
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from peft.config import PeftConfig
-from torch import Tensor
+from torch import Tensor, nn
 
-from tnlib_adapters.network import Network, Site
+from tnlib_adapters.checks import choice
+from tnlib_adapters.plugin.files import check_file, mention_import
+from tnlib_adapters.plugin.registry import peft_type, register
+from tnlib_adapters.sites import Site
+from tnlib_adapters.update import Declaration
 
 
 @dataclass
 class NetworkConfig(PeftConfig):
-    """Base of the method configurations; not a method itself.
+    """Base of the method configurations; a subclass that names its method is known to PEFT.
+
+    A method is a dataclass with its fields and a :meth:`network`::
+
+        @dataclass
+        class MyConfig(NetworkConfig, method="mine"):
+            r: int = 8
+
+            def network(self, site): ...
 
     Attributes
     ----------
     target_modules : list of str, str, optional
         Names of the modules to adapt: a list matches name endings, a str is a regular expression,
-        "all-linear" is every linear layer but the output. By default PEFT's choice for LoRA on
-        the model's architecture.
+        "all-linear" is every linear layer but the output. By default the method's choice for the
+        model.
     exclude_modules : list of str, str, optional
         Names that are not adapted although they match.
     layers_to_transform : int, list of int, optional
@@ -34,7 +50,8 @@ class NetworkConfig(PeftConfig):
     bias : str
         "none", "all" or "<method>_only": which biases are trained.
     init_weights : bool or str
-        How the update starts; see the method.
+        True starts as the base model, False at small random values, for debugging. "saved" only
+        allocates: what saved configurations say. A method may know further words.
     progressbar : bool, optional
         Show progress while the cores are initialised; by default on large models only.
     """
@@ -48,12 +65,32 @@ class NetworkConfig(PeftConfig):
     init_weights: bool | str = field(default=True)
     progressbar: bool | None = field(default=None)
 
+    method: ClassVar[str] = ""
+    starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")
+    # Whether the initial cores depend on the base weight.
+    uses_weight: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, method: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if method:
+            cls.method = method
+            register(method, cls)
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if not self.method:
+            raise TypeError(
+                f"{type(self).__name__} is no method; declare a subclass with a name: "
+                "class MyConfig(NetworkConfig, method='mine')"
+            )
+        self.peft_type = peft_type(self.method)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
+            _names(name, value)
             if isinstance(value, list | tuple):
                 setattr(self, name, set(value))
+        if self.target_modules is not None and not self.target_modules:
+            raise ValueError("target_modules is empty; name modules, or leave it out")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError(
                 "layers_to_transform cannot be used when target_modules is a str (a regular "
@@ -61,30 +98,71 @@ class NetworkConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern says where layers_to_transform counts; give both")
+        choice("bias", self.bias, ("none", "all", f"{self.method}_only"))
+        choice("init_weights", self.init_weights, self.starts)
 
-    def network(self, site: Site) -> Network:
+    def network(self, site: Site) -> Declaration:
         """The network that adapts the weight at `site`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a method network(self, site)")
 
     def initial_cores(
-        self, network: Network, weight: Tensor, generator: torch.Generator | None = None
+        self,
+        network: Declaration,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Initial cores for a dense weight (out_features, in_features)."""
-        raise NotImplementedError
+        """Initial cores by key; `weight` is the dense base weight for methods that use it."""
+        return network.initial(generator, zeros=self.init_weights is not False)
+
+    def default_targets(
+        self, sites: Mapping[str, Site], usual: set[str] | str | None
+    ) -> set[str] | str:
+        """Modules to adapt where none are named: PEFT's `usual` ones for LoRA, else q and v."""
+        return usual or {site.path for site in sites.values() if site.role in ("q", "v", "qkv")}
+
+    def prepare(self, model: nn.Module) -> None:
+        """Complete the fields that depend on the model, before it is adapted."""
 
     def for_loading(self) -> NetworkConfig:
         """The configuration that a saved adapter carries: one that recomputes nothing."""
-        return copy.copy(self)
+        config = copy.copy(self)
+        config.init_weights = "saved"
+        return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write ``adapter_config.json``, such that loading only allocates the cores."""
-        super(NetworkConfig, self.for_loading()).save_pretrained(save_directory, **kwargs)
+        """Write ``adapter_config.json``, such that loading only allocates the cores.
+
+        The file is written beside the old one and then put in its place.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tnlib-", dir=folder) as beside:
+            super(NetworkConfig, self.for_loading()).save_pretrained(beside, **kwargs)
+            for path in Path(beside).iterdir():
+                os.replace(path, folder / path.name)
+        mention_import(folder, type(self))
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Read a saved configuration, and check the adapter file beside it.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, with what is wrong.
+        """
+        check_file(Path(pretrained_model_name_or_path) / (subfolder or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
 
 
-def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`."""
-    if not any(
-        value is option or (isinstance(option, str) and value == option) for option in allowed
-    ):
-        options = ", ".join(map(repr, allowed))
-        raise ValueError(f"{name} must be one of {options}, got {value!r}")
+def _names(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is None, a str or a collection of strs."""
+    ok = value is None or isinstance(value, str)
+    if not ok and isinstance(value, list | tuple | set):
+        ok = all(isinstance(entry, str) for entry in value)
+    if not ok:
+        raise TypeError(
+            f"{name} must be a list of module names or a regular expression, got {value!r}"
+        )

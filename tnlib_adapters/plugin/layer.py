@@ -1,61 +1,124 @@
-"""The PEFT layer of every network method: a base layer and one update per adapter name."""
+"""What every method puts into a model: adapted linear layers, and one store of shared cores."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from tnlib_adapters.network import Network, Site, computing
-from tnlib_adapters.update import Update, adapted_forward, base_weight, is_transposed
+from tnlib_adapters.network import computing
+from tnlib_adapters.shared import SharedCores
+from tnlib_adapters.sites import features, is_transposed
+from tnlib_adapters.update import Declaration, Update, adapted_forward
 
 
-class NetworkLayer(nn.Module, BaseTunerLayer):
-    """A linear layer adapted by networks. Subclasses differ in their prefix only.
+class AdapterPart(nn.Module, BaseTunerLayer):
+    """A module that holds something of every adapter, in one dictionary by adapter name.
 
-    The updates sit in one module dictionary ``<prefix>update``, keyed by adapter name. Its
-    values are in float32 at least, also over a half-precision base.
+    Subclasses differ in their prefix only. Values are in float32 at least, also over a
+    half-precision base.
     """
 
     prefix: str
+    attribute: str
 
-    def __init_subclass__(cls, *, prefix: str, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, prefix: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.prefix = prefix
-        cls.adapter_layer_names = (prefix + "update",)
-        cls.other_param_names = ()
+        if prefix is not None:
+            cls.prefix = prefix
+            cls.adapter_layer_names = (prefix + cls.attribute,)
+            cls.other_param_names = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module(self.prefix + self.attribute, nn.ModuleDict())
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    @property
+    def held(self) -> nn.ModuleDict:
+        """What is held, by adapter name."""
+        return self.get_submodule(self.prefix + self.attribute)  # type: ignore[return-value]
+
+    def tensors(self, adapter_name: str) -> Iterator[tuple[str, Tensor]]:
+        """Names below this module, and tensors, of one adapter."""
+        if adapter_name in self.held:
+            start = f"{self.prefix}{self.attribute}.{adapter_name}."
+            for key, value in self.held[adapter_name].state_dict(keep_vars=True).items():
+                yield start + key, value
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT can factorise the update."""
+        return True
+
+
+class CoreStore(AdapterPart):
+    """The cores that layers share, at the root of the model: one :class:`SharedCores` an adapter.
+
+    PEFT treats it as a layer, so that it is saved, switched, disabled and deleted as one; it has
+    nothing to merge. Layers refer to it without registering it.
+    """
+
+    attribute = "cores"
+    weight = bias = in_features = out_features = None  # type: ignore[assignment]
+
+    def cores(self, adapter_name: str) -> SharedCores:
+        """The shared cores of an adapter, empty at first."""
+        if adapter_name not in self.held:
+            self.held[adapter_name] = SharedCores()
+        return self.held[adapter_name]  # type: ignore[return-value]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Do nothing: the layers merge."""
+
+    def unmerge(self) -> None:
+        """Do nothing: the layers unmerge."""
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """Move only where a device is named; the layers know their own."""
+        if device is not None and adapter_name in self.held and not _on_meta(self.held):
+            self.held[adapter_name].to(device)
+
+
+class NetworkLayer(AdapterPart):
+    """A linear layer adapted by networks."""
+
+    attribute = "update"
 
     def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
         super().__init__()
         self.base_layer = base_layer
         inner = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(inner, **quantization)
-        self.out_features, self.in_features = _features(inner, self.quantization_backend)
-        self.add_module(self.prefix + "update", nn.ModuleDict())
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
+        self.out_features, self.in_features = _features(inner)
+        # Relative rounding of a merge into half precision, by adapter.
+        self.rounding: dict[str, float] = {}
 
-    @property
-    def updates(self) -> nn.ModuleDict:
-        """The update of every adapter name."""
-        return self.get_submodule(self.prefix + "update")  # type: ignore[return-value]
-
-    def site(self, name: str) -> Site:
-        """Return this layer as a place for a network."""
-        return Site(name, self.out_features, self.in_features)
-
-    def add_adapter(self, adapter_name: str, network: Network, inference_mode: bool) -> None:
+    def add_adapter(
+        self,
+        adapter_name: str,
+        network: Declaration,
+        shared: SharedCores | None,
+        inference_mode: bool,
+    ) -> None:
         """Allocate an update on the base layer's device; the tuner sets its values."""
+        network.check_fits(self.out_features, self.in_features)
         weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
-        self.updates[adapter_name] = Update(
-            network, device=weight.device, dtype=computing([weight])
+        self.held[adapter_name] = Update(
+            network, shared, device=weight.device, dtype=computing([weight])
         )
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def update(self, adapter_name: str) -> Update:
+        """The update of one adapter."""
+        return self.held[adapter_name]  # type: ignore[return-value]
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -63,9 +126,8 @@ class NetworkLayer(nn.Module, BaseTunerLayer):
         """Move an update; unlike PEFT's own layers, never cast it to the base layer's dtype."""
         weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
         target = weight.device if device is None else device
-        update = self._update(adapter_name)
-        if target.type != "meta" and not any(p.device.type == "meta" for p in update.parameters()):
-            update.to(target)
+        if target.type != "meta" and not _on_meta(self.update(adapter_name)):
+            self.update(adapter_name).to(target)
 
     def oriented_base_weight(self) -> Tensor:
         """The dense base weight as (out_features, in_features)."""
@@ -73,7 +135,7 @@ class NetworkLayer(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The dense update of one adapter, laid out as the base layer's weight."""
-        return self._oriented(self._update(adapter).delta())
+        return self._oriented(self.update(adapter).delta())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer, plus the active updates unless disabled or merged."""
@@ -81,7 +143,7 @@ class NetworkLayer(nn.Module, BaseTunerLayer):
             self.unmerge()
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
-        active = [self._update(name) for name in self.active_adapters if name in self.updates]
+        active = [self.update(name) for name in self.active_adapters if name in self.held]
         return adapted_forward(self.base_layer, x, active, *args, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -96,11 +158,13 @@ class NetworkLayer(nn.Module, BaseTunerLayer):
 
         Raises
         ------
+        TypeError
+            If an adapter is not an update of the weight.
         ValueError
             With `safe_merge`, if the merged weight would not be finite.
         """
         for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.updates:
+            if name in self.held:
                 self._add_to_base(name, 1, check=safe_merge)
                 self.merged_adapters.append(name)
 
@@ -112,44 +176,46 @@ class NetworkLayer(nn.Module, BaseTunerLayer):
             self._add_to_base(self.merged_adapters.pop(), -1, check=False)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """The update is additive, so PEFT can factorise it."""
-        return True
+        """Whether PEFT can factorise the update: if it is one of the weight."""
+        return adapter_name not in self.held or self.update(adapter_name).additive
 
     @torch.no_grad()
     def check_update(self, name: str) -> None:
         """Raise ValueError if an update is not finite."""
-        if not torch.isfinite(self._update(name).delta()).all():
+        if not torch.isfinite(self.update(name).delta()).all():
             raise ValueError(f"adapter {name!r} holds nan or inf; nothing was merged")
 
     @torch.no_grad()
     def _add_to_base(self, name: str, sign: int, *, check: bool) -> None:
         weight = self.get_base_weight()
-        delta = self.get_delta_weight(name)
+        delta = self.get_delta_weight(name).to(weight.device)
         total = torch.add(weight.to(computing([weight, delta])), delta, alpha=sign)
         if check and not torch.isfinite(total).all():
             raise ValueError(
                 f"merging adapter {name!r} would make the weight nan or inf; this layer was not "
                 "merged, and those before it can be unmerged"
             )
-        self.set_base_weight(total.to(weight.dtype))
-
-    def _update(self, name: str) -> Update:
-        return self.updates[name]  # type: ignore[return-value]
+        merged = total.to(weight.dtype)
+        self.set_base_weight(merged)
+        if merged.dtype != total.dtype and sign > 0:
+            lost = torch.linalg.norm(merged.to(total.dtype) - total)
+            self.rounding[name] = float(lost / torch.linalg.norm(delta).clamp_min(1e-30))
 
     def _oriented(self, weight: Tensor) -> Tensor:
         return weight.mT if is_transposed(self.get_base_layer()) else weight
 
 
-def _features(layer: nn.Module, backend: Any) -> tuple[int, int]:
+def _features(layer: nn.Module) -> tuple[int, int]:
     """Output and input width of a supported layer; TypeError for any other."""
-    if is_transposed(layer):
-        out_features, in_features = base_weight(layer).shape
-        return int(out_features), int(in_features)
-    used = not isinstance(layer, NonDynamicallyQuantizableLinear)
-    if (isinstance(layer, nn.Linear) and used) or backend is not None:
-        return int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]
-    raise TypeError(
-        f"cannot adapt a {type(layer).__name__}: only torch.nn.Linear, transformers' Conv1D and "
-        "quantised linear layers are supported (not torch.nn.MultiheadAttention's output, whose "
-        "weight is used without its layer); leave it out of target_modules"
-    )
+    widths = features(layer)
+    if widths is None:
+        raise TypeError(
+            f"cannot adapt a {type(layer).__name__}: only torch.nn.Linear, transformers' Conv1D "
+            "and quantised linear layers are supported (not torch.nn.MultiheadAttention's output, "
+            "whose weight is used without its layer); leave it out of target_modules"
+        )
+    return widths
+
+
+def _on_meta(module: nn.Module) -> bool:
+    return any(value.device.type == "meta" for value in module.state_dict().values())

@@ -7,9 +7,10 @@ with a progress bar where it takes long, and not at all for an adapter that is b
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -18,63 +19,161 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tnlib_adapters.plugin.config import NetworkConfig
-from tnlib_adapters.plugin.layer import NetworkLayer
-from tnlib_adapters.update import Update
+from tnlib_adapters.plugin import targets
+from tnlib_adapters.plugin.extras import restore_parts
+from tnlib_adapters.plugin.files import check_tensors
+from tnlib_adapters.plugin.layer import AdapterPart, CoreStore, NetworkLayer
+from tnlib_adapters.sites import Site, find_sites
 
+if TYPE_CHECKING:
+    from tnlib_adapters.plugin.config import NetworkConfig
+
+# Where the store of shared cores sits in the model; without "_", so that no prefix is in it.
+STORE = "corestore"
 # Weights to initialise from which a progress bar is shown.
 _LARGE = 50_000_000
 
 
 class NetworkTuner(BaseTuner):
-    """Injects a :class:`NetworkLayer` for every target. Subclasses name prefix and layer class."""
+    """Injects a :class:`NetworkLayer` for every target. Subclasses name prefix and classes."""
 
-    tuner_layer_cls: type[NetworkLayer]
-    target_module_mapping: dict[str, list[str]] = {  # noqa: RUF012 (declared so by PEFT)
-        model: list(names)
-        for model, names in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.items()
-    }
+    tuner_layer_cls = AdapterPart
+    layer_cls: type[NetworkLayer]
+    store_cls: type[CoreStore]
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Create the layers and set the initial values of their cores, or change nothing."""
+        """Create the layers and set the initial values of their cores, or change nothing.
+
+        Warns of every entry of ``target_modules`` that matched nothing.
+        """
+        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        entries = config.target_modules
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._sites: dict[str, Site] | None = None
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._initialise(model, adapter_name)
-        except Exception:
+        except Exception as error:
             self._withdraw(model, adapter_name)
             for parameter, requires_grad in trainable:
                 parameter.requires_grad_(requires_grad)
+            hint = targets.overlooked(error, model, entries)
+            if hint:
+                raise ValueError(f"{error}{hint}") from error
             raise
+        finally:
+            self._sites = None
+        if config.init_weights != "saved":
+            targets.warn(targets.report(entries, self._names(model, adapter_name)), model, entries)
+
+    def target_report(self, adapter_name: str = "default") -> dict[str, list[str]]:
+        """Names of the modules that every entry of an adapter's ``target_modules`` matched."""
+        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        return targets.report(config.target_modules, self._names(self.model, adapter_name))
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
-        """Merge in every layer; with `safe_merge` look at all updates before the first is."""
+        """Merge in every layer; with `safe_merge` look at all updates before the first is.
+
+        Into half precision, a warning reports how much of the update the rounding of the merged
+        weight takes.
+
+        Raises
+        ------
+        TypeError
+            If an adapter is not an update of the weight; then nothing is merged.
+        """
+        self._check_additive(adapter_names)
         if safe_merge:
             for name in adapter_names or self.active_adapters:
                 for key, layer in self._layers(self.model, name):
                     with _naming(key):
                         layer.check_update(name)
         super().merge_adapter(adapter_names, safe_merge)
+        self._report_rounding([layer for layer in self._all_layers() if layer.merged])
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self._check_additive(adapter_names)
+        else:
+            restore_parts(self.model)
+        layers = self._all_layers()
+        model: Any = super()._unload_and_optionally_merge(
+            merge, progressbar, safe_merge, adapter_names
+        )
+        if merge:
+            self._report_rounding([layer for layer in layers if layer.merged])
+        if hasattr(self.model, STORE):
+            delattr(self.model, STORE)
+        return model
+
+    def _check_additive(self, adapter_names: list[str] | None) -> None:
+        for name in adapter_names or self.active_adapters:
+            for key, layer in self._layers(self.model, name):
+                if not layer.update(name).additive:
+                    with _naming(key):
+                        layer.update(name).delta()
+
+    def _report_rounding(self, layers: list[NetworkLayer]) -> None:
+        lost = sorted(value for layer in layers for value in layer.rounding.values())
+        if lost:
+            dtype = layers[0].get_base_layer().weight.dtype
+            warnings.warn(
+                f"merged into {dtype}: rounding the merged weights takes {lost[len(lost) // 2]:.1%}"
+                f" of the update in the median layer and {lost[-1]:.1%} in the worst (relative "
+                "Frobenius norm); merge into a float32 copy of the model to keep all of it",
+                stacklevel=3,
+            )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Cores are made in float32; without autocast they take the base layer's dtype."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        if not autocast_adapter_dtype:
-            for _, layer in self._layers(self.model, adapter_name):
-                dtype = layer.get_base_layer().weight.dtype
-                if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-                    layer.updates[adapter_name].to(dtype)
+        if autocast_adapter_dtype:
+            return
+        dtypes = []
+        for _, layer in self._layers(self.model, adapter_name):
+            dtype = layer.get_base_layer().weight.dtype
+            if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+                layer.held[adapter_name].to(dtype)
+                dtypes.append(dtype)
+        store = getattr(self.model, STORE, None)
+        if store is not None and adapter_name in store.held and dtypes:
+            store.held[adapter_name].to(dtypes[0])
+
+    def _all_layers(self) -> list[NetworkLayer]:
+        return [module for module in self.model.modules() if isinstance(module, NetworkLayer)]
 
     def _layers(self, model: nn.Module, adapter_name: str) -> list[tuple[str, NetworkLayer]]:
         return [
             (name, layer)
             for name, layer in model.named_modules()
-            if isinstance(layer, self.tuner_layer_cls) and adapter_name in layer.updates
+            if isinstance(layer, NetworkLayer) and adapter_name in layer.held
         ]
+
+    def _names(self, model: nn.Module, adapter_name: str) -> list[str]:
+        return [name for name, _ in self._layers(model, adapter_name)]
+
+    def _prepare_adapter_config(  # type: ignore[override]
+        self, peft_config: NetworkConfig, model_config: dict[str, Any]
+    ) -> NetworkConfig:
+        """Choose targets where none are named."""
+        targets.choose(peft_config, self.model)
+        return peft_config
+
+    def _prepare_model(  # type: ignore[override]
+        self, peft_config: NetworkConfig, model: nn.Module
+    ) -> None:
+        peft_config.prepare(model)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -88,50 +187,93 @@ class NetworkTuner(BaseTuner):
     ) -> None:
         if parameter_name is not None:
             raise ValueError(f"{current_key}.{parameter_name}: bare parameters are not supported")
-        layer = target
-        if not isinstance(target, self.tuner_layer_cls):
-            with _naming(current_key):
-                layer = self.tuner_layer_cls(target, **get_quantization_kwargs(self.model))
-            layer.set_adapter(self.active_adapters)
-        assert isinstance(layer, NetworkLayer)
-        network = peft_config.network(layer.site(current_key))
-        layer.add_adapter(adapter_name, network, peft_config.inference_mode)
+        with _naming(current_key):
+            layer = target
+            if not isinstance(target, self.layer_cls):
+                if isinstance(target, AdapterPart):
+                    raise ValueError(
+                        f"is adapted by {type(target).__name__} already; a model takes adapters "
+                        "of one method at a time"
+                    )
+                layer = self.layer_cls(target, **get_quantization_kwargs(self.model))
+                layer.set_adapter(self.active_adapters)
+            assert isinstance(layer, NetworkLayer)
+            if self._sites is None:
+                self._sites = find_sites(self.model)
+            site = self._sites.get(current_key)
+            network = peft_config.network(
+                site or Site(current_key, layer.out_features, layer.in_features)
+            )
+            shared = None
+            if any(core.group for core in network.cores):
+                shared = self._store().cores(adapter_name)
+            layer.add_adapter(adapter_name, network, shared, peft_config.inference_mode)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
+    def _store(self) -> CoreStore:
+        store: CoreStore | None = getattr(self.model, STORE, None)
+        if store is None:
+            store = self.store_cls()
+            store.set_adapter(self.active_adapters)
+            setattr(self.model, STORE, store)
+        return store
+
     def _initialise(self, model: nn.Module, adapter_name: str) -> None:
-        config = self.peft_config[adapter_name]
-        assert isinstance(config, NetworkConfig)
+        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        if config.init_weights == "saved":
+            return
         layers = self._layers(model, adapter_name)
         work = sum(layer.out_features * layer.in_features for _, layer in layers)
         shown = work >= _LARGE if config.progressbar is None else config.progressbar
         for name, layer in tqdm(layers, desc="initialising cores", disable=not shown, unit="layer"):
-            update = layer.updates[adapter_name]
-            assert isinstance(update, Update)
-            if not _is_meta(update) and not _is_meta(layer.get_base_layer()):
-                with _naming(name):
-                    self._start(config, layer, update)
-
-    @staticmethod
-    def _start(config: NetworkConfig, layer: NetworkLayer, update: Update) -> None:
-        if config.init_weights == "saved":
-            return
-        weight: Tensor = layer.oriented_base_weight().detach()
-        with torch.no_grad():
-            update.start(config.initial_cores(update.network, weight))
+            update = layer.update(adapter_name)
+            cores = (*update.cores.values(), layer.get_base_layer().weight)
+            if not any(core.device.type == "meta" for core in cores):
+                weight: Tensor | None = None
+                with _naming(name), torch.no_grad():
+                    if config.uses_weight:
+                        weight = layer.oriented_base_weight().detach()
+                    update.start(config.initial_cores(update.network, weight))
 
     def _withdraw(self, model: nn.Module, adapter_name: str) -> None:
         """Remove what an injection that failed has left in the model."""
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, self.tuner_layer_cls):
-                if adapter_name in layer.updates:
-                    del layer.updates[adapter_name]
-                if not layer.updates:
-                    parent, _, child = name.rpartition(".")
-                    setattr(model.get_submodule(parent), child, layer.base_layer)
+        for name, part in list(model.named_modules()):
+            if not isinstance(part, AdapterPart):
+                continue
+            if adapter_name in part.held:
+                del part.held[adapter_name]
+            if not part.held:
+                parent, _, child = name.rpartition(".")
+                if isinstance(part, NetworkLayer):
+                    setattr(model.get_submodule(parent), child, part.base_layer)
+                else:
+                    delattr(model.get_submodule(parent), child)
         self.peft_config.pop(adapter_name, None)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Translate a file's names, and refuse a file that is not this adapter's."""
+        mapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        expected = {
+            f"{name}.{key}".removeprefix("."): tuple(value.shape)
+            for name, part in model.named_modules()
+            if isinstance(part, AdapterPart)
+            for key, value in part.tensors(adapter_name)
+        }
+        found = {
+            key: tuple(value.shape)
+            for key, value in mapped.items()
+            if key in expected or f".{cls.prefix}" in key
+        }
+        check_tensors(found, expected, type(model).__name__)
+        return mapped
 
 
 @contextmanager
@@ -141,7 +283,3 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
-
-
-def _is_meta(module: nn.Module) -> bool:
-    return any(value.device.type == "meta" for value in module.parameters())

@@ -1,0 +1,61 @@
+"""Checks of configuration values, with messages that say what came and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def positive_int(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless `value` is an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def positive_number(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless `value` is a finite number above 0."""
+    _number(name, value)
+    if not (math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+        raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def fraction(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless `value` is a number of at least 0 and below 1."""
+    _number(name, value)
+    if not 0 <= value < 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+
+
+def flag(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+
+
+def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
+    if not any(
+        value is option or (isinstance(option, str) and value == option) for option in allowed
+    ):
+        options = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name} must be one of {options}, got {value!r}")
+
+
+def mode_lists(name: str, value: Sequence[Any], what: str, *, same_length: bool = False) -> None:
+    """Raise TypeError or ValueError unless `value` is a pair of sequences of sizes."""
+    sides = isinstance(value, Sequence) and not isinstance(value, str)
+    if not sides or not all(isinstance(s, Sequence) and not isinstance(s, str) for s in value):
+        raise TypeError(f"{name} must be two sequences of ints ({what}), got {value!r}")
+    if len(value) != 2 or not all(value) or (same_length and len(value[0]) != len(value[1])):
+        equal = " of equal length" if same_length else ""
+        raise ValueError(f"{name} must be ({what}){equal}, got {value!r}")
+    for size in (*value[0], *value[1]):
+        positive_int(f"every mode of {name}", size)
+
+
+def _number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")

@@ -1,0 +1,164 @@
+"""How many values a method trains in a model, from declarations alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+
+from tnlib._table import aligned
+from tnlib_adapters.plugin import targets
+from tnlib_adapters.plugin.config import NetworkConfig
+from tnlib_adapters.sites import find_sites
+
+# Heads that PEFT trains in full for a task.
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+@dataclass(frozen=True)
+class CountRow:
+    """Cores of one name and shape.
+
+    Attributes
+    ----------
+    name : str
+        Name of the core, or of the module that is trained in full.
+    owner : str
+        "weight", the name of the sharing group, or "module".
+    shape : tuple of int
+        Shape of one; of a module, its number of values.
+    number : int
+        How many there are.
+    """
+
+    name: str
+    owner: str
+    shape: tuple[int, ...]
+    number: int
+
+    @property
+    def values(self) -> int:
+        """Values of all of them."""
+        return self.number * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a method trains in a model; printing it shows a table.
+
+    Attributes
+    ----------
+    rows : tuple of CountRow
+        The cores by name and shape, and the modules trained in full.
+    targets : tuple of str
+        Names of the weights that are adapted.
+    anchored : int
+        Frozen values that are saved beside the trained ones (theta_0 of DoTA).
+    """
+
+    rows: tuple[CountRow, ...]
+    targets: tuple[str, ...]
+    anchored: int
+
+    @property
+    def adapter(self) -> int:
+        """Trained values of the cores."""
+        return sum(row.values for row in self.rows if row.owner != "module")
+
+    @property
+    def total(self) -> int:
+        """All trained values: cores and modules trained in full."""
+        return sum(row.values for row in self.rows)
+
+    def __str__(self) -> str:
+        """The rows and their sum."""
+        lines = [
+            (row.name, row.owner, "x".join(map(str, row.shape)), f"{row.number}", f"{row.values:,}")
+            for row in self.rows
+        ]
+        table = aligned([("core", "owner", "shape", "number", "values"), *lines])
+        return f"{table}\n{self.total:,} trained values over {len(self.targets)} weights"
+
+
+def count(model: nn.Module | str | Path | Any, config: NetworkConfig) -> Count:
+    """Count what a method would train in a model, without building the adapter.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, path, or transformers configuration
+        A model, also on the meta device; or a configuration, a ``config.json`` or its folder, of
+        which no weights are made.
+    config : NetworkConfig
+        Configuration of the method.
+
+    Returns
+    -------
+    Count
+
+    Raises
+    ------
+    ValueError
+        If no weight matches the targets.
+    """
+    if not isinstance(model, nn.Module):
+        model = _skeleton(model)
+    heads = _HEADS.get(str(config.task_type), ())
+    config = targets.resolved(config, model, [*heads])
+    sites = find_sites(model)
+    names = [name for name in sites if check_target_module_exists(config, name)]
+    if not names:
+        raise ValueError(f"target_modules={config.target_modules!r} match no linear layer")
+    found: dict[tuple[str, str, tuple[int, ...]], set[str]] = {}
+    anchored = 0
+    for name in names:
+        network = config.network(sites[name])
+        anchored += network.n_params if network.anchored else 0
+        for core in network.cores:
+            if not core.frozen:
+                row = (core.name, core.group or "weight", network.shapes[core.key])
+                found.setdefault(row, set()).add(core.group or name)
+    rows = [CountRow(*row, len(owners)) for row, owners in found.items()]
+    return Count((*rows, *_modules(model, config, names)), tuple(names), anchored)
+
+
+def _modules(model: nn.Module, config: NetworkConfig, adapted: list[str]) -> list[CountRow]:
+    """Modules trained in full, and trained biases, by the last part of their names."""
+    saved = tuple(config.modules_to_save or ())
+    inside: tuple[str, ...] = ()
+    sizes = []
+    for name, module in model.named_modules():
+        if saved and name.endswith(saved) and not (inside and name.startswith(inside)):
+            inside = (*inside, f"{name}.")
+            size = sum(parameter.numel() for parameter in module.parameters())
+            sizes.append((name.rpartition(".")[2], size))
+    for name, parameter in model.named_parameters() if config.bias != "none" else ():
+        owner, _, leaf = name.rpartition(".")
+        counted = config.bias == "all" or owner in adapted
+        if leaf == "bias" and counted and not (inside and name.startswith(inside)):
+            sizes.append((".".join(name.split(".")[-2:]), parameter.numel()))
+    return [CountRow(name, "module", (size,), n) for (name, size), n in Counter(sizes).items()]
+
+
+def _skeleton(source: Any) -> nn.Module:
+    """A model without weights, of the class that the configuration names."""
+    import transformers
+
+    if isinstance(source, str | Path):
+        source = transformers.AutoConfig.from_pretrained(source)
+    names = getattr(source, "architectures", None) or [""]
+    kind = getattr(transformers, names[0], None)
+    with torch.device("meta"):
+        if kind is None:
+            kind = transformers.AutoModel.from_config
+        model: nn.Module = kind(source)
+    return model

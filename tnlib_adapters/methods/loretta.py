@@ -1,0 +1,170 @@
+"""LoRETTA: tensor trains in the place of small dense matrices (arXiv 2402.11417).
+
+A tensor-train layer from n to m features is a train over the modes of n and then of m. Two
+variants use pairs of them, down to a bottleneck of b features and up again:
+
+rep   Delta W = (alpha / b) up down, an update of the weight;
+adp   h + (alpha / b) up(relu(down(h))), a series adapter with biases on a module's output, or on
+      the inputs of a gated feed-forward part.
+
+The layer and RMS norms train beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tnlib_adapters.checks import choice, flag, fraction, mode_lists, positive_int, positive_number
+from tnlib_adapters.formats import clipped, middle_cuts, tt_layer
+from tnlib_adapters.modes import balanced
+from tnlib_adapters.network import Network
+from tnlib_adapters.plugin.config import NetworkConfig
+from tnlib_adapters.plugin.extras import norm_names, save_parts
+from tnlib_adapters.series import Replacement, Series
+from tnlib_adapters.sites import Site, find_sites
+from tnlib_adapters.update import Declaration
+
+_HEAD = re.compile(r"(?:.*\.)?(?:(?:pooler|classifier)\.dense|pre_classifier)")
+_GATED = ("gate_proj", "up_proj", "gate_up_proj")
+
+
+@dataclass
+class LoRETTAConfig(NetworkConfig, method="loretta"):
+    """Configuration of LoRETTA.
+
+    Attributes
+    ----------
+    variant : str
+        "rep", an update of the weight (merges), or "adp", a series adapter (does not).
+    tt_rank : int
+        Bond rank of the tensor trains.
+    bottleneck : int, optional
+        Width b between the two layers; by default 8 for rep and 64 for adp.
+    alpha : float, optional
+        What is added is scaled by alpha / b; by default 16 for rep and b for adp.
+    dropout : float, optional
+        On what enters the adapter; by default 0.05 for rep and 0 for adp.
+    shapes : pair of sequences of int, optional
+        Modes of the two trains, with products d_in * b and b * d_out, each bond of rank `tt_rank`.
+        By default one mode for a width up to 16, two up to 256 and three above, in-modes ascending
+        and out-modes descending, with bonds clipped to what they can hold.
+    init : str
+        "identity" starts the last core at zero, so that the first step is the base model's.
+        "gaussian" is the published start, which moves it.
+    train_norms : bool
+        Train and save the norms of the model.
+    tt_head : bool
+        Put a tensor-train layer in the place of the dense layer of a classification head (never
+        the identity at the start).
+
+    Other attributes are those of :class:`NetworkConfig` and of PEFT's configurations.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field has the wrong type or value, or `shapes` do not fit a target.
+
+    Examples
+    --------
+    >>> from tnlib_adapters import Site
+    >>> LoRETTAConfig().network(Site("query", 768, 768)).n_params
+    1160
+    """
+
+    variant: str = "rep"
+    tt_rank: int = 5
+    bottleneck: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    shapes: Sequence[Sequence[int]] | None = None
+    init: str = "identity"
+    train_norms: bool = True
+    tt_head: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("variant", self.variant, ("rep", "adp"))
+        choice("init", self.init, ("identity", "gaussian"))
+        rep = self.variant == "rep"
+        self.bottleneck = (8 if rep else 64) if self.bottleneck is None else self.bottleneck
+        positive_int("tt_rank", self.tt_rank)
+        positive_int("bottleneck", self.bottleneck)
+        self.alpha = (16.0 if rep else self.bottleneck) if self.alpha is None else self.alpha
+        self.dropout = (0.05 if rep else 0.0) if self.dropout is None else self.dropout
+        positive_number("alpha", self.alpha)
+        fraction("dropout", self.dropout)
+        flag("train_norms", self.train_norms)
+        flag("tt_head", self.tt_head)
+        if self.shapes is not None:
+            mode_lists("shapes", self.shapes, "modes down, modes up")
+
+    def default_targets(
+        self, sites: Mapping[str, Site], usual: set[str] | str | None
+    ) -> set[str] | str:
+        """Q and v for rep; for adp the paper's two places of BERT, three of Llama."""
+        if self.variant == "rep":
+            return super().default_targets(sites, usual)
+        inner = [site for site in sites.values() if site.stack]
+        down = {s.path for s in inner if not s.role and s.in_features > s.out_features}
+        gated = {s.path for s in inner if s.path.split(".")[-1] in _GATED}
+        return down | (gated or {s.path for s in inner if s.role == "o"})
+
+    def prepare(self, model: nn.Module) -> None:
+        """Add the norms to what is saved, and the head's dense layer to the targets."""
+        if self.train_norms:
+            save_parts(self, norm_names(model))
+        if self.tt_head:
+            heads = [name for name in find_sites(model) if _HEAD.fullmatch(name)]
+            if not heads:
+                raise ValueError(
+                    "tt_head=True, but the model has no pooler.dense, classifier.dense or "
+                    "pre_classifier; leave it out"
+                )
+            save_parts(self, [], instead=heads, model=model)
+
+    def network(self, site: Site) -> Declaration:
+        """Two trains for one weight, or one in its place."""
+        width, out, b = site.in_features, site.out_features, self.bottleneck or 1
+        if self.tt_head and _HEAD.fullmatch(site.name):
+            return Replacement(self._layer("head", width, out, self._modes(site, width, out)))
+        scale, dropout = (self.alpha or 1.0) / b, self.dropout or 0.0
+        if self.variant == "adp":
+            before = site.name.split(".")[-1] in _GATED
+            h = width if before else out
+            down, up = self.shapes or (self._modes(site, h, b), self._modes(site, b, h))
+            into = self._layer("down", h, b, down)
+            back = self._layer("up", b, h, up, last_zero=self.init == "identity")
+            side = "input" if before else "output"
+            return Series(into, back, side=side, scale=scale, dropout=dropout)
+        down, up = self.shapes or (self._modes(site, width, b), self._modes(site, b, out))
+        cuts = middle_cuts(down, width, up, b)
+        first = self._layer("down", width, b, down, ("in", "mid"), cuts)
+        zero = self.init == "identity"
+        second = self._layer("up", b, out, up, ("mid", "out"), cuts, last_zero=zero)
+        return Network(
+            (*first.cores, *second.cores),
+            {**first.sizes, **second.sizes},
+            out_legs=second.out_legs,
+            in_legs=first.in_legs,
+            scale=scale,
+            dropout=dropout,
+        )
+
+    def _layer(
+        self, name: str, width: int, out: int, modes: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Network:
+        clip = self.shapes is None or name == "head"
+        ranks = clipped(modes, self.tt_rank) if clip else [1, *[self.tt_rank] * (len(modes) - 1), 1]
+        return tt_layer(name, width, out, modes, ranks, *args, **kwargs)
+
+    @staticmethod
+    def _modes(site: Site, width: int, out: int) -> tuple[int, ...]:
+        first, second = (
+            balanced(d, 1 if d <= 16 else 2 if d <= 256 else 3, site.name) for d in (width, out)
+        )
+        return (*first, *second[::-1])

@@ -1,0 +1,81 @@
+"""LoTR: a Tucker-2 tensor over the layers (arXiv 2402.01376).
+
+    Delta W_l = (alpha / r) U G_l V^T
+
+U (d_out, r) and V (d_in, r) are shared by every adapted matrix of one shape, in the paper by the
+query and value projections of all layers; G_l (r, r) belongs to one matrix. Stacked over the
+matrices this is a Tucker decomposition whose third factor is the identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tnlib_adapters.checks import choice, positive_int, positive_number
+from tnlib_adapters.network import Core, Network
+from tnlib_adapters.plugin.config import NetworkConfig
+from tnlib_adapters.sites import Site
+from tnlib_adapters.start import normal, zeros
+
+
+@dataclass
+class LoTRConfig(NetworkConfig, method="lotr"):
+    """Configuration of LoTR.
+
+    The trainable values are (d_in + d_out) r + n r^2 for n matrices of one shape; matrices of
+    another shape (grouped keys and values, the feed-forward part) form a sharing group of their
+    own.
+
+    Attributes
+    ----------
+    r : int
+        Rank of both sides.
+    alpha : float
+        The update is scaled by alpha / r; the paper's s is 1.
+    init : str
+        Distribution of U and V: "scaled" is N(0, 1/d) for a side of width d; "normal" is the
+        paper's N(0, 1), which needs far smaller learning rates. G starts at zero in both.
+
+    Other attributes are those of :class:`NetworkConfig` and of PEFT's configurations.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field has the wrong type or value.
+
+    Examples
+    --------
+    >>> from tnlib_adapters import Site
+    >>> print(LoTRConfig(r=8).network(Site("query", 768, 768)))
+    Network 768 x 768, 12,352 values
+      u(out 768, rank_out 8)  768x768, N(0, 0.0361^2)
+      g(rank_out 8, rank_in 8)  this weight, zeros
+      v(in 768, rank_in 8)  768x768, N(0, 0.0361^2)
+    """
+
+    r: int = 8
+    alpha: float = 1.0
+    init: str = "scaled"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive_int("r", self.r)
+        positive_number("alpha", self.alpha)
+        choice("init", self.init, ("scaled", "normal"))
+
+    def network(self, site: Site) -> Network:
+        """The network of one weight: two shared factors around its own core."""
+        out, width = site.out_features, site.in_features
+        group = f"{out}x{width}"
+        starts = [normal(d**-0.5 if self.init == "scaled" else 1.0) for d in (out, width)]
+        return Network(
+            cores=(
+                Core("u", ("out", "rank_out"), starts[0], group=group),
+                Core("g", ("rank_out", "rank_in"), zeros),
+                Core("v", ("in", "rank_in"), starts[1], group=group),
+            ),
+            sizes={"out": out, "in": width, "rank_out": self.r, "rank_in": self.r},
+            out_legs=("out",),
+            in_legs=("in",),
+            scale=self.alpha / self.r,
+        )

@@ -1,0 +1,121 @@
+"""What the entries of ``target_modules`` matched, and what they could not."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+from tnlib_adapters.sites import find_sites
+
+if TYPE_CHECKING:
+    from tnlib_adapters.plugin.config import NetworkConfig
+
+ALL_LINEAR = "all-linear"
+Entries = Collection[str] | str | None
+
+
+def choose(config: NetworkConfig, model: nn.Module) -> None:
+    """Set ``target_modules`` where none are named: the method's choice for the model.
+
+    Raises
+    ------
+    ValueError
+        If the method knows none for it.
+    """
+    if config.target_modules is None:
+        kind = getattr(getattr(model, "config", None), "model_type", "")
+        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+        named = usual if usual is None or isinstance(usual, str) else set(usual)
+        found = config.default_targets(find_sites(model), named)
+        if not found:
+            raise ValueError(
+                "target_modules is not given, and no default is known for this model; name the "
+                "linear layers to adapt, or say 'all-linear'"
+            )
+        config.target_modules = found  # type: ignore[assignment]
+
+
+def resolved(config: NetworkConfig, model: nn.Module, heads: list[str]) -> NetworkConfig:
+    """A copy of a configuration with everything that depends on the model decided.
+
+    `heads` are names of modules that PEFT trains in full for the task.
+    """
+    config = copy.deepcopy(config)
+    config.modules_to_save = [*(config.modules_to_save or ()), *heads] or None
+    choose(config, model)
+    config.prepare(model)
+    _maybe_include_all_linear_layers(config, model)
+    return config
+
+
+def report(entries: Entries, adapted: Sequence[str]) -> dict[str, list[str]]:
+    """Names of adapted modules by the entry that matched them.
+
+    Parameters
+    ----------
+    entries : collection of str, str or None
+        A collection matches whole names and their endings; a str is a regular expression (or
+        "all-linear"), None the default: then there is one entry.
+    adapted : sequence of str
+        Names of the modules that are adapted.
+    """
+    if entries is None or isinstance(entries, str):
+        return {entries or "default": list(adapted)}
+    return {
+        entry: [name for name in adapted if name == entry or name.endswith(f".{entry}")]
+        for entry in sorted(entries)
+    }
+
+
+def warn(found: dict[str, list[str]], model: nn.Module, entries: Entries) -> None:
+    """Warn of entries that matched nothing, and of experts that "all-linear" cannot reach."""
+    bare = bare_experts(model)
+    empty = [entry for entry, names in found.items() if not names]
+    if empty:
+        counts = ", ".join(f"{entry!r}: {len(names)}" for entry, names in found.items())
+        warnings.warn(
+            f"target_modules entries that matched no module: {empty} (modules by entry: {counts})"
+            + _named([name for name in bare if name.rsplit(".", 1)[-1] in empty]),
+            stacklevel=4,
+        )
+    elif isinstance(entries, str) and entries.lower() == ALL_LINEAR and bare:
+        warnings.warn(
+            "target_modules='all-linear' reaches modules only" + _named(bare), stacklevel=4
+        )
+
+
+def overlooked(error: Exception, model: nn.Module, entries: Entries) -> str:
+    """What a user may have overlooked where nothing at all matched; empty for other errors."""
+    if "not found in the base model" not in str(error):
+        return ""
+    hint = ""
+    if isinstance(entries, str) and entries.lower() != ALL_LINEAR:
+        hint = " target_modules is a str, so it is a regular expression for whole names."
+    last = {entries} if isinstance(entries, str) else set(entries or ())
+    return hint + _named([name for name in bare_experts(model) if name.rsplit(".", 1)[-1] in last])
+
+
+def bare_experts(model: nn.Module) -> list[str]:
+    """Names of stacked weights held as parameters of their own, as experts often are."""
+    return [
+        f"{name}.{key}".removeprefix(".")
+        for name, module in model.named_modules()
+        if not hasattr(module, "kernel_size")
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and "expert" in f"{name}.{key}".lower()
+    ]
+
+
+def _named(bare: Sequence[str]) -> str:
+    if not bare:
+        return ""
+    return (
+        f"; held as bare parameters, which are not adapted: {', '.join(bare[:3])}"
+        f"{' and others' if len(bare) > 3 else ''}"
+    )

@@ -1,0 +1,140 @@
+"""Adapters that are no update of a weight: a bottleneck after a layer, a layer in its place.
+
+Their cores are declared, counted and kept as those of a :class:`Network`; they are called with
+activations only and cannot be merged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tnlib_adapters.network import Core, Cores, Network
+from tnlib_adapters.start import zeros
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A series adapter, h + scale * up(relu(down(dropout(h)))), both maps with a bias.
+
+    Attributes
+    ----------
+    down, up : Network
+        From the width of h to the bottleneck and back; no core has the same key in both.
+    side : str
+        Whether h is the "input" or the "output" of the layer.
+    scale : float
+        Factor of what is added.
+    dropout : float
+        Probability with which entries of h are dropped in training.
+    """
+
+    down: Network
+    up: Network
+    side: str = "output"
+    scale: float = 1.0
+    dropout: float = 0.0
+    anchored = False
+    residual = False
+
+    @cached_property
+    def cores(self) -> tuple[Core, ...]:
+        """The cores of both maps, and their biases."""
+        biases = (Core("down_bias", ("down",), zeros), Core("up_bias", ("up",), zeros))
+        return (*self.down.cores, *self.up.cores, *biases)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every core by key."""
+        biases = {"down_bias": (self.down.out_features,), "up_bias": (self.up.out_features,)}
+        return self.down.shapes | self.up.shapes | biases
+
+    @property
+    def n_params(self) -> int:
+        """Trainable values."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    def check_fits(self, out_features: int, in_features: int) -> None:
+        """Raise ValueError if the layer has another width on the adapter's side."""
+        width = in_features if self.side == "input" else out_features
+        ends = self.down.in_features, self.up.out_features
+        if ends != (width, width):
+            raise ValueError(
+                f"the adapter maps {ends[0]} to {ends[1]} features, the layer's {self.side} has "
+                f"{width}"
+            )
+
+    def initial(
+        self, generator: torch.Generator | None = None, *, zeros: bool = True
+    ) -> dict[str, Tensor]:
+        """Draw initial cores, by key; the biases are zero."""
+        drawn = self.down.initial(generator, zeros=zeros) | self.up.initial(generator, zeros=zeros)
+        return drawn | {c.key: torch.zeros(self.shapes[c.key]) for c in self.cores[-2:]}
+
+    def shift(self, h: Tensor, cores: Cores, *, training: bool) -> Tensor:
+        """Return ``h`` with the adapter's output added; shape and dtype of ``h``."""
+        z = h.to(cores["up_bias"].dtype)
+        z = functional.dropout(z, self.dropout, training)
+        z = functional.relu(self.down.apply(z, cores) + cores["down_bias"])
+        return h + (self.scale * (self.up.apply(z, cores) + cores["up_bias"])).to(h.dtype)
+
+    def __str__(self) -> str:
+        """Both maps in turn."""
+        return (
+            f"Series adapter on the {self.side}, {self.n_params:,} values\n{self.down}\n{self.up}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """A layer whose weight is a network, with a bias, in the place of the base layer.
+
+    Attributes
+    ----------
+    network : Network
+        The weight.
+    """
+
+    network: Network
+    anchored = False
+    residual = False
+
+    @cached_property
+    def cores(self) -> tuple[Core, ...]:
+        """The cores of the weight, and the bias."""
+        return (*self.network.cores, Core("bias", ("out",), zeros))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every core by key."""
+        return self.network.shapes | {"bias": (self.network.out_features,)}
+
+    @property
+    def n_params(self) -> int:
+        """Trainable values."""
+        return self.network.n_params + self.network.out_features
+
+    def initial(
+        self, generator: torch.Generator | None = None, *, zeros: bool = True
+    ) -> dict[str, Tensor]:
+        """Draw initial cores, by key; the bias is zero."""
+        drawn = self.network.initial(generator, zeros=zeros)
+        return drawn | {"bias": torch.zeros(self.network.out_features)}
+
+    def check_fits(self, out_features: int, in_features: int) -> None:
+        """Raise ValueError if the layer has other widths."""
+        self.network.check_fits(out_features, in_features)
+
+    def replace(self, x: Tensor, cores: Cores) -> Tensor:
+        """The layer applied to ``x`` of shape (..., in_features), in its dtype."""
+        y = self.network.apply(x.to(cores["bias"].dtype), cores) + cores["bias"]
+        return y.to(x.dtype)
+
+    def __str__(self) -> str:
+        """The network of the weight."""
+        return f"Replaced layer, {self.n_params:,} values\n{self.network}"

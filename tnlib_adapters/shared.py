@@ -1,0 +1,67 @@
+"""Cores that several weights use, each held once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tnlib_adapters.network import Core
+
+
+class SharedCores(nn.Module):
+    """The cores of all sharing groups of a model, by their keys.
+
+    Pass one to every :class:`NetworkLinear` whose method shares cores. Trainable cores are
+    parameters, frozen ones persistent buffers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: set[str] = set()
+
+    def allocate(
+        self, core: Core, shape: Sequence[int], device: torch.device | None, dtype: torch.dtype
+    ) -> None:
+        """Make room for a core that is new; check the shape of one that is there.
+
+        Raises
+        ------
+        ValueError
+            If the core is there with another shape.
+        """
+        present = getattr(self, core.key, None)
+        if present is None:
+            value = torch.zeros(tuple(shape), device=device, dtype=dtype)
+            if core.frozen:
+                self.register_buffer(core.key, value)
+            else:
+                self.register_parameter(core.key, nn.Parameter(value))
+        elif tuple(present.shape) != tuple(shape):
+            raise ValueError(
+                f"core {core.name!r} of group {core.group!r} is {tuple(present.shape)} already and "
+                f"cannot be {tuple(shape)}; give weights of other sizes another group"
+            )
+
+    @torch.no_grad()
+    def start(self, key: str, value: Tensor) -> None:
+        """Set a core to its initial value, once: the layers that come later find it started."""
+        if key not in self.started:
+            self.get(key).copy_(value)
+            self.started.add(key)
+
+    def get(self, key: str) -> Tensor:
+        """The core of a key."""
+        value: Tensor = getattr(self, key)
+        return value
+
+    def extra_repr(self) -> str:
+        """Cores with their shapes, and the number of trainable values."""
+        shapes = [f"{key}: {'x'.join(map(str, value.shape))}" for key, value in self.named_values()]
+        count = sum(parameter.numel() for parameter in self.parameters(recurse=False))
+        return ", ".join([*shapes, f"values={count}"])
+
+    def named_values(self) -> list[tuple[str, Tensor]]:
+        """All cores with their keys."""
+        return [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]

@@ -1,0 +1,127 @@
+"""Updates one below another: the roles of a fused projection.
+
+A layer that computes queries, keys and values at once has one weight whose rows belong to three
+roles. Each role keeps its own network. Architectures lay the rows out in two ways: role after
+role, or for every group of heads its queries, its keys and its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tnlib_adapters.network import Core, Cores, Network
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Networks whose updates are the rows of one weight.
+
+    Attributes
+    ----------
+    parts : tuple of Network
+        One network a role, over the same columns. Cores of one key are one tensor.
+    groups : int
+        1 for part after part; otherwise the rows of every part are cut into so many equal runs,
+        and the runs of all parts take turns.
+
+    Raises
+    ------
+    ValueError
+        If the parts have different columns, do not fit `groups`, or share a key by mistake.
+    """
+
+    parts: tuple[Network, ...]
+    groups: int = 1
+    anchored = False
+    residual = False
+
+    def __post_init__(self) -> None:
+        if len({part.in_features for part in self.parts}) != 1:
+            raise ValueError(f"parts need one input width, got {self.parts}")
+        if any(part.anchored or part.dropout != self.parts[0].dropout for part in self.parts):
+            raise ValueError("stacked networks are not anchored and have one dropout")
+        if any(part.out_features % self.groups for part in self.parts):
+            rows = [part.out_features for part in self.parts]
+            raise ValueError(f"rows {rows} cannot be cut into {self.groups} groups")
+        seen: dict[str, tuple[int, ...]] = {}
+        for part in self.parts:
+            for core in part.cores:
+                shape = part.shapes[core.key]
+                if seen.setdefault(core.key, shape) != shape or core.group is None:
+                    raise ValueError(f"parts use the core {core.key} differently")
+
+    @cached_property
+    def cores(self) -> tuple[Core, ...]:
+        """All cores, those that several parts use once."""
+        return tuple({core.key: core for part in self.parts for core in part.cores}.values())
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the update."""
+        return sum(part.out_features for part in self.parts)
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the update."""
+        return self.parts[0].in_features
+
+    def check_fits(self, out_features: int, in_features: int) -> None:
+        """Raise ValueError if the layer has other widths."""
+        if (self.out_features, self.in_features) != (out_features, in_features):
+            raise ValueError(
+                f"the networks are {self.out_features} x {self.in_features}, the layer "
+                f"{out_features} x {in_features}"
+            )
+
+    @property
+    def dropout(self) -> float:
+        """As for a network."""
+        return self.parts[0].dropout
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every core by key."""
+        return {key: shape for part in self.parts for key, shape in part.shapes.items()}
+
+    @property
+    def n_params(self) -> int:
+        """Trainable values, those that several parts use counted once."""
+        shapes = self.shapes
+        return sum(torch.Size(shapes[c.key]).numel() for c in self.cores if not c.frozen)
+
+    @property
+    def breakeven(self) -> int:
+        """As for a network: below it no part forms its update."""
+        return min(part.breakeven for part in self.parts)
+
+    def initial(
+        self, generator: torch.Generator | None = None, *, zeros: bool = True
+    ) -> dict[str, Tensor]:
+        """Draw initial cores, by key."""
+        found: dict[str, Tensor] = {}
+        for part in self.parts:
+            found = part.initial(generator, zeros=zeros) | found
+        return found
+
+    def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
+        """The dense update, of shape (out_features, in_features)."""
+        return interleaved([part.delta(cores, anchor).mT for part in self.parts], self.groups).mT
+
+    def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
+        """``x @ delta.T`` for ``x`` of shape (..., in_features)."""
+        return interleaved([part.apply(x, cores, anchor) for part in self.parts], self.groups)
+
+    def __str__(self) -> str:
+        """Every part in turn."""
+        return "\n".join(map(str, self.parts))
+
+
+def interleaved(pieces: Sequence[Tensor], groups: int) -> Tensor:
+    """Pieces joined along the last axis, each cut into `groups` runs that take turns."""
+    runs = [piece.reshape(*piece.shape[:-1], groups, -1) for piece in pieces]
+    return torch.cat(runs, -1).flatten(-2)
