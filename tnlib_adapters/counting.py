@@ -112,7 +112,7 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig) -> Count:
     """
     if not isinstance(model, nn.Module):
         model = _skeleton(model)
-    heads = _HEADS.get(str(config.task_type), ())
+    heads = _HEADS.get(config.task_type or "", ())
     config = targets.resolved(config, model, [*heads])
     sites = find_sites(model)
     names = [name for name in sites if check_target_module_exists(config, name)]

@@ -144,3 +144,8 @@ def clipped(modes: Sequence[int], rank: int) -> list[int]:
     """Bond ranks of a train: `rank`, or what the bond can hold if that is less."""
     order = range(len(modes) + 1)
     return [min(rank, math.prod(modes[:k]), math.prod(modes[k:])) for k in order]
+
+
+def nominal(modes: Sequence[int], rank: int) -> list[int]:
+    """Bond ranks of a train: `rank` everywhere, also where the bond cannot hold it."""
+    return [1, *[rank] * (len(modes) - 1), 1]

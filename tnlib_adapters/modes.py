@@ -17,3 +17,14 @@ def balanced(width: int, count: int, name: str = "") -> tuple[int, ...]:
             stacklevel=2,
         )
     return modes
+
+
+def tt_modes(width: int, out: int, name: str = "") -> tuple[int, ...]:
+    """Modes of a tensor-train layer: one a width up to 16, two up to 256, three above.
+
+    Those of the input ascend, those of the output descend.
+    """
+    first, second = (
+        balanced(d, 1 if d <= 16 else 2 if d <= 256 else 3, name) for d in (width, out)
+    )
+    return (*first, *second[::-1])

@@ -24,6 +24,8 @@ from tnlib import Plan, PlansBySize, plan_by_size, plan_contraction
 from tnlib_adapters.start import Start, normal, somewhere
 
 Cores = Mapping[str, Tensor]
+Order = tuple[tuple[tuple[int, ...], str], ...]
+_ANY = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,12 @@ class Network:
         if self.residual and not self.anchored:
             raise ValueError("residual=True needs an anchored network: W - N(theta_0)")
 
-    @property
+    @cached_property
     def out_features(self) -> int:
         """Rows of the update."""
         return math.prod(self.sizes[leg] for leg in self.out_legs)
 
-    @property
+    @cached_property
     def in_features(self) -> int:
         """Columns of the update."""
         return math.prod(self.sizes[leg] for leg in self.in_legs)
@@ -207,11 +209,10 @@ class Network:
         Tensor, shape (..., out_features)
         """
         self._check_anchor(anchor)
-        batch = x.reshape(-1, *(self.sizes[leg] for leg in self.in_legs))
-        plan = self._token_plans.at(batch.shape[0])
-        y = _run(plan, [batch, *self.values(cores)])
+        batch = x.reshape(-1, *self._in_sizes)
+        y = self._contracted([batch, *self.values(cores)])
         if anchor is not None:
-            y = y - _run(plan, [batch, *self.values(anchor)])
+            y = y - self._contracted([batch, *self.values(anchor)])
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.scale == 1.0 else y * self.scale
 
@@ -239,7 +240,7 @@ class Network:
         """
         plans = self._token_plans
         if 0 not in plans.plans[-1].steps[-1].inputs:
-            return 1 << 62
+            return _ANY
         return plans.breakeven[-1] - 1 if plans.breakeven else 0
 
     def __str__(self) -> str:
@@ -255,8 +256,41 @@ class Network:
         return tuple(leg for leg in core.legs if leg not in self.at)
 
     def _dense(self, cores: Cores) -> Tensor:
-        shape = (self.out_features, self.in_features)
-        return _run(self._dense_plan, self.values(cores)).reshape(shape)
+        values = self.values(cores)
+        if torch.compiler.is_compiling():
+            update = _stepwise(self._dense_order, values)
+        else:
+            update = self._dense_plan(*values)
+        return update.reshape(self.out_features, self.in_features)
+
+    def _contracted(self, operands: list[Tensor]) -> Tensor:
+        """A batch of rows, the first operand, contracted with the cores."""
+        tokens = operands[0].shape[0]
+        if torch.compiler.is_compiling():
+            order = next(order for limit, order in self._token_orders if tokens <= limit)
+            return _stepwise(order, operands)
+        result: Tensor = self._token_plans.at(tokens)(*operands)
+        return result
+
+    def planned(self) -> None:
+        """Work out all orders now: a graph that is compiled cannot."""
+        _ = self._dense_order, self._token_orders, self.breakeven
+        _ = self.out_features, self.in_features, self.unanchored
+
+    @cached_property
+    def _in_sizes(self) -> tuple[int, ...]:
+        return tuple(self.sizes[leg] for leg in self.in_legs)
+
+    @cached_property
+    def _dense_order(self) -> Order:
+        return _order(self._dense_plan)
+
+    @cached_property
+    def _token_orders(self) -> tuple[tuple[int, Order], ...]:
+        """The order up to a number of tokens, the last one for any."""
+        plans = self._token_plans
+        limits = [*(first - 1 for first in plans.breakeven), _ANY]
+        return tuple((n, _order(plan)) for n, plan in zip(limits, plans.plans, strict=True))
 
     @cached_property
     def _dense_plan(self) -> Plan:
@@ -264,7 +298,7 @@ class Network:
 
     @cached_property
     def _token_plans(self) -> PlansBySize:
-        tokens: tuple[int | str, ...] = ("tokens", *(self.sizes[leg] for leg in self.in_legs))
+        tokens: tuple[int | str, ...] = ("tokens", *self._in_sizes)
         shapes = self._fixed_shapes()
         return plan_by_size(self.equation("tokens"), tokens, *shapes, requires_grad=())
 
@@ -290,15 +324,15 @@ class Network:
             raise ValueError(f"this network {needs} anchor (anchored={self.anchored})")
 
 
-def _run(plan: Plan, operands: Sequence[Tensor]) -> Tensor:
-    """Run a plan; while torch compiles, step by step, since a graph holds no Python caches."""
-    if not torch.compiler.is_compiling():
-        result: Tensor = plan(*operands)
-        return result
-    values: list[Tensor | None] = list(operands)
-    for step in plan.steps:
-        values.append(torch.einsum(step.equation, *(values[k] for k in step.inputs)))
-    assert values[-1] is not None
+def _order(plan: Plan) -> Order:
+    return tuple((step.inputs, step.equation) for step in plan.steps)
+
+
+def _stepwise(order: Order, operands: list[Tensor]) -> Tensor:
+    """A plan's steps without its caches, which a compiled graph cannot hold."""
+    values = list(operands)
+    for inputs, equation in order:
+        values.append(torch.einsum(equation, *[values[k] for k in inputs]))
     return values[-1]
 
 

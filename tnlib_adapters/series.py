@@ -76,6 +76,11 @@ class Series:
         drawn = self.down.initial(generator, zeros=zeros) | self.up.initial(generator, zeros=zeros)
         return drawn | {c.key: torch.zeros(self.shapes[c.key]) for c in self.cores[-2:]}
 
+    def planned(self) -> None:
+        """Work out all orders now."""
+        self.down.planned()
+        self.up.planned()
+
     def shift(self, h: Tensor, cores: Cores, *, training: bool) -> Tensor:
         """Return ``h`` with the adapter's output added; shape and dtype of ``h``."""
         z = h.to(cores["up_bias"].dtype)
@@ -129,6 +134,10 @@ class Replacement:
     def check_fits(self, out_features: int, in_features: int) -> None:
         """Raise ValueError if the layer has other widths."""
         self.network.check_fits(out_features, in_features)
+
+    def planned(self) -> None:
+        """Work out all orders now."""
+        self.network.planned()
 
     def replace(self, x: Tensor, cores: Cores) -> Tensor:
         """The layer applied to ``x`` of shape (..., in_features), in its dtype."""

@@ -99,6 +99,11 @@ class Stacked:
         """As for a network: below it no part forms its update."""
         return min(part.breakeven for part in self.parts)
 
+    def planned(self) -> None:
+        """Work out all orders now."""
+        for part in self.parts:
+            part.planned()
+
     def initial(
         self, generator: torch.Generator | None = None, *, zeros: bool = True
     ) -> dict[str, Tensor]:

@@ -73,6 +73,7 @@ class Update(nn.Module):
                 self.register_parameter(core.key, nn.Parameter(value))
             if network.anchored:
                 self.register_buffer(ANCHOR + core.key, torch.zeros_like(value))
+        network.planned()
         self.filled = False
         self._residual: tuple[tuple[int, int], Tensor] | None = None
 
@@ -95,10 +96,14 @@ class Update(nn.Module):
 
     @property
     def anchor(self) -> dict[str, Tensor] | None:
-        """Frozen initial cores by key; None where the network is not anchored."""
+        """Frozen initial cores by key, in the dtype of the cores; None where not anchored."""
         if not self.network.anchored:
             return None
-        return {core.key: getattr(self, ANCHOR + core.key) for core in self.network.cores}
+        # FSDP's mixed precision casts parameters for the forward pass, and no buffers.
+        return {
+            core.key: getattr(self, ANCHOR + core.key).to(getattr(self, core.key).dtype)
+            for core in self.network.cores
+        }
 
     @torch.no_grad()
     def start(self, values: Mapping[str, Tensor]) -> None:

@@ -15,13 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from tnlib_adapters.checks import choice, flag, fraction, mode_lists, positive_int, positive_number
-from tnlib_adapters.formats import clipped, middle_cuts, tt_layer
-from tnlib_adapters.modes import balanced
+from tnlib_adapters.formats import clipped, middle_cuts, nominal, tt_layer
+from tnlib_adapters.modes import tt_modes
 from tnlib_adapters.network import Network
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.plugin.extras import norm_names, save_parts
@@ -131,40 +130,20 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         """Two trains for one weight, or one in its place."""
         width, out, b = site.in_features, site.out_features, self.bottleneck or 1
         if self.tt_head and _HEAD.fullmatch(site.name):
-            return Replacement(self._layer("head", width, out, self._modes(site, width, out)))
+            modes = tt_modes(width, out, site.name)
+            return Replacement(tt_layer("head", width, out, modes, clipped(modes, self.tt_rank)))
+        before = site.name.split(".")[-1] in _GATED
+        if self.variant == "adp":
+            width = out = width if before else out
+        shapes = self.shapes or (tt_modes(width, b, site.name), tt_modes(b, out, site.name))
+        clip = clipped if self.shapes is None else nominal
+        cuts = middle_cuts(shapes[0], width, shapes[1], b) if self.variant == "rep" else ()
+        ranks = [clip(modes, self.tt_rank) for modes in shapes]
+        down = tt_layer("down", width, b, shapes[0], ranks[0], ("in", "mid"), cuts)
+        zero = self.init == "identity"
+        up = tt_layer("up", b, out, shapes[1], ranks[1], ("mid", "out"), cuts, last_zero=zero)
         scale, dropout = (self.alpha or 1.0) / b, self.dropout or 0.0
         if self.variant == "adp":
-            before = site.name.split(".")[-1] in _GATED
-            h = width if before else out
-            down, up = self.shapes or (self._modes(site, h, b), self._modes(site, b, h))
-            into = self._layer("down", h, b, down)
-            back = self._layer("up", b, h, up, last_zero=self.init == "identity")
-            side = "input" if before else "output"
-            return Series(into, back, side=side, scale=scale, dropout=dropout)
-        down, up = self.shapes or (self._modes(site, width, b), self._modes(site, b, out))
-        cuts = middle_cuts(down, width, up, b)
-        first = self._layer("down", width, b, down, ("in", "mid"), cuts)
-        zero = self.init == "identity"
-        second = self._layer("up", b, out, up, ("mid", "out"), cuts, last_zero=zero)
-        return Network(
-            (*first.cores, *second.cores),
-            {**first.sizes, **second.sizes},
-            out_legs=second.out_legs,
-            in_legs=first.in_legs,
-            scale=scale,
-            dropout=dropout,
-        )
-
-    def _layer(
-        self, name: str, width: int, out: int, modes: Sequence[int], *args: Any, **kwargs: Any
-    ) -> Network:
-        clip = self.shapes is None or name == "head"
-        ranks = clipped(modes, self.tt_rank) if clip else [1, *[self.tt_rank] * (len(modes) - 1), 1]
-        return tt_layer(name, width, out, modes, ranks, *args, **kwargs)
-
-    @staticmethod
-    def _modes(site: Site, width: int, out: int) -> tuple[int, ...]:
-        first, second = (
-            balanced(d, 1 if d <= 16 else 2 if d <= 256 else 3, site.name) for d in (width, out)
-        )
-        return (*first, *second[::-1])
+            return Series(down, up, "input" if before else "output", scale, dropout)
+        cores, sizes = (*down.cores, *up.cores), {**down.sizes, **up.sizes}
+        return Network(cores, sizes, up.out_legs, down.in_legs, scale=scale, dropout=dropout)

@@ -118,7 +118,7 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
 
     def _other(self, site: Site) -> Network:
         narrow, wide = sorted((site.out_features, site.in_features))
-        group = f"{'layers' if site.stack else 'other'}_{narrow}x{wide}"
+        group = f"{'layers' if site.stack else 'outside'}_{narrow}x{wide}"
         return self._cp(site, group, site.slot, narrow, wide, 1, site.out_features == wide)
 
     def _cp(

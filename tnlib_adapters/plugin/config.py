@@ -15,7 +15,7 @@ from peft.config import PeftConfig
 from torch import Tensor, nn
 
 from tnlib_adapters.checks import choice
-from tnlib_adapters.plugin.files import check_file, mention_import
+from tnlib_adapters.plugin.files import mention_import, shapes_in
 from tnlib_adapters.plugin.registry import peft_type, register
 from tnlib_adapters.sites import Site
 from tnlib_adapters.update import Declaration
@@ -67,6 +67,8 @@ class NetworkConfig(PeftConfig):
 
     method: ClassVar[str] = ""
     starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")
+    # Shapes by name in the file that a saved configuration came with.
+    file_shapes: ClassVar[dict[str, tuple[int, ...]]] = {}
     # Whether the initial cores depend on the base weight.
     uses_weight: ClassVar[bool] = False
 
@@ -153,8 +155,10 @@ class NetworkConfig(PeftConfig):
         ValueError
             If the file is damaged, with what is wrong.
         """
-        check_file(Path(pretrained_model_name_or_path) / (subfolder or ""))
-        return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        shapes = shapes_in(Path(pretrained_model_name_or_path) / (subfolder or ""))
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config.file_shapes = shapes
+        return config
 
 
 def _names(name: str, value: object) -> None:

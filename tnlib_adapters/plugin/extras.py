@@ -64,9 +64,18 @@ def save_parts(
     config.modules_to_save = saved or None
 
 
-def restore_parts(model: nn.Module) -> None:
-    """Put the original modules back where copies of them were trained."""
+def restore_parts(model: nn.Module, adapter_name: str | None = None) -> None:
+    """Put the original modules back where copies of them were trained.
+
+    With `adapter_name` only where no other adapter has a copy; elsewhere its own is deleted.
+    """
     for name, module in list(model.named_modules()):
-        if isinstance(module, AuxiliaryTrainingWrapper):
+        if not isinstance(module, AuxiliaryTrainingWrapper):
+            continue
+        kept = module._get_available_adapters() - {adapter_name}
+        if adapter_name is not None and kept:
+            active = [n for n in module.active_adapters if n != adapter_name]
+            module.delete_adapter(adapter_name, active)  # type: ignore[no-untyped-call]
+        else:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.original_module)

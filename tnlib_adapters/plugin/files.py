@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
+from torch import nn
 
-_ITEM = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
-_ITEM |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+from tnlib_adapters.plugin.layer import AdapterPart
+
+# What PEFT's wrapper puts before the names of the model it wraps.
+_OUTSIDE = "base_model.model."
+
 Shape = tuple[int, ...]
 
 
-def check_file(folder: Path) -> None:
-    """Check the safetensors file of a saved adapter without reading its tensors.
+def shapes_in(folder: Path) -> dict[str, Shape]:
+    """Shapes by name in the safetensors file of a saved adapter, whose tensors are not read.
+
+    Empty where the folder has no such file.
 
     Raises
     ------
@@ -24,7 +30,7 @@ def check_file(folder: Path) -> None:
     """
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
-        return
+        return {}
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -48,41 +54,63 @@ def check_file(folder: Path) -> None:
                 f"{path} is cut off: tensor {name} of shape {shape} ends at byte {start + stop}, "
                 f"and the file has {size}; copy or save it again"
             )
+    return {name: shape for name, (shape, *_) in spans.items()}
 
 
-def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], model: str) -> None:
+def check_tensors(found: Mapping[str, Shape], model: nn.Module, adapter_name: str) -> None:
     """Check that the tensors of a file are those of the adapter that was built for it.
 
     Parameters
     ----------
-    found, expected : mapping of str to tuple of int
-        Shapes by name, in the file and in the model.
-    model : str
-        Name of the model's class.
+    found : mapping of str to tuple of int
+        Shapes by name in the file.
+    model : torch.nn.Module
+        The adapted base model.
+    adapter_name : str
+        The adapter.
 
     Raises
     ------
     ValueError
         Naming the first tensor that is missing, surplus or of another shape, with both shapes.
     """
-    end = f"the adapter was saved for another model or configuration than this {model}"
-    for name in _sorted(set(expected) & set(found)):
-        if tuple(found[name]) != tuple(expected[name]):
+    found = {name.removeprefix(_OUTSIDE): shape for name, shape in found.items()}
+    expected = dict(_expected(model, adapter_name))
+    kind = type(model).__name__
+    end = f"the adapter was saved for another model or configuration than this {kind}"
+    for name in sorted(set(expected) & set(found)):
+        if found[name] != expected[name]:
             raise ValueError(
-                f"tensor {name} is {tuple(found[name])} in the file and {tuple(expected[name])} in "
-                f"the model; {end}"
+                f"tensor {name} is {found[name]} in the file and {expected[name]} in the model; "
+                f"{end}"
             )
-    missing, surplus = _sorted(set(expected) - set(found)), _sorted(set(found) - set(expected))
+    missing = sorted(set(expected) - set(found))
     if missing:
         raise ValueError(
-            f"the file has no tensor {missing[0]} of shape {tuple(expected[missing[0]])}, and "
+            f"the file has no tensor {missing[0]} of shape {expected[missing[0]]}, and "
             f"{len(missing)} are missing in all; {end}"
         )
+    # Biases and embeddings are saved under the names they have in the model, those of copies
+    # without the adapter's.
+    names = {*model.state_dict()}
+    names |= {name.replace(f".{adapter_name}.", ".") for name in names}
+    surplus = sorted(set(found) - set(expected) - names)
     if surplus:
         raise ValueError(
-            f"the file has a tensor {surplus[0]} of shape {tuple(found[surplus[0]])} for which the "
-            f"model has no place, and {len(surplus)} such in all; {end}"
+            f"the file has a tensor {surplus[0]} of shape {found[surplus[0]]} for which the model "
+            f"has no place, and {len(surplus)} such in all; {end}"
         )
+
+
+def _expected(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, Shape]]:
+    """Names in a file, and shapes, of what an adapter has in a model."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterPart) and adapter_name in module.held:
+            for key, value in module.held[adapter_name].state_dict().items():
+                yield f"{name}.{module.prefix}{module.attribute}.{key}", tuple(value.shape)
+        elif isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+            for key, value in module.modules_to_save[adapter_name].state_dict().items():
+                yield f"{name}.{key}", tuple(value.shape)
 
 
 def mention_import(folder: Path, config: type) -> None:
@@ -101,7 +129,3 @@ def mention_import(folder: Path, config: type) -> None:
                 beside.write_text(content + text, encoding="utf-8")
                 os.replace(beside, card)
             return
-
-
-def _sorted(names: Collection[str]) -> list[str]:
-    return sorted(names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,13 +44,6 @@ class AdapterPart(nn.Module, BaseTunerLayer):
         """What is held, by adapter name."""
         return self.get_submodule(self.prefix + self.attribute)  # type: ignore[return-value]
 
-    def tensors(self, adapter_name: str) -> Iterator[tuple[str, Tensor]]:
-        """Names below this module, and tensors, of one adapter."""
-        if adapter_name in self.held:
-            start = f"{self.prefix}{self.attribute}.{adapter_name}."
-            for key, value in self.held[adapter_name].state_dict(keep_vars=True).items():
-                yield start + key, value
-
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT can factorise the update."""
         return True
@@ -72,6 +64,10 @@ class CoreStore(AdapterPart):
         if adapter_name not in self.held:
             self.held[adapter_name] = SharedCores()
         return self.held[adapter_name]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pass on what comes: a root that is a Sequential calls all its children in turn."""
+        return x
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Do nothing: the layers merge."""
@@ -173,7 +169,9 @@ class NetworkLayer(AdapterPart):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         while self.merged_adapters:
-            self._add_to_base(self.merged_adapters.pop(), -1, check=False)
+            name = self.merged_adapters.pop()
+            self._add_to_base(name, -1, check=False)
+            self.rounding.pop(name, None)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT can factorise the update: if it is one of the weight."""

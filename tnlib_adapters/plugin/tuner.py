@@ -55,6 +55,9 @@ class NetworkTuner(BaseTuner):
         self._sites: dict[str, Site] | None = None
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            if config.file_shapes:
+                check_tensors(config.file_shapes, model, adapter_name)
+                config.file_shapes = {}  # type: ignore[misc]
             self._initialise(model, adapter_name)
         except Exception as error:
             self._withdraw(model, adapter_name)
@@ -251,29 +254,8 @@ class NetworkTuner(BaseTuner):
                     setattr(model.get_submodule(parent), child, part.base_layer)
                 else:
                     delattr(model.get_submodule(parent), child)
+        restore_parts(model, adapter_name)
         self.peft_config.pop(adapter_name, None)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Translate a file's names, and refuse a file that is not this adapter's."""
-        mapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
-        expected = {
-            f"{name}.{key}".removeprefix("."): tuple(value.shape)
-            for name, part in model.named_modules()
-            if isinstance(part, AdapterPart)
-            for key, value in part.tensors(adapter_name)
-        }
-        found = {
-            key: tuple(value.shape)
-            for key, value in mapped.items()
-            if key in expected or f".{cls.prefix}" in key
-        }
-        check_tensors(found, expected, type(model).__name__)
-        return mapped
 
 
 @contextmanager

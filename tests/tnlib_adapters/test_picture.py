@@ -1,0 +1,34 @@
+"""Pictures of networks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, Site, draw
+
+pytest.importorskip("matplotlib")
+SITE = Site("layers.0.q", 48, 36, role="q", depth=3, layer=1, slots=4, heads=4, kv_heads=4)
+CONFIGS = [DoTAConfig(), LoTRConfig(), LoRTAConfig(), LoRETTAConfig(), LoRETTAConfig(bottleneck=32)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_core_and_every_open_leg_is_drawn(config, tmp_path):
+    network = config.network(SITE)
+    ax = draw(network)
+    texts = " ".join(text.get_text() for text in ax.texts)
+    for core in network.cores:
+        assert core.name in texts
+    for leg in (*network.out_legs, *network.in_legs):
+        assert f"{leg}\n{network.sizes[leg]}" in texts
+    for leg, index in network.at.items():
+        assert f"{leg}\n{index} of {network.sizes[leg]}" in texts
+    assert f"{network.n_params:,} values" in ax.get_title()
+    ax.figure.savefig(tmp_path / "network.png")
+    assert (tmp_path / "network.png").stat().st_size > 1000
+
+
+def test_the_axes_given_are_used():
+    from matplotlib.figure import Figure
+
+    ax = Figure().add_subplot()
+    assert draw(LoTRConfig().network(SITE), ax) is ax
