@@ -4,10 +4,11 @@ Importing the package makes the methods known to PEFT; a program that loads a sa
 import it first.
 """
 
+from tnlib_adapters.core import Core
 from tnlib_adapters.counting import Count, CountRow, count
 from tnlib_adapters.linear import NetworkLinear
 from tnlib_adapters.methods import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig
-from tnlib_adapters.network import Core, Network
+from tnlib_adapters.network import Network
 from tnlib_adapters.picture import draw
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.series import Replacement, Series

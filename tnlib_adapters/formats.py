@@ -7,7 +7,8 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 
-from tnlib_adapters.network import Core, Network
+from tnlib_adapters.core import Core
+from tnlib_adapters.network import Network
 from tnlib_adapters.start import normal, zeros
 
 Leg = tuple[str, int]

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tnlib_adapters.network import computing
+from tnlib_adapters.core import computing
 from tnlib_adapters.shared import SharedCores
 from tnlib_adapters.sites import Site
 from tnlib_adapters.update import Declaration, Update, adapted_forward

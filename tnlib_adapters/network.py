@@ -10,7 +10,6 @@ activations follow from the declaration.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,52 +20,14 @@ import torch
 from torch import Tensor
 
 from tnlib import Plan, PlansBySize, plan_by_size, plan_contraction
-from tnlib_adapters.start import Start, normal, somewhere
+from tnlib_adapters.core import Core, Cores, Declared
 
-Cores = Mapping[str, Tensor]
 Order = tuple[tuple[tuple[int, ...], str], ...]
 _ANY = 1 << 62
 
 
-@dataclass(frozen=True)
-class Core:
-    """One core of a network.
-
-    Attributes
-    ----------
-    name : str
-        Its name, an identifier.
-    legs : tuple of str
-        Names of its legs, in the order of its axes.
-    start : Start
-        Distribution of its initial values.
-    group : str, optional
-        None for a core of one weight; otherwise the name of a sharing group, for example "model":
-        cores of one name and group are one tensor.
-    frozen : bool
-        Whether it is kept as it starts.
-    """
-
-    name: str
-    legs: tuple[str, ...]
-    start: Start = normal()  # noqa: RUF009 (an immutable value)
-    group: str | None = None
-    frozen: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise ValueError(f"core names must be identifiers, got {self.name!r}")
-        if self.group is not None and not re.fullmatch(r"\w+", self.group):
-            raise ValueError(f"groups are named by letters, digits and _, got {self.group!r}")
-
-    @property
-    def key(self) -> str:
-        """The name under which its values are kept: with the group, where it has one."""
-        return self.name if self.group is None else f"{self.name}_{self.group}"
-
-
 @dataclass(frozen=True, eq=False)
-class Network:
+class Network(Declared):
     """A tensor network whose open legs are the rows and columns of a weight update.
 
     Attributes
@@ -148,33 +109,10 @@ class Network:
         """Columns of the update."""
         return math.prod(self.sizes[leg] for leg in self.in_legs)
 
-    def check_fits(self, out_features: int, in_features: int) -> None:
-        """Raise ValueError if the layer has other widths."""
-        if (self.out_features, self.in_features) != (out_features, in_features):
-            raise ValueError(
-                f"the network is {self.out_features} x {self.in_features}, the layer "
-                f"{out_features} x {in_features}"
-            )
-
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every core by its key, shared ones in full."""
         return {core.key: tuple(self.sizes[leg] for leg in core.legs) for core in self.cores}
-
-    @property
-    def n_params(self) -> int:
-        """Trainable values: those of its cores, shared ones in full, without the anchor."""
-        shapes = self.shapes
-        return sum(math.prod(shapes[core.key]) for core in self.cores if not core.frozen)
-
-    def initial(
-        self, generator: torch.Generator | None = None, *, zeros: bool = True
-    ) -> dict[str, Tensor]:
-        """Draw initial cores, by key; without `zeros`, small values in the place of zeros."""
-        return {
-            core.key: (core.start if zeros else somewhere(core.start, shape)).draw(shape, generator)
-            for core, shape in zip(self.cores, self.shapes.values(), strict=True)
-        }
 
     def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
         """The dense update, of shape (out_features, in_features), in the dtype of the cores.
@@ -334,11 +272,3 @@ def _stepwise(order: Order, operands: list[Tensor]) -> Tensor:
     for inputs, equation in order:
         values.append(torch.einsum(equation, *[values[k] for k in inputs]))
     return values[-1]
-
-
-def computing(tensors: Sequence[Tensor]) -> torch.dtype:
-    """The dtype in which tensors are combined: theirs, but at least float32."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype

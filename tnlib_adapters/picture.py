@@ -6,7 +6,8 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from tnlib_adapters.network import Core, Network
+from tnlib_adapters.core import Core
+from tnlib_adapters.network import Network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

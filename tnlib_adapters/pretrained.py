@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tnlib import mpo_decompose
-from tnlib_adapters.network import Network, computing
+from tnlib_adapters.core import computing
+from tnlib_adapters.network import Network
 
 
 def cores_of_weight(network: Network, weight: Tensor) -> dict[str, Tensor]:

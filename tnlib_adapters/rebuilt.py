@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tnlib_adapters.network import Cores, Network
+from tnlib_adapters.core import Cores
+from tnlib_adapters.network import Network
 from tnlib_adapters.stacked import Stacked
 
 

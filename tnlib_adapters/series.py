@@ -6,20 +6,19 @@ activations only and cannot be merged.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tnlib_adapters.network import Core, Cores, Network
+from tnlib_adapters.core import Core, Cores, Declared
+from tnlib_adapters.network import Network
 from tnlib_adapters.start import zeros
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class Series(Declared):
     """A series adapter, h + scale * up(relu(down(dropout(h)))), both maps with a bias.
 
     Attributes
@@ -39,8 +38,6 @@ class Series:
     side: str = "output"
     scale: float = 1.0
     dropout: float = 0.0
-    anchored = False
-    residual = False
 
     @cached_property
     def cores(self) -> tuple[Core, ...]:
@@ -54,11 +51,6 @@ class Series:
         biases = {"down_bias": (self.down.out_features,), "up_bias": (self.up.out_features,)}
         return self.down.shapes | self.up.shapes | biases
 
-    @property
-    def n_params(self) -> int:
-        """Trainable values."""
-        return sum(map(math.prod, self.shapes.values()))
-
     def check_fits(self, out_features: int, in_features: int) -> None:
         """Raise ValueError if the layer has another width on the adapter's side."""
         width = in_features if self.side == "input" else out_features
@@ -68,13 +60,6 @@ class Series:
                 f"the adapter maps {ends[0]} to {ends[1]} features, the layer's {self.side} has "
                 f"{width}"
             )
-
-    def initial(
-        self, generator: torch.Generator | None = None, *, zeros: bool = True
-    ) -> dict[str, Tensor]:
-        """Draw initial cores, by key; the biases are zero."""
-        drawn = self.down.initial(generator, zeros=zeros) | self.up.initial(generator, zeros=zeros)
-        return drawn | {c.key: torch.zeros(self.shapes[c.key]) for c in self.cores[-2:]}
 
     def planned(self) -> None:
         """Work out all orders now."""
@@ -96,7 +81,7 @@ class Series:
 
 
 @dataclass(frozen=True, eq=False)
-class Replacement:
+class Replacement(Declared):
     """A layer whose weight is a network, with a bias, in the place of the base layer.
 
     Attributes
@@ -106,8 +91,6 @@ class Replacement:
     """
 
     network: Network
-    anchored = False
-    residual = False
 
     @cached_property
     def cores(self) -> tuple[Core, ...]:
@@ -118,18 +101,6 @@ class Replacement:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every core by key."""
         return self.network.shapes | {"bias": (self.network.out_features,)}
-
-    @property
-    def n_params(self) -> int:
-        """Trainable values."""
-        return self.network.n_params + self.network.out_features
-
-    def initial(
-        self, generator: torch.Generator | None = None, *, zeros: bool = True
-    ) -> dict[str, Tensor]:
-        """Draw initial cores, by key; the bias is zero."""
-        drawn = self.network.initial(generator, zeros=zeros)
-        return drawn | {"bias": torch.zeros(self.network.out_features)}
 
     def check_fits(self, out_features: int, in_features: int) -> None:
         """Raise ValueError if the layer has other widths."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tnlib_adapters.network import Core
+from tnlib_adapters.core import Core
 
 
 class SharedCores(nn.Module):

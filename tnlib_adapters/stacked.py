@@ -14,11 +14,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tnlib_adapters.network import Core, Cores, Network
+from tnlib_adapters.core import Core, Cores, Declared
+from tnlib_adapters.network import Network
 
 
 @dataclass(frozen=True, eq=False)
-class Stacked:
+class Stacked(Declared):
     """Networks whose updates are the rows of one weight.
 
     Attributes
@@ -37,8 +38,6 @@ class Stacked:
 
     parts: tuple[Network, ...]
     groups: int = 1
-    anchored = False
-    residual = False
 
     def __post_init__(self) -> None:
         if len({part.in_features for part in self.parts}) != 1:
@@ -60,7 +59,7 @@ class Stacked:
         """All cores, those that several parts use once."""
         return tuple({core.key: core for part in self.parts for core in part.cores}.values())
 
-    @property
+    @cached_property
     def out_features(self) -> int:
         """Rows of the update."""
         return sum(part.out_features for part in self.parts)
@@ -69,14 +68,6 @@ class Stacked:
     def in_features(self) -> int:
         """Columns of the update."""
         return self.parts[0].in_features
-
-    def check_fits(self, out_features: int, in_features: int) -> None:
-        """Raise ValueError if the layer has other widths."""
-        if (self.out_features, self.in_features) != (out_features, in_features):
-            raise ValueError(
-                f"the networks are {self.out_features} x {self.in_features}, the layer "
-                f"{out_features} x {in_features}"
-            )
 
     @property
     def dropout(self) -> float:
@@ -89,12 +80,6 @@ class Stacked:
         return {key: shape for part in self.parts for key, shape in part.shapes.items()}
 
     @property
-    def n_params(self) -> int:
-        """Trainable values, those that several parts use counted once."""
-        shapes = self.shapes
-        return sum(torch.Size(shapes[c.key]).numel() for c in self.cores if not c.frozen)
-
-    @property
     def breakeven(self) -> int:
         """As for a network: below it no part forms its update."""
         return min(part.breakeven for part in self.parts)
@@ -103,15 +88,6 @@ class Stacked:
         """Work out all orders now."""
         for part in self.parts:
             part.planned()
-
-    def initial(
-        self, generator: torch.Generator | None = None, *, zeros: bool = True
-    ) -> dict[str, Tensor]:
-        """Draw initial cores, by key."""
-        found: dict[str, Tensor] = {}
-        for part in self.parts:
-            found = part.initial(generator, zeros=zeros) | found
-        return found
 
     def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
         """The dense update, of shape (out_features, in_features)."""

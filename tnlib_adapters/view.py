@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tnlib import CP, MPO, TT, Tucker, contract
-from tnlib_adapters.network import Cores, Network
+from tnlib_adapters.core import Cores
+from tnlib_adapters.network import Network
 from tnlib_adapters.stacked import Stacked, interleaved
 from tnlib_adapters.update import Update
 

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tnlib_adapters.checks import choice, flag, positive_int, positive_number
-from tnlib_adapters.network import Core, Network
+from tnlib_adapters.core import Core
+from tnlib_adapters.network import Network
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.sites import ROLES, Site
 from tnlib_adapters.stacked import Stacked
@@ -84,9 +85,8 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
         self, sites: Mapping[str, Site], usual: set[str] | str | None
     ) -> set[str] | str:
         """The paper's: q, k, v and o."""
-        return {site.path for site in sites.values() if site.role} or super().default_targets(
-            sites, usual
-        )
+        roles = {site.path for site in sites.values() if site.role}
+        return roles or super().default_targets(sites, usual)
 
     def network(self, site: Site) -> Network | Stacked:
         """The network of one weight: five shared factors, fixed at its layer and matrix."""
@@ -124,8 +124,7 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
     def _cp(
         self, site: Site, group: str, slot: int, whole: int, cut: int, heads: int, on_output: bool
     ) -> Network:
-        c = uniform(math.sqrt(6 / self.r))
-        cut_legs, whole_legs = ("head", "width"), ("whole",)
+        c, legs = uniform(math.sqrt(6 / self.r)), (("head", "width"), ("whole",))
         return Network(
             cores=(
                 Core("a", ("whole", "rank"), uniform(self.r**-0.5), f"{group}_{whole}"),
@@ -142,8 +141,8 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
                 "matrix": site.slots,
                 "rank": self.r,
             },
-            out_legs=cut_legs if on_output else whole_legs,
-            in_legs=whole_legs if on_output else cut_legs,
+            out_legs=legs[not on_output],
+            in_legs=legs[on_output],
             at={"layer": site.layer, "matrix": slot},
             scale=self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r),
         )

@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tnlib_adapters.checks import choice, positive_int, positive_number
-from tnlib_adapters.network import Core, Network
+from tnlib_adapters.core import Core
+from tnlib_adapters.network import Network
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.sites import Site
 from tnlib_adapters.start import normal, zeros

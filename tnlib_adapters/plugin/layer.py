@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
-from tnlib_adapters.network import computing
+from tnlib_adapters.core import computing
 from tnlib_adapters.shared import SharedCores
 from tnlib_adapters.sites import features, is_transposed
 from tnlib_adapters.update import Declaration, Update, adapted_forward
