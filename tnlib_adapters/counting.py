@@ -139,7 +139,9 @@ def _modules(model: nn.Module, config: NetworkConfig, adapted: list[str]) -> lis
     for name, module in model.named_modules():
         if saved and name.endswith(saved) and not (inside and name.startswith(inside)):
             inside = (*inside, f"{name}.")
-            size = sum(parameter.numel() for parameter in module.parameters())
+            # Where a copy is trained already, one of the two is counted.
+            original: nn.Module = getattr(module, "original_module", module)
+            size = sum(parameter.numel() for parameter in original.parameters())
             sizes.append((name.rpartition(".")[2], size))
     for name, parameter in model.named_parameters() if config.bias != "none" else ():
         owner, _, leaf = name.rpartition(".")

@@ -26,7 +26,7 @@ Order = tuple[tuple[tuple[int, ...], str], ...]
 _ANY = 1 << 62
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Network(Declared):
     """A tensor network whose open legs are the rows and columns of a weight update.
 
@@ -181,7 +181,7 @@ class Network(Declared):
             return _ANY
         return plans.breakeven[-1] - 1 if plans.breakeven else 0
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """One line a core, and the count."""
         lines = [f"Network {self.out_features} x {self.in_features}, {self.n_params:,} values"]
         for core in self.cores:

@@ -17,7 +17,7 @@ from tnlib_adapters.network import Network
 from tnlib_adapters.start import zeros
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Series(Declared):
     """A series adapter, h + scale * up(relu(down(dropout(h)))), both maps with a bias.
 
@@ -73,14 +73,14 @@ class Series(Declared):
         z = functional.relu(self.down.apply(z, cores) + cores["down_bias"])
         return h + (self.scale * (self.up.apply(z, cores) + cores["up_bias"])).to(h.dtype)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Both maps in turn."""
         return (
             f"Series adapter on the {self.side}, {self.n_params:,} values\n{self.down}\n{self.up}"
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Replacement(Declared):
     """A layer whose weight is a network, with a bias, in the place of the base layer.
 
@@ -115,6 +115,6 @@ class Replacement(Declared):
         y = self.network.apply(x.to(cores["bias"].dtype), cores) + cores["bias"]
         return y.to(x.dtype)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """The network of the weight."""
         return f"Replaced layer, {self.n_params:,} values\n{self.network}"

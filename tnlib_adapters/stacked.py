@@ -18,7 +18,7 @@ from tnlib_adapters.core import Core, Cores, Declared
 from tnlib_adapters.network import Network
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stacked(Declared):
     """Networks whose updates are the rows of one weight.
 
@@ -97,7 +97,7 @@ class Stacked(Declared):
         """``x @ delta.T`` for ``x`` of shape (..., in_features)."""
         return interleaved([part.apply(x, cores, anchor) for part in self.parts], self.groups)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Every part in turn."""
         return "\n".join(map(str, self.parts))
 

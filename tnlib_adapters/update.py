@@ -84,11 +84,13 @@ class Update(nn.Module):
 
     @property
     def cores(self) -> dict[str, Tensor]:
-        """Its cores by key, shared ones included."""
-        return {
-            core.key: getattr(self, core.key) if core.group is None else self._of_group(core.key)
-            for core in self.network.cores
-        }
+        """Its cores by key; shared ones on the device of its own, where it has any."""
+        own = next(iter(self.parameters(recurse=False)), None)
+        found = {}
+        for core in self.network.cores:
+            value = getattr(self, core.key) if core.group is None else self._of_group(core.key)
+            found[core.key] = value if own is None else value.to(own.device)
+        return found
 
     def _of_group(self, key: str) -> Tensor:
         shared: SharedCores = self._shared  # type: ignore[assignment]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 
 import peft
 import pytest
@@ -226,3 +229,32 @@ def test_a_save_that_fails_leaves_the_previous_files_whole(folder, tmp_path, mon
     with pytest.raises(OSError, match="no space left"):
         next(iter(model.peft_config.values())).save_pretrained(target)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+SAVE = """
+import sys, peft, torch, tnlib_adapters
+from tests.tnlib_adapters.models import make
+from tnlib_adapters import LoTRConfig
+model = peft.get_peft_model(make("bert"), LoTRConfig(r=600, target_modules=["query"]))
+parameters = [p for p in model.parameters() if p.requires_grad]
+for k in range(10_000):
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.fill_(k)
+    model.save_pretrained(sys.argv[1])
+    print(k, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 0.013, 0.037, 0.1])
+def test_a_save_that_is_killed_leaves_a_whole_file(wait, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", SAVE, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        for _ in range(3):
+            assert child.stdout.readline()
+        time.sleep(wait)
+        child.kill()
+    saved = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
+    assert len({float(value) for tensor in saved.values() for value in tensor.unique()}) == 1
+    assert peft.PeftModel.from_pretrained(make("bert"), tmp_path)

@@ -92,9 +92,11 @@ def warn(found: dict[str, list[str]], model: nn.Module, entries: Entries) -> Non
 
 def overlooked(error: Exception, model: nn.Module, entries: Entries) -> str:
     """What a user may have overlooked where nothing at all matched; empty for other errors."""
-    if "not found in the base model" not in str(error):
+    # PEFT says the second where modules are trained in full beside (LoRETTA's norms).
+    messages = ("not found in the base model", "No modules were targeted for adaptation")
+    if not any(message in str(error) for message in messages):
         return ""
-    hint = ""
+    hint = "" if messages[0] in str(error) else f" target_modules: {entries!r}."
     if isinstance(entries, str) and entries.lower() != ALL_LINEAR:
         hint = " target_modules is a str, so it is a regular expression for whole names."
     last = {entries} if isinstance(entries, str) else set(entries or ())

@@ -90,7 +90,7 @@ class NetworkTuner(BaseTuner):
         TypeError
             If an adapter is not an update of the weight; then nothing is merged.
         """
-        self._check_additive(adapter_names)
+        self._check_mergeable(adapter_names)
         if safe_merge:
             for name in adapter_names or self.active_adapters:
                 for key, layer in self._layers(self.model, name):
@@ -107,7 +107,7 @@ class NetworkTuner(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:
         if merge:
-            self._check_additive(adapter_names)
+            self._check_mergeable(adapter_names)
         else:
             restore_parts(self.model)
         layers = self._all_layers()
@@ -120,12 +120,18 @@ class NetworkTuner(BaseTuner):
             delattr(self.model, STORE)
         return model
 
-    def _check_additive(self, adapter_names: list[str] | None) -> None:
+    def _check_mergeable(self, adapter_names: list[str] | None) -> None:
+        """Raise before anything is merged if something cannot be."""
         for name in adapter_names or self.active_adapters:
             for key, layer in self._layers(self.model, name):
-                if not layer.update(name).additive:
-                    with _naming(key):
+                with _naming(key):
+                    if not layer.update(name).additive:
                         layer.update(name).delta()
+                    if hasattr(layer.get_base_layer().weight, "full_tensor"):
+                        raise ValueError(
+                            "the weight is sharded over devices; save the adapter, load it in one "
+                            "process and merge there"
+                        )
 
     def _report_rounding(self, layers: list[NetworkLayer]) -> None:
         lost = sorted(value for layer in layers for value in layer.rounding.values())
