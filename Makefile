@@ -16,8 +16,8 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
 
-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+slow: $(VENV)/.dev build/peft-oldest
+	OLDEST_PEFT=$(CURDIR)/build/peft-oldest $(BIN)/python -m pytest -m slow $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
@@ -33,6 +33,12 @@ bench: $(VENV)/.dev
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt -e '.[$*]'
+	touch $@
+
+# The oldest supported version of PEFT, beside the one that is installed.
+build/peft-oldest: $(VENV)/.dev
+	rm -rf $@
+	$(PIP) install -q --no-deps --target $@ "peft==0.20.0"
 	touch $@
 
 clean:

@@ -75,7 +75,7 @@ def restore_parts(model: nn.Module, adapter_name: str | None = None) -> None:
         kept = module._get_available_adapters() - {adapter_name}
         if adapter_name is not None and kept:
             active = [n for n in module.active_adapters if n != adapter_name]
-            module.delete_adapter(adapter_name, active)  # type: ignore[no-untyped-call]
+            module.delete_adapter(adapter_name, active)
         else:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.original_module)

@@ -98,7 +98,7 @@ def overlooked(error: Exception, model: nn.Module, entries: Entries) -> str:
         return ""
     hint = "" if messages[0] in str(error) else f" target_modules: {entries!r}."
     if isinstance(entries, str) and entries.lower() != ALL_LINEAR:
-        hint = " target_modules is a str, so it is a regular expression for whole names."
+        hint += " target_modules is a str, so it is a regular expression for whole names."
     last = {entries} if isinstance(entries, str) else set(entries or ())
     return hint + _named([name for name in bare_experts(model) if name.rsplit(".", 1)[-1] in last])
 
