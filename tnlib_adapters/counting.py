@@ -107,15 +107,24 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig) -> Count:
 
     Raises
     ------
+    TypeError
+        If `config` is not a configuration of these methods, or matches what is not linear.
     ValueError
         If no weight matches the targets.
     """
+    if not isinstance(config, NetworkConfig):
+        raise TypeError(f"config must be one of these methods', got {type(config).__name__}")
     if not isinstance(model, nn.Module):
         model = _skeleton(model)
     heads = _HEADS.get(config.task_type or "", ())
     config = targets.resolved(config, model, [*heads])
     sites = find_sites(model)
-    names = [name for name in sites if check_target_module_exists(config, name)]
+    matched = [n for n, _ in model.named_modules() if n and check_target_module_exists(config, n)]
+    names = [name for name in matched if name in sites]
+    if len(names) < len(matched):
+        other = next(name for name in matched if name not in sites)
+        kind = type(model.get_submodule(other)).__name__
+        raise TypeError(f"{other}: cannot adapt a {kind}; leave it out of target_modules")
     if not names:
         raise ValueError(f"target_modules={config.target_modules!r} match no linear layer")
     found: dict[tuple[str, str, tuple[int, ...]], set[str]] = {}

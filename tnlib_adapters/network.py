@@ -68,20 +68,29 @@ class Network(Declared):
     residual: bool = False
 
     def __post_init__(self) -> None:
-        counts = Counter(core.name for core in self.cores)
-        if max(counts.values(), default=0) > 1:
-            raise ValueError(f"core names must be different, got {list(counts.elements())}")
+        if not self.cores:
+            raise ValueError("a network needs at least one core")
+        for keys in ([core.name for core in self.cores], [core.key for core in self.cores]):
+            if len(set(keys)) != len(keys):
+                raise ValueError(f"core names must be different, got {keys}")
+        if not (math.isfinite(self.scale) and 0 <= self.dropout < 1):
+            raise ValueError(f"got scale={self.scale}, dropout={self.dropout}; dropout is below 1")
         legs = {leg for core in self.cores for leg in core.legs}
         unknown = sorted(legs - set(self.sizes))
         if unknown:
             raise ValueError(f"legs without a size: {unknown}; add them to sizes")
-        if min(self.sizes.values(), default=1) < 1:
-            raise ValueError(f"every leg's size must be at least 1, got {dict(self.sizes)}")
+        if not all(isinstance(size, int) and size >= 1 for size in self.sizes.values()):
+            raise ValueError(f"every leg's size must be an int, at least 1, got {dict(self.sizes)}")
         for leg, index in self.at.items():
             if not (leg in legs and 0 <= index < self.sizes[leg]):
                 raise ValueError(f"cannot be fixed at {leg}={index}: sizes are {dict(self.sizes)}")
         open_legs = (*self.out_legs, *self.in_legs)
-        loose = sorted(set(open_legs) - legs | set(open_legs) & set(self.at))
+        if len(set(open_legs)) != len(open_legs):
+            raise ValueError(f"a leg can be open once, got {open_legs}")
+        both = sorted(set(open_legs) & set(self.at))
+        if both:
+            raise ValueError(f"legs cannot be open and fixed by at: {both}")
+        loose = sorted(set(open_legs) - legs)
         if loose:
             raise ValueError(f"open legs that no core has: {loose}")
         joints = Counter(leg for core in self.cores for leg in self._legs(core))
@@ -92,8 +101,6 @@ class Network(Declared):
         )
         if single:
             raise ValueError(f"legs of one core that are not open, so nothing joins them: {single}")
-        if len(set(open_legs)) != len(open_legs):
-            raise ValueError(f"a leg can be open once, got {open_legs}")
         if self.anchored and any(core.group or core.frozen for core in self.cores):
             raise ValueError("an anchored network has trainable cores of its own only")
         if self.residual and not self.anchored:
@@ -238,14 +245,14 @@ class Network(Declared):
     def _token_plans(self) -> PlansBySize:
         tokens: tuple[int | str, ...] = ("tokens", *self._in_sizes)
         shapes = self._fixed_shapes()
-        return plan_by_size(self.equation("tokens"), tokens, *shapes, requires_grad=())
+        return plan_by_size(self.equation(" tokens"), tokens, *shapes, requires_grad=())
 
     def _fixed_shapes(self) -> list[tuple[int, ...]]:
         return [tuple(self.sizes[leg] for leg in self._legs(core)) for core in self.cores]
 
     def equation(self, batch: str | None = None) -> str:
         """The einsum equation of the dense update, or with `batch` of its product with rows."""
-        names = [*self.sizes, "tokens"]
+        names = [*self.sizes, batch or ""]
         symbol = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate(names)}
 
         def spell(legs: Sequence[str]) -> str:

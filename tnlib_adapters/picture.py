@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 
 from tnlib_adapters.core import Core
 from tnlib_adapters.network import Network
+from tnlib_adapters.series import Replacement, Series
+from tnlib_adapters.stacked import Stacked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from tnlib_adapters.update import Declaration
 
 _OWN, _SHARED, _FROZEN = "#99ccee", "#ffbb99", "#cccccc"
 
 
-def draw(network: Network, ax: Axes | None = None) -> Axes:
-    """Draw a network.
+def draw(declaration: Declaration) -> Figure:
+    """Draw a declaration: one network, or one below the other where it has several.
 
     Cores stand in the order in which they are joined, those of this weight blue, shared ones
     orange, frozen ones grey. A line between two cores is a leg that they share, with its size; a
@@ -25,24 +30,37 @@ def draw(network: Network, ax: Axes | None = None) -> Axes:
 
     Parameters
     ----------
-    network : Network
-        A declaration.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure's by default.
+    declaration : Network, Stacked, Series or Replacement
+        Such as ``config.network(site)``.
 
     Returns
     -------
-    matplotlib.axes.Axes
+    matplotlib.figure.Figure
 
     Raises
     ------
     ImportError
         If matplotlib is not installed.
     """
-    if ax is None:
-        from matplotlib.figure import Figure
+    from matplotlib.figure import Figure
 
-        ax = Figure(figsize=(1.6 * len(network.cores) + 1, 3)).add_subplot()
+    networks = _networks(declaration)
+    width = 1.6 * max(len(network.cores) for network in networks) + 1
+    figure = Figure(figsize=(width, 3.0 * len(networks)), layout="constrained")
+    for k, network in enumerate(networks):
+        _draw(network, figure.add_subplot(len(networks), 1, k + 1))
+    return figure
+
+
+def _networks(declaration: Declaration) -> tuple[Network, ...]:
+    if isinstance(declaration, Stacked):
+        return declaration.parts
+    if isinstance(declaration, Series):
+        return declaration.down, declaration.up
+    return (declaration.network if isinstance(declaration, Replacement) else declaration,)
+
+
+def _draw(network: Network, ax: Axes) -> None:
     order = _in_line(network)
     place = {core.name: (1.6 * k, 0.0) for k, core in enumerate(order)}
     holders: dict[str, list[str]] = defaultdict(list)
@@ -97,7 +115,6 @@ def draw(network: Network, ax: Axes | None = None) -> Axes:
     ax.set_xlim(-1.0, 1.6 * (len(order) - 1) + 1.0)
     ax.set_ylim(-1.9, 1.8 + 0.5 * max(len(joints) - 1, 0) if joints else 1.2)
     ax.set_axis_off()
-    return ax
 
 
 def _line(ax: Axes, a: tuple[float, float], b: tuple[float, float]) -> None:

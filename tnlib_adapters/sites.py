@@ -17,17 +17,26 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 ROLES = ("q", "k", "v", "o")
-_PATTERNS = {
-    "q": r"(q|q_proj|query|q_lin|query_proj|to_q|q_linear|wq)",
-    "k": r"(k|k_proj|key|k_lin|key_proj|to_k|k_linear|wk)",
-    "v": r"(v|v_proj|value|v_lin|value_proj|to_v|v_linear|wv)",
-    "o": r"(o|o_proj|out_proj|out_lin|.*(attn|attention)\.(dense|c_proj|proj|projection|wo)"
-    r"|.*(attention|attn)\.output\.dense)",
+# Names that say it all, and names that do so inside an attention only.
+_PLAIN = {
+    "q": r"(q_proj|query_proj|q_lin|to_q|q_linear)",
+    "k": r"(k_proj|key_proj|k_lin|to_k|k_linear)",
+    "v": r"(v_proj|value_proj|v_lin|to_v|v_linear)",
+    "o": r"o_proj",
+}
+_INSIDE = {
+    "q": r"(q|query|wq)",
+    "k": r"(k|key|wk)",
+    "v": r"(v|value|wv)",
+    "o": r"(o|wo|out_proj|out_lin|dense|c_proj|proj|projection)",
     "qkv": r"(c_attn|qkv|qkv_proj|Wqkv|W_pack|in_proj|query_key_value)",
 }
-_LEAF = {role: re.compile(rf"(?:.*\.)?{pattern}") for role, pattern in _PATTERNS.items()}
-# Fused projections whose rows come head group by head group; the others come role by role.
-_INTERLEAVED = ("in_proj", "query_key_value")
+_ATTENTION = re.compile(r"(?i).*(attn|attention)")
+# Architectures whose fused rows come head group by head group; elsewhere role by role, except
+# that names which say nothing need a known architecture, and CodeGen has an order of its own.
+_INTERLEAVED = ("bloom", "deberta", "falcon", "gpt_bigcode", "gpt_neox", "persimmon")
+_BY_ROLE = ("chatglm",)
+_ANY_ORDER = ("in_proj", "query_key_value")
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,10 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     [('0', 8), ('2', 4)]
     """
     linear = list(linear_layers(model))
-    heads, kv_heads = _heads(getattr(model, "config", None))
+    modules = dict(model.named_modules())
+    owners = {name: _Owner.of(name, modules) for name, _ in linear}
     places = {name: _place(name) for name, _ in linear}
-    roles = {
-        name: _role(places[name][2] or name, out, heads, kv_heads) for name, (out, _) in linear
-    }
+    roles = {name: _role(name, out, owners[name]) for name, (out, _) in linear}
     # Layers are counted where there is attention, or everywhere if there is none.
     attended = {places[name][0] for name, role in roles.items() if role and places[name][0]}
     stacks = attended or {stack for stack, _, _ in places.values() if stack}
@@ -122,9 +130,9 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
             role=role,
             slot=slot,
             slots=count,
-            heads=heads,
-            kv_heads=kv_heads,
-            interleaved=role == "qkv" and name.split(".")[-1] in _INTERLEAVED,
+            heads=owners[name].heads,
+            kv_heads=owners[name].kv_heads,
+            interleaved=role == "qkv" and owners[name].kind in _INTERLEAVED,
         )
     return sites
 
@@ -137,14 +145,15 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
             continue
         widths = features(module)
         if widths is not None:
-            inner = (*inner, name + ".") if hasattr(module, "base_layer") else inner
+            inner = inner if _inside(module) is None else (*inner, name + ".")
             yield name, widths
 
 
 def features(module: nn.Module) -> tuple[int, int] | None:
     """Output and input width of a linear layer, plain, transposed, quantised or adapted."""
-    if hasattr(module, "base_layer"):
-        return features(module.base_layer)  # type: ignore[arg-type]
+    inside = _inside(module)
+    if inside is not None:
+        return features(inside)
     if is_transposed(module):
         width, out = module.weight.shape  # type: ignore[misc]
         return int(out), int(width)
@@ -154,6 +163,13 @@ def features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear) or named:
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
     return None
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """The layer inside an adapted one, of PEFT's or in plain torch."""
+    name = "base" if type(module).__name__ == "NetworkLinear" else "base_layer"
+    inner: nn.Module | None = getattr(module, name, None)
+    return inner
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -167,24 +183,51 @@ def _place(name: str) -> tuple[str, int, str]:
     return (match[1] or ".", int(match[2]), match[3]) if match else ("", 0, "")
 
 
-def _role(path: str, out: int, heads: int, kv_heads: int) -> str:
-    role = next((role for role, leaf in _LEAF.items() if leaf.fullmatch(path)), "")
-    if role == "qkv" and out % (heads + 2 * kv_heads):
+@dataclass(frozen=True)
+class _Owner:
+    """What the modules around a linear layer say of it: the kind of model, and its heads."""
+
+    kind: str = ""
+    heads: int = 1
+    kv_heads: int = 1
+
+    @classmethod
+    def of(cls, name: str, modules: dict[str, nn.Module]) -> _Owner:
+        """Read the nearest module around `name` that states its heads, or the configuration."""
+        parts = name.split(".")
+        around = [modules[".".join(parts[:k])] for k in range(len(parts) - 1, -1, -1)]
+        configs = [c for c in (getattr(m, "config", None) for m in around) if c is not None]
+        configs = [c.get_text_config() if hasattr(c, "get_text_config") else c for c in configs]
+        kind = next((str(c.model_type) for c in configs if hasattr(c, "model_type")), "")
+        sources = [*around[:2], *configs]
+        for source in sources:
+            heads = _stated(source, "num_attention_heads", "num_heads", "n_heads")
+            if heads:
+                groups = _stated(source, "num_key_value_groups")
+                kv = _stated(source, "num_key_value_heads", "num_kv_heads", "kv_heads")
+                kv = kv or (heads // groups if groups else 0)
+                return cls(kind, heads, kv or heads)
+        return cls(kind)
+
+
+def _stated(source: Any, *names: str) -> int:
+    """The first of some attributes that is a positive int, else 0."""
+    values = (getattr(source, name, None) for name in names)
+    return next((n for n in values if isinstance(n, int) and n > 0), 0)
+
+
+def _role(name: str, out: int, owner: _Owner) -> str:
+    parent, _, leaf = name.rpartition(".")
+    inside = _ATTENTION.match(parent) is not None
+    tables = (_PLAIN, _INSIDE) if inside else (_PLAIN,)
+    role = next((r for t in tables for r, pattern in t.items() if re.fullmatch(pattern, leaf)), "")
+    if role == "o" and leaf == "dense" and not re.search(r"(?i)attention(\.output)?$", parent):
         return ""
-    return role
-
-
-def _heads(config: Any) -> tuple[int, int]:
-    """Query heads and key/value heads that a transformers configuration states, else ones."""
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None)
-    if not isinstance(heads, int):
-        return 1, 1
-    kv_heads = getattr(config, "num_key_value_heads", None)
-    if getattr(config, "multi_query", False):
-        kv_heads = 1
-    return heads, kv_heads if isinstance(kv_heads, int) else heads
+    if role != "qkv":
+        return role
+    known = owner.kind in _INTERLEAVED or owner.kind in _BY_ROLE or leaf not in _ANY_ORDER
+    whole = out % (owner.heads + 2 * owner.kv_heads) == 0
+    return role if known and whole and owner.kind != "codegen" else ""
 
 
 def _slots(

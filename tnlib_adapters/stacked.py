@@ -51,8 +51,12 @@ class Stacked(Declared):
         for part in self.parts:
             for core in part.cores:
                 shape = part.shapes[core.key]
-                if seen.setdefault(core.key, shape) != shape or core.group is None:
-                    raise ValueError(f"parts use the core {core.key} differently")
+                if core.key in seen and (core.group is None or seen[core.key] != shape):
+                    raise ValueError(
+                        f"two parts have a core {core.key!r}, of shapes {seen[core.key]} and "
+                        f"{shape}; cores without a group need names of their own"
+                    )
+                seen[core.key] = shape
 
     @cached_property
     def cores(self) -> tuple[Core, ...]:

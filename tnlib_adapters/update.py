@@ -18,6 +18,7 @@ from tnlib_adapters.network import Network
 from tnlib_adapters.rebuilt import rebuilt_linear
 from tnlib_adapters.series import Replacement, Series
 from tnlib_adapters.shared import SharedCores
+from tnlib_adapters.sites import is_transposed
 from tnlib_adapters.stacked import Stacked
 
 ANCHOR = "anchor_"
@@ -61,6 +62,8 @@ class Update(nn.Module):
         # Not a submodule: the container is registered once, for all layers.
         object.__setattr__(self, "_shared", shared)
         for core, shape in zip(network.cores, network.shapes.values(), strict=True):
+            if hasattr(type(self), core.key) or core.key in self.__dict__:
+                raise ValueError(f"a core cannot be called {core.key!r}; choose another name")
             if core.group is not None:
                 if shared is None:
                     raise ValueError(f"core {core.name!r} is shared; pass shared=SharedCores()")
@@ -132,10 +135,12 @@ class Update(nn.Module):
         """Raise RuntimeError if the cores were allocated and never set or loaded."""
         if self.filled or torch.compiler.is_compiling():
             return
-        if not any(core.any() for core in self.cores.values()):
+        cores = self.cores.values()
+        if any(core.is_meta for core in cores) or not any(core.any() for core in cores):
             raise RuntimeError(
-                "the cores were allocated but never loaded: init_weights='saved' is what saved "
-                "configurations say; to start a new adapter from one, set init_weights=True"
+                "the cores were allocated but never loaded. Either the file has none for this "
+                "layer, being of another model; or a new adapter was made with "
+                "init_weights='saved', which saved configurations say: set init_weights=True"
             )
         self.filled = True
 
@@ -212,7 +217,10 @@ class Update(nn.Module):
         x = functional.dropout(x, network.dropout, self.training)
         if _tokens(x) <= network.breakeven:
             dtype = next(iter(cores.values())).dtype
-            y: Tensor = network.apply(x.to(dtype), cores, self.anchor)
+            # Half precision would round away the difference of the two terms.
+            autocast = not network.anchored and torch.is_autocast_enabled(x.device.type)
+            with torch.autocast(x.device.type, enabled=autocast):
+                y: Tensor = network.apply(x.to(dtype), cores, self.anchor)
             return y
         return rebuilt_linear(x, None, None, network, cores, self.anchor)
 
@@ -253,11 +261,6 @@ def base_weight(base: nn.Module) -> Tensor:
     return weight.mT if is_transposed(base) else weight
 
 
-def is_transposed(base: nn.Module) -> bool:
-    """Whether the layer keeps its weight as (in_features, out_features), as GPT-2 does."""
-    return type(base).__name__ == "Conv1D" and hasattr(base, "nf")
-
-
 def _fusible_weight(base: nn.Module, x: Tensor) -> Tensor | None:
     """The base weight if adding the update to it before the product changes nothing else.
 
@@ -265,7 +268,9 @@ def _fusible_weight(base: nn.Module, x: Tensor) -> Tensor | None:
     the weight is trained too, and not below float32, where the sum would round away small updates.
     """
     plain = type(base) is nn.Linear or is_transposed(base)
-    hooked = base._forward_hooks or base._forward_pre_hooks or hasattr(base, "_hf_hook")
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = any(getattr(base, name) for name in hooks) or hasattr(base, "_hf_hook")
+    hooked = hooked or "forward" in base.__dict__
     if not plain or hooked or torch.is_autocast_enabled(x.device.type):
         return None
     weight = base_weight(base)

@@ -103,7 +103,9 @@ def view(update: Update) -> UpdateView:
 
 
 def _block(network: Network, cores: Cores, anchor: Cores | None) -> Block:
-    for form in (_operator, _cp, _tucker, _train):
+    counts = Counter(leg for k in range(len(network.cores)) for leg in _legs(network, k))
+    simple = all(counts[leg] == 1 for leg in _open(network))
+    for form in (_operator, _cp, _tucker, _train) if simple else (_train,):
         found = form(network, network.values(cores))
         if found is None or (anchor is not None and not isinstance(found[0], TT | MPO)):
             continue
@@ -187,12 +189,16 @@ def _train(network: Network, values: list[Tensor]) -> Form:
         nodes.append((kept, value.reshape([network.sizes[leg] for leg in kept])))
     open_legs = _open(network)
     while True:
-        closed = next((n for n in nodes if len(nodes) > 1 and not set(n[0]) & open_legs), None)
-        if closed is None and _is_chain(nodes):
+        # Cores without open legs go into a neighbour, cores with the same open leg together.
+        counts = Counter(leg for legs, _ in nodes for leg in legs if leg in open_legs)
+        twice = {leg for leg, n in counts.items() if n > 1}
+        odd = [n for n in nodes if set(n[0]) & twice or not set(n[0]) & open_legs]
+        if len(nodes) == 1 or (not odd and _is_chain(nodes)):
             break
-        first = closed or nodes[0]
+        first = (odd or nodes)[0]
         rest = [node for node in nodes if node is not first]
-        second = max(rest, key=lambda node: len(set(node[0]) & set(first[0])))
+        ties = set(first[0]) & twice or set(first[0])
+        second = max(rest, key=lambda node: len(set(node[0]) & ties))
         others = [node for node in rest if node is not second]
         nodes = [_merged(first, second, others, open_legs), *others]
     ordered = _in_order(nodes)

@@ -231,6 +231,44 @@ def test_a_save_that_fails_leaves_the_previous_files_whole(folder, tmp_path, mon
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
+def test_a_loaded_configuration_can_be_changed_for_a_new_adapter(tmp_path):
+    model = peft.get_peft_model(make("llama"), LoTRConfig(r=4, target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path)
+    config = LoTRConfig.from_pretrained(tmp_path)
+    config.r, config.init_weights, config.inference_mode = 6, True, False
+    again = peft.get_peft_model(make("llama"), config)
+    assert any(6 in p.shape for n, p in again.named_parameters() if "lotr" in n)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_other_ways_to_load_refuse_another_model_too(layers, tmp_path):
+    source = peft.get_peft_model(make("llama"), LoTRConfig(r=4, target_modules=["q_proj"]))
+    source.save_pretrained(tmp_path)
+
+    def other():
+        model = make("llama")
+        if layers == 3:
+            model.model.layers.append(make("llama").model.layers[0])
+        model.model.layers = model.model.layers[:layers]
+        return model
+
+    config = peft.PeftConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="saved for another model or configuration"):
+        peft.PeftModel.from_pretrained(other(), tmp_path, config=config)
+    adapted = peft.get_peft_model(other(), LoTRConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="saved for another model or configuration"):
+        adapted.load_adapter(tmp_path, "default")
+
+
+def test_modules_to_save_are_checked():
+    with pytest.raises(TypeError, match="modules_to_save must be a list of names, got 'lm_head'"):
+        LoTRConfig(modules_to_save="lm_head")
+    with pytest.warns(
+        UserWarning, match=r"modules_to_save entries that matched no module: \['lm_h"
+    ):
+        peft.get_peft_model(make("bert"), LoTRConfig(modules_to_save=["lm_head"]))
+
+
 SAVE = """
 import sys, peft, torch, tnlib_adapters
 from tests.tnlib_adapters.models import make

@@ -99,6 +99,17 @@ BAD = [
     ({"cores": (Core("a", ("in", "out")),), "out_legs": ("out", "in")}, "open once"),
     ({"cores": (Core("a", ("in", "out")),), "residual": True}, "needs an anchored network"),
     ({"cores": (Core("a", ("in", "out")),), "sizes": {"in": 2, "out": 0}}, "at least 1"),
+    ({"cores": (Core("a", ("in", "out")),), "sizes": {"in": 2.0, "out": 3}}, "must be an int"),
+    ({"cores": ()}, "at least one core"),
+    ({"cores": (Core("a", ("in", "out")),), "dropout": 1.0}, "dropout is below 1"),
+    ({"cores": (Core("a", ("in", "out")),), "scale": float("nan")}, "scale=nan"),
+    ({"cores": (Core("a", ("in", "out")),), "at": {"in": 0}}, r"open and fixed by at: \['in'\]"),
+    ({"cores": (Core("a", ("in", "out")),), "at": {"layer": 0}}, "cannot be fixed at layer=0"),
+    (
+        {"cores": (Core("u", ("in",), group="x_1"), Core("u_x", ("out",), group="1"))},
+        "must be different, got .*u_x_1",
+    ),
+    ({"cores": (Core("a", ("in", "out"), group="g"),), "anchored": True}, "of its own only"),
 ]
 
 

@@ -14,7 +14,8 @@ CONFIGS = [DoTAConfig(), LoTRConfig(), LoRTAConfig(), LoRETTAConfig(), LoRETTACo
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_core_and_every_open_leg_is_drawn(config, tmp_path):
     network = config.network(SITE)
-    ax = draw(network)
+    figure = draw(network)
+    (ax,) = figure.axes
     texts = " ".join(text.get_text() for text in ax.texts)
     for core in network.cores:
         assert core.name in texts
@@ -23,12 +24,15 @@ def test_every_core_and_every_open_leg_is_drawn(config, tmp_path):
     for leg, index in network.at.items():
         assert f"{leg}\n{index} of {network.sizes[leg]}" in texts
     assert f"{network.n_params:,} values" in ax.get_title()
-    ax.figure.savefig(tmp_path / "network.png")
+    figure.savefig(tmp_path / "network.png")
     assert (tmp_path / "network.png").stat().st_size > 1000
 
 
-def test_the_axes_given_are_used():
-    from matplotlib.figure import Figure
-
-    ax = Figure().add_subplot()
-    assert draw(LoTRConfig().network(SITE), ax) is ax
+def test_declarations_of_several_networks_have_one_below_the_other():
+    fused = Site("layers.0.c", 144, 48, role="qkv", slots=4, heads=4, kv_heads=4)
+    for network, parts in (
+        (LoRTAConfig().network(fused), 3),
+        (LoRETTAConfig(variant="adp").network(SITE), 2),
+        (LoRETTAConfig(tt_head=True).network(Site("pooler.dense", 48, 48)), 1),
+    ):
+        assert len(draw(network).axes) == parts

@@ -78,3 +78,92 @@ def test_adapted_and_bypassed_layers():
     assert list(before) == ["out"]
     adapted = peft.get_peft_model(model, LoTRConfig(target_modules=["out"]))
     assert find_sites(adapted.base_model.model) == before
+
+
+SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 32}
+FALCON = SMALL | {"ffn_hidden_size": 96}
+# Class, configuration, a fused projection, its query and key heads, whether heads interleave.
+FUSED = {
+    "bloom": (hf.BloomModel, hf.BloomConfig(hidden_size=48, n_layer=2, n_head=4), (4, 4, True)),
+    "gpt_neox": (hf.GPTNeoXModel, hf.GPTNeoXConfig(**SMALL, intermediate_size=96), (4, 4, True)),
+    "falcon, one key head": (hf.FalconModel, hf.FalconConfig(**FALCON), (4, 1, True)),
+    "falcon, all key heads": (
+        hf.FalconModel,
+        hf.FalconConfig(**FALCON, multi_query=False),
+        (4, 4, True),
+    ),
+    "falcon, grouped": (
+        hf.FalconModel,
+        hf.FalconConfig(**FALCON, new_decoder_architecture=True, num_kv_heads=2),
+        (4, 2, True),
+    ),
+    "bigcode": (
+        hf.GPTBigCodeModel,
+        hf.GPTBigCodeConfig(n_embd=48, n_layer=2, n_head=4, multi_query=False),
+        (4, 4, True),
+    ),
+    "bigcode, one key head": (
+        hf.GPTBigCodeModel,
+        hf.GPTBigCodeConfig(n_embd=48, n_layer=2, n_head=4),
+        (4, 1, True),
+    ),
+    "mpt": (hf.MptModel, hf.MptConfig(d_model=48, n_layers=2, n_heads=4), (4, 4, False)),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_projections_are_laid_out_as_the_architecture_has_them(name):
+    kind, config, expected = FUSED[name]
+    with torch.device("meta"):
+        sites = find_sites(kind(config))
+    found = [site for site in sites.values() if site.role == "qkv"]
+    assert len(found) == 2
+    assert {(site.heads, site.kv_heads, site.interleaved) for site in found} == {expected}
+
+
+NO_ROLE = {
+    "codegen": (hf.CodeGenModel, hf.CodeGenConfig(n_embd=48, n_layer=2, n_head=4, rotary_dim=4)),
+    "mamba": (hf.MambaModel, hf.MambaConfig(hidden_size=48, num_hidden_layers=2)),
+    "lfm2": (
+        hf.Lfm2Model,
+        hf.Lfm2Config(**SMALL, num_key_value_heads=2, layer_types=["conv", "conv"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_ROLE)
+def test_projections_that_are_not_queries_keys_and_values_have_no_role(name):
+    kind, config = NO_ROLE[name]
+    with torch.device("meta"):
+        sites = find_sites(kind(config))
+    assert not any(site.role == "qkv" for site in sites.values())
+
+
+def test_towers_with_heads_of_their_own():
+    text = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = text | {"num_attention_heads": 6, "image_size": 16, "patch_size": 8}
+    with torch.device("meta"):
+        clip = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision))
+        bart = hf.BartModel(
+            hf.BartConfig(d_model=48, encoder_attention_heads=4, decoder_attention_heads=8)
+        )
+    for model, key, heads in (
+        (clip, "text_model", 4),
+        (clip, "vision_model", 6),
+        (bart, "encoder.", 4),
+        (bart, "decoder.", 8),
+    ):
+        found = [s for s in find_sites(model).values() if key in s.name and s.role in ("q", "k")]
+        assert found
+        assert {(site.heads, site.kv_heads) for site in found} == {(heads, heads)}
+
+
+def test_layers_adapted_in_plain_torch_are_sites_still():
+    from tnlib_adapters import LoTRConfig, NetworkLinear
+
+    model = MAKERS["llama"]()
+    before = find_sites(model)
+    name = "model.layers.0.self_attn.q_proj"
+    layer = NetworkLinear.from_linear(model.get_submodule(name), LoTRConfig())
+    model.set_submodule(name, layer)
+    assert find_sites(model) == before

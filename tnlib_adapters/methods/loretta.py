@@ -28,7 +28,7 @@ from tnlib_adapters.series import Replacement, Series
 from tnlib_adapters.sites import Site, find_sites
 from tnlib_adapters.update import Declaration
 
-_HEAD = re.compile(r"(?:.*\.)?(?:(?:pooler|classifier)\.dense|pre_classifier)")
+_HEAD = re.compile(r"(?:.*\.)?(?:pooler|classifier)\.dense")
 _GATED = ("gate_proj", "up_proj", "gate_up_proj")
 
 
@@ -121,8 +121,8 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
             heads = [name for name in find_sites(model) if _HEAD.fullmatch(name)]
             if not heads:
                 raise ValueError(
-                    "tt_head=True, but the model has no pooler.dense, classifier.dense or "
-                    "pre_classifier; leave it out"
+                    "tt_head=True, but the model has no pooler.dense or classifier.dense; leave "
+                    "it out"
                 )
             save_parts(self, [], instead=heads, model=model)
 

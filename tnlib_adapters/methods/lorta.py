@@ -91,7 +91,8 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
     def network(self, site: Site) -> Network | Stacked:
         """The network of one weight: five shared factors, fixed at its layer and matrix."""
         if self.num_heads is not None:
-            kv_heads = self.num_kv_heads or self.num_heads
+            stated = site.kv_heads if site.heads > 1 else self.num_heads
+            kv_heads = self.num_kv_heads or stated
             site = replace(site, heads=self.num_heads, kv_heads=kv_heads)
         if not site.role:
             return self._other(site)

@@ -91,6 +91,11 @@ class NetworkConfig(PeftConfig):
             _names(name, value)
             if isinstance(value, list | tuple):
                 setattr(self, name, set(value))
+        if isinstance(self.modules_to_save, str):
+            raise TypeError(
+                f"modules_to_save must be a list of names, got {self.modules_to_save!r}"
+            )
+        _names("modules_to_save", self.modules_to_save)
         if self.target_modules is not None and not self.target_modules:
             raise ValueError("target_modules is empty; name modules, or leave it out")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:

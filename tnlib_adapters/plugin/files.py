@@ -14,6 +14,7 @@ from tnlib_adapters.plugin.layer import AdapterPart
 
 # What PEFT's wrapper puts before the names of the model it wraps.
 _OUTSIDE = "base_model.model."
+_KINDS = (AdapterPart, ModulesToSaveWrapper)
 
 Shape = tuple[int, ...]
 
@@ -57,7 +58,9 @@ def shapes_in(folder: Path) -> dict[str, Shape]:
     return {name: shape for name, (shape, *_) in spans.items()}
 
 
-def check_tensors(found: Mapping[str, Shape], model: nn.Module, adapter_name: str) -> None:
+def check_tensors(
+    found: Mapping[str, Shape], model: nn.Module, adapter_name: str, *, cores_only: bool = False
+) -> None:
     """Check that the tensors of a file are those of the adapter that was built for it.
 
     Parameters
@@ -65,9 +68,11 @@ def check_tensors(found: Mapping[str, Shape], model: nn.Module, adapter_name: st
     found : mapping of str to tuple of int
         Shapes by name in the file.
     model : torch.nn.Module
-        The adapted base model.
+        The adapted base model, or PEFT's wrapper of it.
     adapter_name : str
         The adapter.
+    cores_only : bool
+        Whether `found` has the cores only, without modules that are trained in full.
 
     Raises
     ------
@@ -75,7 +80,7 @@ def check_tensors(found: Mapping[str, Shape], model: nn.Module, adapter_name: st
         Naming the first tensor that is missing, surplus or of another shape, with both shapes.
     """
     found = {name.removeprefix(_OUTSIDE): shape for name, shape in found.items()}
-    expected = dict(_expected(model, adapter_name))
+    expected = dict(_expected(model, adapter_name, (AdapterPart,) if cores_only else _KINDS))
     kind = type(model).__name__
     end = f"the adapter was saved for another model or configuration than this {kind}"
     for name in sorted(set(expected) & set(found)):
@@ -102,21 +107,27 @@ def check_tensors(found: Mapping[str, Shape], model: nn.Module, adapter_name: st
         )
 
 
-def _expected(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, Shape]]:
-    """Names in a file, and shapes, of what an adapter has in a model."""
+def _expected(
+    model: nn.Module, adapter_name: str, kinds: tuple[type[nn.Module], ...]
+) -> Iterator[tuple[str, Shape]]:
+    """Names in a file, and shapes, of what an adapter has in modules of some kinds."""
     for name, module in model.named_modules():
-        if isinstance(module, AdapterPart) and adapter_name in module.held:
-            for key, value in module.held[adapter_name].state_dict().items():
-                yield f"{name}.{module.prefix}{module.attribute}.{key}", tuple(value.shape)
-        elif isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
-            for key, value in module.modules_to_save[adapter_name].state_dict().items():
-                yield f"{name}.{key}", tuple(value.shape)
+        if not isinstance(module, kinds):
+            continue
+        core = isinstance(module, AdapterPart)
+        held: nn.ModuleDict = module.held if core else module.modules_to_save  # type: ignore[assignment]
+        attribute = f"{module.prefix}{module.attribute}." if core else ""
+        if adapter_name in held:
+            for key, value in held[adapter_name].state_dict().items():
+                yield f"{name}.{attribute}{key}".removeprefix(_OUTSIDE), tuple(value.shape)
 
 
 def mention_import(folder: Path, config: type) -> None:
     """Write into the model card which import makes the adapter's method known to PEFT."""
-    package = config.__module__.split(".")[0]
-    line = f"import {package if package != '__main__' else 'tnlib_adapters'}"
+    place = config.__module__
+    line = f"import {'tnlib_adapters' if place.startswith('tnlib_adapters.') else place}"
+    if place == "__main__":
+        line = f"class {config.__name__}"
     text = (
         f"\n## How to load\n\nThe method comes from outside PEFT; run `{line}` before "
         "`PeftModel.from_pretrained`.\n"

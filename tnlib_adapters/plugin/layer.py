@@ -70,10 +70,14 @@ class CoreStore(AdapterPart):
         return x
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Do nothing: the layers merge."""
+        """Note what the layers merge."""
+        for name in adapter_names or self.active_adapters:
+            if name in self.held and name not in self.merged_adapters:
+                self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Do nothing: the layers unmerge."""
+        """Note that the layers unmerge."""
+        self.merged_adapters.clear()
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None

@@ -90,6 +90,15 @@ def warn(found: dict[str, list[str]], model: nn.Module, entries: Entries) -> Non
         )
 
 
+def warn_unsaved(saved: Collection[str] | None, model: nn.Module) -> None:
+    """Warn of entries of ``modules_to_save`` that no module has; PEFT adds some for a task."""
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    missing = [entry for entry in saved or () if not any(n.endswith(entry) for n in names)]
+    missing = [entry for entry in missing if entry not in ("classifier", "score", "qa_outputs")]
+    if missing:
+        warnings.warn(f"modules_to_save entries that matched no module: {missing}", stacklevel=4)
+
+
 def overlooked(error: Exception, model: nn.Module, entries: Entries) -> str:
     """What a user may have overlooked where nothing at all matched; empty for other errors."""
     # PEFT says the second where modules are trained in full beside (LoRETTA's norms).

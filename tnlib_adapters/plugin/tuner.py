@@ -55,9 +55,9 @@ class NetworkTuner(BaseTuner):
         self._sites: dict[str, Site] | None = None
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            if config.file_shapes:
+            if config.file_shapes and config.init_weights in ("saved", "random"):
                 check_tensors(config.file_shapes, model, adapter_name)
-                config.file_shapes = {}  # type: ignore[misc]
+            config.file_shapes = {}  # type: ignore[misc]
             self._initialise(model, adapter_name)
         except Exception as error:
             self._withdraw(model, adapter_name)
@@ -71,6 +71,7 @@ class NetworkTuner(BaseTuner):
             self._sites = None
         if config.init_weights != "saved":
             targets.warn(targets.report(entries, self._names(model, adapter_name)), model, entries)
+            targets.warn_unsaved(config.modules_to_save, model)
 
     def target_report(self, adapter_name: str = "default") -> dict[str, list[str]]:
         """Names of the modules that every entry of an adapter's ``target_modules`` matched."""
@@ -149,15 +150,17 @@ class NetworkTuner(BaseTuner):
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:
             return
-        dtypes = []
-        for _, layer in self._layers(self.model, adapter_name):
-            dtype = layer.get_base_layer().weight.dtype
-            if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-                layer.held[adapter_name].to(dtype)
-                dtypes.append(dtype)
-        store = getattr(self.model, STORE, None)
-        if store is not None and adapter_name in store.held and dtypes:
-            store.held[adapter_name].to(dtypes[0])
+        layers = [layer for _, layer in self._layers(self.model, adapter_name)]
+        weights: list[Any] = [layer.get_base_layer().weight for layer in layers]
+        floating = [weight.dtype for weight in weights if weight.dtype.is_floating_point]
+        if floating:
+            # One dtype for all: layers meet in the cores that they share.
+            widest = floating[0]
+            for dtype in floating:
+                widest = torch.promote_types(widest, dtype)
+            for part in self.model.modules():
+                if isinstance(part, AdapterPart) and adapter_name in part.held:
+                    part.held[adapter_name].to(widest)
 
     def _all_layers(self) -> list[NetworkLayer]:
         return [module for module in self.model.modules() if isinstance(module, NetworkLayer)]
@@ -246,6 +249,18 @@ class NetworkTuner(BaseTuner):
                     if config.uses_weight:
                         weight = layer.oriented_base_weight().detach()
                     update.start(config.initial_cores(update.network, weight))
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Translate a file's names; refuse cores that are not this adapter's."""
+        cores = {k: tuple(v.shape) for k, v in state_dict.items() if f".{cls.prefix}" in k}
+        check_tensors(cores, model, adapter_name, cores_only=True)
+        mapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        return mapped
 
     def _withdraw(self, model: nn.Module, adapter_name: str) -> None:
         """Remove what an injection that failed has left in the model."""
