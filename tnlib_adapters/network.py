@@ -220,7 +220,7 @@ class Network(Declared):
     def planned(self) -> None:
         """Work out all orders now: a graph that is compiled cannot."""
         _ = self._dense_order, self._token_orders, self.breakeven
-        _ = self.out_features, self.in_features, self.unanchored
+        _ = self.out_features, self.in_features
 
     @cached_property
     def _in_sizes(self) -> tuple[int, ...]:

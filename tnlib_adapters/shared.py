@@ -33,11 +33,7 @@ class SharedCores(nn.Module):
         """
         present = getattr(self, core.key, None)
         if present is None:
-            value = torch.zeros(tuple(shape), device=device, dtype=dtype)
-            if core.frozen:
-                self.register_buffer(core.key, value)
-            else:
-                self.register_parameter(core.key, nn.Parameter(value))
+            hold(self, core, shape, device, dtype)
         elif tuple(present.shape) != tuple(shape):
             raise ValueError(
                 f"core {core.name!r} of group {core.group!r} is {tuple(present.shape)} already and "
@@ -65,3 +61,18 @@ class SharedCores(nn.Module):
     def named_values(self) -> list[tuple[str, Tensor]]:
         """All cores with their keys."""
         return [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]
+
+
+def hold(
+    module: nn.Module,
+    core: Core,
+    shape: Sequence[int],
+    device: torch.device | None,
+    dtype: torch.dtype,
+) -> None:
+    """Give a module a core of zeros: a parameter, or a persistent buffer if it is frozen."""
+    value = torch.zeros(tuple(shape), device=device, dtype=dtype)
+    if core.frozen:
+        module.register_buffer(core.key, value)
+    else:
+        module.register_parameter(core.key, nn.Parameter(value))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+Kind = str | tuple[bool | int, ...]
 ROLES = ("q", "k", "v", "o")
 # Names that say it all, and names that do so inside an attention only.
 _PLAIN = {
@@ -112,12 +113,18 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     for stack, number, _ in places.values():
         if stack in stacks:
             layers.setdefault((stack, number), len(layers))
-    slots = _slots({n: (places[n], roles[n], widths) for n, widths in linear}, stacks)
+    counted = {name: not stacks or places[name][0] in stacks for name in places}
+    roles = {name: role if counted[name] else "" for name, role in roles.items()}
+    # Weights of one kind can share a tensor: those of a role, others of the same two widths.
+    kinds: dict[str, Kind] = {
+        name: roles[name] or (counted[name], *sorted(widths)) for name, widths in linear
+    }
+    slots = _slots(kinds, {name: path or name for name, (_, _, path) in places.items()})
     sites = {}
     for name, (out, width) in linear:
         stack, number, path = places[name]
         inside = stack in stacks
-        role = roles[name] if inside or not stacks else ""
+        role = roles[name]
         slot, count = slots[name]
         sites[name] = Site(
             name,
@@ -230,29 +237,20 @@ def _role(name: str, out: int, owner: _Owner) -> str:
     return role if known and whole and owner.kind != "codegen" else ""
 
 
-def _slots(
-    found: dict[str, tuple[tuple[str, int, str], str, tuple[int, int]]], stacks: set[str]
-) -> dict[str, tuple[int, int]]:
-    """Number of every weight among those of a layer that share a tensor, and their count."""
-    # One list a kind of weight: every path once, in the model's order.
-    paths: dict[object, list[str]] = defaultdict(list)
-    for name, ((stack, _, path), role, widths) in found.items():
-        kind, path = _kind(stack in stacks or not stacks, role, widths), path or name
-        if path not in paths[kind]:
-            paths[kind].append(path)
-    attentions = max((len(paths[kind]) for kind in paths if kind in (*ROLES, "qkv")), default=1)
+def _slots(kinds: Mapping[str, Kind], paths: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Number of every weight among those of its kind in a layer, and their count."""
+    # One list a kind: every path once, in the model's order.
+    known: dict[Kind, list[str]] = defaultdict(list)
+    for name, kind in kinds.items():
+        if paths[name] not in known[kind]:
+            known[kind].append(paths[name])
+    attentions = max((len(known[kind]) for kind in known if isinstance(kind, str)), default=1)
     slots = {}
-    for name, ((stack, _, path), role, widths) in found.items():
-        kind = _kind(stack in stacks or not stacks, role, widths)
-        number = paths[kind].index(path or name)
-        if kind in (*ROLES, "qkv"):
-            first = 0 if role == "qkv" else ROLES.index(role)
+    for name, kind in kinds.items():
+        number = known[kind].index(paths[name])
+        if isinstance(kind, str):
+            first = 0 if kind == "qkv" else ROLES.index(kind)
             slots[name] = (first + 4 * number, 4 * attentions)
         else:
-            slots[name] = (number, len(paths[kind]))
+            slots[name] = (number, len(known[kind]))
     return slots
-
-
-def _kind(inside: bool, role: str, widths: tuple[int, int]) -> object:
-    """What weights must have in common to share a tensor."""
-    return role if role and inside else (inside, *sorted(widths))

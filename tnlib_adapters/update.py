@@ -17,7 +17,7 @@ from torch.nn import functional
 from tnlib_adapters.network import Network
 from tnlib_adapters.rebuilt import rebuilt_linear
 from tnlib_adapters.series import Replacement, Series
-from tnlib_adapters.shared import SharedCores
+from tnlib_adapters.shared import SharedCores, hold
 from tnlib_adapters.sites import is_transposed
 from tnlib_adapters.stacked import Stacked
 
@@ -69,13 +69,10 @@ class Update(nn.Module):
                     raise ValueError(f"core {core.name!r} is shared; pass shared=SharedCores()")
                 shared.allocate(core, shape, device, dtype)
                 continue
-            value = torch.zeros(shape, device=device, dtype=dtype)
-            if core.frozen:
-                self.register_buffer(core.key, value)
-            else:
-                self.register_parameter(core.key, nn.Parameter(value))
+            hold(self, core, shape, device, dtype)
             if network.anchored:
-                self.register_buffer(ANCHOR + core.key, torch.zeros_like(value))
+                anchor = torch.zeros(shape, device=device, dtype=dtype)
+                self.register_buffer(ANCHOR + core.key, anchor)
         network.planned()
         self.filled = False
         self._residual: tuple[tuple[int, int], Tensor] | None = None
@@ -168,6 +165,22 @@ class Update(nn.Module):
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self
 
+    def weight_network(self) -> Network | Stacked:
+        """The declaration, where it is an update of the weight.
+
+        Raises
+        ------
+        TypeError
+            If it is not.
+        """
+        if not isinstance(self.network, Network | Stacked):
+            raise TypeError(
+                f"a {type(self.network).__name__.lower()} adapter is not a change of the weight: "
+                "it has no dense form and cannot be merged or exported; for LoRETTA use "
+                "variant='rep' without tt_head"
+            )
+        return self.network
+
     def delta(self) -> Tensor:
         """The dense update (out_features, in_features); differentiable.
 
@@ -176,13 +189,7 @@ class Update(nn.Module):
         TypeError
             If the adapter is not an update of the weight.
         """
-        if not isinstance(self.network, Network | Stacked):
-            raise TypeError(
-                f"a {type(self.network).__name__.lower()} adapter is not a change of the weight: "
-                "it has no dense form and cannot be merged or exported; for LoRETTA use "
-                "variant='rep' without tt_head"
-            )
-        return self.network.delta(self.cores, self.anchor)
+        return self.weight_network().delta(self.cores, self.anchor)
 
     def entering(self, x: Tensor) -> Tensor:
         """What the base layer gets instead of ``x``."""

@@ -93,12 +93,10 @@ def view(update: Update) -> UpdateView:
     TypeError
         If the adapter is not an update of the weight.
     """
-    network = update.network
+    network = update.weight_network()
     if isinstance(network, Stacked):
         blocks = tuple(_block(part, update.cores, None) for part in network.parts)
         return UpdateView(blocks, network.groups)
-    if not isinstance(network, Network):
-        raise TypeError(f"a {type(network).__name__.lower()} adapter is not a change of the weight")
     return UpdateView((_block(network, update.cores, update.anchor),))
 
 

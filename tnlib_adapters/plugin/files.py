@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from torch import nn
 
+from tnlib import _disk
 from tnlib_adapters.plugin.layer import AdapterPart
 
 # What PEFT's wrapper puts before the names of the model it wraps.
@@ -136,7 +136,5 @@ def mention_import(folder: Path, config: type) -> None:
         if card.is_file():
             content = card.read_text(encoding="utf-8")
             if f"run `{line}`" not in content:
-                beside = card.with_name(f".{card.name}.tmp")
-                beside.write_text(content + text, encoding="utf-8")
-                os.replace(beside, card)
+                _disk.replace(card, (content + text).encode())
             return

@@ -126,8 +126,7 @@ class NetworkTuner(BaseTuner):
         for name in adapter_names or self.active_adapters:
             for key, layer in self._layers(self.model, name):
                 with _naming(key):
-                    if not layer.update(name).additive:
-                        layer.update(name).delta()  # raises, and says why
+                    layer.update(name).weight_network()
                     if hasattr(layer.get_base_layer().weight, "full_tensor"):
                         raise ValueError(
                             "the weight is sharded over devices; save the adapter, load it in one "
