@@ -24,8 +24,6 @@ from networks import TWENTY, Problem, bottleneck, lorta, lotr, operator, overlap
 
 import tnlib
 from tnlib.contraction.network import parsed
-from tnlib.contraction.planner import predicted
-from tnlib.contraction.tree import steps_of, tree_of
 
 RESULTS = Path(__file__).parent / "results"
 # Predicted seconds beyond which a plan is not run.
@@ -68,7 +66,7 @@ def candidates(problem: Problem, rates: tnlib.Roofline) -> dict[str, tnlib.Plan]
         path = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=name)[0]
         steps = steps_of(network, tree_of(len(shapes), path))
         plan = tnlib.Plan(network, steps, rates.itemsize, requires_grad=())
-        found[name] = replace(plan, seconds=predicted(plan, rates))
+        found[name] = replace(plan, seconds=plan.predicted(rates))
     unique: dict[Any, str] = {}
     for name, plan in found.items():
         unique.setdefault(plan.steps, name)

@@ -142,6 +142,11 @@ class NetworkLinear(nn.Module):
             layer.weight.copy_(self.base.weight + delta)
         return layer
 
+    @property
+    def adapted(self) -> tuple[nn.Module, list[Update]]:
+        """The base layer, and the updates that :meth:`forward` applies to it."""
+        return self.base, [self.update]
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the adapted layer to ``x`` of shape (..., in_features)."""
-        return adapted_forward(self.base, x, [self.update])
+        return adapted_forward(*self.adapted, x)

@@ -18,12 +18,13 @@ from functools import cached_property
 import opt_einsum
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from tnlib import Plan, PlansBySize, plan_by_size, plan_contraction
 from tnlib_adapters.core import Core, Cores, Declared
-
-Order = tuple[tuple[tuple[int, ...], str], ...]
-_ANY = 1 << 62
+from tnlib_adapters.dense import Dense, Pieces, dense_form
+from tnlib_adapters.factored import factored_linear
+from tnlib_adapters.rebuilt import rebuilt_linear
+from tnlib_adapters.routes import Route, Routes, Subject, routes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,35 +132,94 @@ class Network(Declared):
         anchor : mapping of str to Tensor, optional
             Initial values, required exactly when the network is anchored.
         """
+        pieces, fixed = self.pieces(cores), None if anchor is None else self.pieces(anchor)
         self._check_anchor(anchor)
-        update = self._dense(cores)
-        if anchor is not None:
-            update = update - self._dense(anchor)
-        return update if self.scale == 1.0 else update * self.scale
+        return self.dense.joined(pieces, fixed, self.scale)
+
+    def pieces(self, cores: Cores) -> Pieces:
+        """The parts of which :attr:`dense` forms the update; differentiable."""
+        return self.dense.pieces(self.values(cores))
 
     def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
-        """``x @ delta.T`` in the order that needs fewest operations for so many rows.
-
-        Up to :attr:`breakeven` rows the update is not formed.
+        """``x @ delta.T`` in the way that is predicted to be fastest; see :attr:`routes`.
 
         Parameters
         ----------
         x : Tensor, shape (..., in_features)
-            In the dtype of the cores.
+            Activations of any dtype.
         cores, anchor : mapping of str to Tensor
             As for :meth:`delta`.
 
         Returns
         -------
         Tensor, shape (..., out_features)
+            In the dtype of the cores, autocast's, or that of `x` where the update is formed.
         """
         self._check_anchor(anchor)
-        batch = x.reshape(-1, *self._in_sizes)
-        y = self._contracted([batch, *self.values(cores)])
-        if anchor is not None:
-            y = y - self._contracted([batch, *self.values(anchor)])
+        route = self.route(x, fusible=False)
+        if route.name == "dense":
+            return rebuilt_linear(x, None, None, self, cores, anchor)
+        y = self.follow(route, x, cores)
+        return y if anchor is None else y - self.follow(route, x, anchor)
+
+    def follow(self, route: Route, x: Tensor, cores: Cores) -> Tensor:
+        """``x`` through the cores by a route that does not form the update."""
+        if route.factors:
+            return factored_linear(x, None, None, self.matrices(route, cores))
+        if route.steps is None:
+            raise ValueError(f"the way {route.name!r} forms the update; use delta")
+        steps, values = route.steps, self.values(cores)
+
+        def through(batch: Tensor, *cores: Tensor) -> Tensor:
+            return steps([batch, *cores])
+
+        batch = x.to(values[0].dtype).reshape(-1, *self._in_sizes)
+        if route.rebuilt and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            y: Tensor = checkpoint(
+                through, batch, *values, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            y = through(batch, *values)
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.scale == 1.0 else y * self.scale
+
+    def factors(self, x: Tensor, cores: Cores) -> list[Tensor] | None:
+        """Matrices whose product with ``x`` is the update's, where that is the fastest way.
+
+        None where it is not, and for an anchored network.
+        """
+        route = self.route(x, fusible=True)
+        if self.anchored or not route.factors:
+            return None
+        return self.matrices(route, cores)
+
+    def folded(self, cores: Cores, anchor: Cores | None = None) -> list[Tensor]:
+        """The fewest matrices whose product is the update, transposed: thin ones, or one."""
+        chains = [way for way in self.routes.ways if way.factors and anchor is None]
+        entries = [sum(math.prod(f.shape) for f in way.factors) for way in chains]
+        if entries and min(entries) < self.out_features * self.in_features:
+            return self.matrices(chains[entries.index(min(entries))], cores)
+        return [self.delta(cores, anchor).mT]
+
+    def route(self, x: Tensor, *, fusible: bool) -> Route:
+        """The way that is taken for activations ``x``."""
+        tokens = x.shape[:-1].numel()
+        return self.routes.at(tokens, training=torch.is_grad_enabled(), fusible=fusible)
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether adding the update to the base weight is the fastest way for ``x``."""
+        return self.route(x, fusible=True).name == "fused"
+
+    def matrices(self, route: Route, cores: Cores) -> list[Tensor]:
+        """The factors of a route, of which the smallest is scaled; differentiable."""
+        values = self.values(cores)
+        made = [
+            factor.contraction([values[k] for k in factor.cores]).reshape(factor.shape)
+            for factor in route.factors
+        ]
+        if self.scale != 1.0:
+            made[route.scaled] = made[route.scaled] * self.scale
+        return made
 
     def values(self, cores: Cores) -> list[Tensor]:
         """The cores in order, those with a fixed leg at its index."""
@@ -178,15 +238,26 @@ class Network(Declared):
         return replace(self, anchored=False, residual=False)
 
     @cached_property
-    def breakeven(self) -> int:
-        """Largest number of tokens that :meth:`apply` serves with fewer operations.
+    def dense(self) -> Dense:
+        """How the dense update is formed."""
+        terms, rows, columns, sizes = self._spelled
+        return dense_form(terms, rows, columns, sizes)
 
-        Above it, forming the update once and multiplying by it is cheaper.
-        """
-        plans = self._token_plans
-        if 0 not in plans.plans[-1].steps[-1].inputs:
-            return _ANY
-        return plans.breakeven[-1] - 1 if plans.breakeven else 0
+    @cached_property
+    def routes(self) -> Routes:
+        """The ways to apply the update, and which is the fastest for a number of tokens."""
+        trained = tuple(k for k, core in enumerate(self.cores) if not core.frozen)
+        return routes(
+            Subject(
+                self._token_equation(),
+                self._in_sizes,
+                tuple(self._fixed_shapes()),
+                trained,
+                self.anchored,
+                self.dense,
+                (self.out_features, self.in_features),
+            )
+        )
 
     def __repr__(self) -> str:
         """One line a core, and the count."""
@@ -200,82 +271,36 @@ class Network(Declared):
     def _legs(self, core: Core) -> tuple[str, ...]:
         return tuple(leg for leg in core.legs if leg not in self.at)
 
-    def _dense(self, cores: Cores) -> Tensor:
-        values = self.values(cores)
-        if torch.compiler.is_compiling():
-            update = _stepwise(self._dense_order, values)
-        else:
-            update = self._dense_plan(*values)
-        return update.reshape(self.out_features, self.in_features)
-
-    def _contracted(self, operands: list[Tensor]) -> Tensor:
-        """A batch of rows, the first operand, contracted with the cores."""
-        tokens = operands[0].shape[0]
-        if torch.compiler.is_compiling():
-            order = next(order for limit, order in self._token_orders if tokens <= limit)
-            return _stepwise(order, operands)
-        result: Tensor = self._token_plans.at(tokens)(*operands)
-        return result
-
     def planned(self) -> None:
-        """Work out all orders now: a graph that is compiled cannot."""
-        _ = self._dense_order, self._token_orders, self.breakeven
-        _ = self.out_features, self.in_features
+        """Work out all ways now: a graph that is compiled cannot."""
+        _ = self.routes.table, self.out_features, self.in_features, self._in_sizes
 
     @cached_property
     def _in_sizes(self) -> tuple[int, ...]:
         return tuple(self.sizes[leg] for leg in self.in_legs)
 
-    @cached_property
-    def _dense_order(self) -> Order:
-        return _order(self._dense_plan)
-
-    @cached_property
-    def _token_orders(self) -> tuple[tuple[int, Order], ...]:
-        """The order up to a number of tokens, the last one for any."""
-        plans = self._token_plans
-        limits = [*(first - 1 for first in plans.breakeven), _ANY]
-        return tuple((n, _order(plan)) for n, plan in zip(limits, plans.plans, strict=True))
-
-    @cached_property
-    def _dense_plan(self) -> Plan:
-        return plan_contraction(self.equation(), *self._fixed_shapes())
-
-    @cached_property
-    def _token_plans(self) -> PlansBySize:
-        tokens: tuple[int | str, ...] = ("tokens", *self._in_sizes)
-        shapes = self._fixed_shapes()
-        return plan_by_size(self.equation(" tokens"), tokens, *shapes, requires_grad=())
-
     def _fixed_shapes(self) -> list[tuple[int, ...]]:
         return [tuple(self.sizes[leg] for leg in self._legs(core)) for core in self.cores]
 
-    def equation(self, batch: str | None = None) -> str:
-        """The einsum equation of the dense update, or with `batch` of its product with rows."""
-        names = [*self.sizes, batch or ""]
-        symbol = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate(names)}
+    @cached_property
+    def _spelled(self) -> tuple[tuple[str, ...], str, str, tuple[tuple[str, int], ...]]:
+        """Indices of the cores, rows and columns, and the size of every index."""
+        symbol = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate(self.sizes)}
 
         def spell(legs: Sequence[str]) -> str:
             return "".join(symbol[leg] for leg in legs)
 
-        terms = ",".join(spell(self._legs(core)) for core in self.cores)
-        if batch is None:
-            return f"{terms}->{spell(self.out_legs + self.in_legs)}"
-        return f"{spell((batch, *self.in_legs))},{terms}->{spell((batch, *self.out_legs))}"
+        terms = tuple(spell(self._legs(core)) for core in self.cores)
+        sizes = tuple((symbol[leg], size) for leg, size in self.sizes.items())
+        return terms, spell(self.out_legs), spell(self.in_legs), sizes
+
+    def _token_equation(self) -> str:
+        """The einsum equation of rows of activations with all cores."""
+        terms, rows, columns, sizes = self._spelled
+        token = opt_einsum.get_symbol(len(sizes))
+        return f"{token}{columns},{','.join(terms)}->{token}{rows}"
 
     def _check_anchor(self, anchor: Cores | None) -> None:
         if self.anchored != (anchor is not None):
             needs = "needs" if self.anchored else "takes no"
             raise ValueError(f"this network {needs} anchor (anchored={self.anchored})")
-
-
-def _order(plan: Plan) -> Order:
-    return tuple((step.inputs, step.equation) for step in plan.steps)
-
-
-def _stepwise(order: Order, operands: list[Tensor]) -> Tensor:
-    """A plan's steps without its caches, which a compiled graph cannot hold."""
-    values = list(operands)
-    for inputs, equation in order:
-        values.append(torch.einsum(equation, *[values[k] for k in inputs]))
-    return values[-1]

@@ -7,7 +7,8 @@ a step costs no memory beyond one layer's weight at a time.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,15 +16,32 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from tnlib_adapters.core import Cores
-from tnlib_adapters.network import Network
-from tnlib_adapters.stacked import Stacked
+from tnlib_adapters.dense import Form, Pieces
+
+
+class Rebuildable(Protocol):
+    """What can be rebuilt: a network, or networks stacked."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the update."""
+
+    @property
+    def dense(self) -> Form:
+        """How the parts become the update."""
+
+    def pieces(self, cores: Cores) -> Pieces:
+        """The parts of which the update is formed; differentiable."""
+
+    def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
+        """The dense update; differentiable."""
 
 
 def rebuilt_linear(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    network: Network | Stacked,
+    network: Rebuildable,
     cores: Cores,
     anchor: Cores | None = None,
 ) -> Tensor:
@@ -68,14 +86,15 @@ class _RebuiltLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        network: Network | Stacked,
+        network: Rebuildable,
         names: tuple[str, ...],
         *values: Tensor,
     ) -> Tensor:
         ctx.network, ctx.names = network, names
         ctx.save_for_backward(x, weight, *values)
         ctx.has_bias = bias is not None
-        total = _total(network, names, values, weight).to(x.dtype)
+        pieces = network.pieces(dict(zip(names, values[: len(names)], strict=True)))
+        total = _total(network, pieces, names, values[len(names) :], weight).to(x.dtype)
         return functional.linear(x, total, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
@@ -87,24 +106,32 @@ class _RebuiltLinear(torch.autograd.Function):
         wanted = ctx.needs_input_grad[5 : 5 + len(names)]
         leaves = [v.detach().requires_grad_(w) for v, w in zip(values, wanted, strict=False)]
         with torch.enable_grad():
-            total = _total(network, names, [*leaves, *values[len(names) :]], weight)
-        grad_x = grad @ total.detach().to(grad.dtype) if ctx.needs_input_grad[0] else None
+            pieces = network.pieces(dict(zip(names, leaves, strict=True)))
+        known = tuple(piece.detach() for piece in pieces)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            total = _total(network, known, names, values[len(names) :], weight)
+            grad_x = grad @ total.to(grad.dtype)
         grad_bias = flat.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
         grads: list[Tensor | None] = [None] * len(values)
         if any(wanted):
-            grad_total = flat.mT @ x.reshape(-1, x.shape[-1])
+            grad_total = (flat.mT @ x.reshape(-1, x.shape[-1])).to(known[0].dtype)
+            from_pieces = network.dense.gradients(grad_total, known, network.scale)
+            moved = [(p, g) for p, g in zip(pieces, from_pieces, strict=True) if p.requires_grad]
             trained = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(total, trained, grad_total.to(total.dtype)))
+            ends, starts = zip(*moved, strict=True)
+            found = iter(torch.autograd.grad(ends, trained, starts))
             grads[: len(names)] = [next(found) if want else None for want in wanted]
         return grad_x, None, grad_bias, None, None, *grads
 
 
 def _total(
-    network: Network | Stacked, names: tuple[str, ...], values: Any, weight: Tensor | None
+    network: Rebuildable,
+    pieces: Pieces,
+    names: tuple[str, ...],
+    anchor: Sequence[Tensor],
+    weight: Tensor | None,
 ) -> Tensor:
     """The update, plus the base weight where there is one."""
-    cores = dict(zip(names, values[: len(names)], strict=True))
-    rest = values[len(names) :]
-    anchor = dict(zip(names, rest, strict=True)) if rest else None
-    update = network.delta(cores, anchor)
-    return update if weight is None else update + weight
+    fixed = network.pieces(dict(zip(names, anchor, strict=True))) if anchor else None
+    return network.dense.joined(pieces, fixed, network.scale, weight)

@@ -6,6 +6,7 @@ activations only and cannot be merged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnlib_adapters.core import Core, Cores, Declared
+from tnlib_adapters.factored import factored_linear
+from tnlib_adapters.kept import Maps
 from tnlib_adapters.network import Network
 from tnlib_adapters.start import zeros
 
@@ -66,12 +69,25 @@ class Series(Declared):
         self.down.planned()
         self.up.planned()
 
-    def shift(self, h: Tensor, cores: Cores, *, training: bool) -> Tensor:
+    def folded(self, cores: Cores, anchor: Cores | None = None) -> Maps:
+        """The matrices of either map, for :meth:`shift`."""
+        return self.down.folded(cores), self.up.folded(cores)
+
+    def shift(
+        self,
+        h: Tensor,
+        cores: Cores,
+        maps: Maps | None = None,
+        *,
+        training: bool,
+    ) -> Tensor:
         """Return ``h`` with the adapter's output added; shape and dtype of ``h``."""
         z = h.to(cores["up_bias"].dtype)
         z = functional.dropout(z, self.dropout, training)
-        z = functional.relu(self.down.apply(z, cores) + cores["down_bias"])
-        return h + (self.scale * (self.up.apply(z, cores) + cores["up_bias"])).to(h.dtype)
+        down = mapped(self.down, z, cores, None if maps is None else maps[0])
+        z = functional.relu(down + cores["down_bias"])
+        up = mapped(self.up, z, cores, None if maps is None else maps[1])
+        return h + (self.scale * (up + cores["up_bias"])).to(h.dtype)
 
     def __repr__(self) -> str:
         """Both maps in turn."""
@@ -110,11 +126,24 @@ class Replacement(Declared):
         """Work out all orders now."""
         self.network.planned()
 
-    def replace(self, x: Tensor, cores: Cores) -> Tensor:
+    def folded(self, cores: Cores, anchor: Cores | None = None) -> Maps:
+        """The matrices of the weight, for :meth:`replace`."""
+        return (self.network.folded(cores),)
+
+    def replace(self, x: Tensor, cores: Cores, maps: Maps | None = None) -> Tensor:
         """The layer applied to ``x`` of shape (..., in_features), in its dtype."""
-        y = self.network.apply(x.to(cores["bias"].dtype), cores) + cores["bias"]
-        return y.to(x.dtype)
+        y = mapped(
+            self.network, x.to(cores["bias"].dtype), cores, None if maps is None else maps[0]
+        )
+        return (y + cores["bias"]).to(x.dtype)
 
     def __repr__(self) -> str:
         """The network of the weight."""
         return f"Replaced layer, {self.n_params:,} values\n{self.network}"
+
+
+def mapped(network: Network, x: Tensor, cores: Cores, matrices: Sequence[Tensor] | None) -> Tensor:
+    """The network's product with ``x``, by its folded matrices where they are given."""
+    if matrices is None:
+        return network.apply(x, cores)
+    return factored_linear(x, None, None, matrices)

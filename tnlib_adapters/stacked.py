@@ -7,6 +7,7 @@ role, or for every group of heads its queries, its keys and its values.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,28 @@ import torch
 from torch import Tensor
 
 from tnlib_adapters.core import Core, Cores, Declared
+from tnlib_adapters.dense import Pieces
 from tnlib_adapters.network import Network
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Updates of parts as the rows of one; see :func:`interleaved`."""
+
+    groups: int
+
+    def joined(
+        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor | None = None
+    ) -> Tensor:
+        """All rows, plus `weight`; there is no anchor, and the parts are scaled."""
+        update = interleaved([piece.mT for piece in pieces], self.groups).mT
+        return update if weight is None else update + weight
+
+    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
+        """Gradients of the parts for a gradient of the whole."""
+        runs = grad.reshape(self.groups, -1, grad.shape[-1])
+        lengths = [len(piece) // self.groups for piece in pieces]
+        return tuple(part.flatten(0, 1) for part in torch.split(runs, lengths, 1))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,19 +105,46 @@ class Stacked(Declared):
         """Shape of every core by key."""
         return {key: shape for part in self.parts for key, shape in part.shapes.items()}
 
-    @property
-    def breakeven(self) -> int:
-        """As for a network: below it no part forms its update."""
-        return min(part.breakeven for part in self.parts)
-
     def planned(self) -> None:
         """Work out all orders now."""
         for part in self.parts:
             part.planned()
 
+    @property
+    def scale(self) -> float:
+        """Of the whole; every part scales its own rows."""
+        return 1.0
+
+    @property
+    def dense(self) -> Rows:
+        """How the parts' updates become the rows of one."""
+        return Rows(self.groups)
+
+    def pieces(self, cores: Cores) -> Pieces:
+        """The updates of the parts; differentiable."""
+        return tuple(part.delta(cores) for part in self.parts)
+
     def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
         """The dense update, of shape (out_features, in_features)."""
-        return interleaved([part.delta(cores, anchor).mT for part in self.parts], self.groups).mT
+        return self.dense.joined(self.pieces(cores), None, 1.0)
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether adding the update to the base weight is the fastest way for ``x``."""
+        return all(part.fuses(x) for part in self.parts)
+
+    def factors(self, x: Tensor, cores: Cores) -> None:
+        """No chain of matrices serves all parts at once."""
+
+    def folded(self, cores: Cores, anchor: Cores | None = None) -> list[Tensor]:
+        """Two matrices whose product is the update, transposed: of all parts beside each other."""
+        chains = [part.folded(cores) for part in self.parts]
+        first = torch.cat([chain[0] for chain in chains], -1)
+        if any(len(chain) == 1 for chain in chains) or len(first.mT) >= self.in_features:
+            return [self.delta(cores).mT]
+        blocks = [functools.reduce(torch.matmul, chain[1:]) for chain in chains]
+        second: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        widths = [part.out_features for part in self.parts]
+        return [first, interleaved(torch.split(second, widths, -1), self.groups)]
 
     def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
         """``x @ delta.T`` for ``x`` of shape (..., in_features)."""

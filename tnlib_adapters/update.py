@@ -1,8 +1,7 @@
 """The trainable state of one adapter of a layer, and the forward pass of a layer that carries some.
 
-Which way to contract is a comparison of two integers: up to the network's break-even number of
-tokens through the activations, above it by rebuilding the dense update, added to the base weight
-first where that loses no precision.
+Which way to contract is a comparison of integers, see :mod:`tnlib_adapters.routes`. Where that
+loses no precision, the base layer and one update are computed at once.
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tnlib_adapters.base import base_weight, fusible_weight, plain_weight, state_of
+from tnlib_adapters.factored import factored_linear
+from tnlib_adapters.kept import Kept, Maps
 from tnlib_adapters.network import Network
 from tnlib_adapters.rebuilt import rebuilt_linear
 from tnlib_adapters.series import Replacement, Series
 from tnlib_adapters.shared import SharedCores, hold
-from tnlib_adapters.sites import is_transposed
 from tnlib_adapters.stacked import Stacked
 
 ANCHOR = "anchor_"
@@ -76,6 +77,7 @@ class Update(nn.Module):
         network.planned()
         self.filled = False
         self._residual: tuple[tuple[int, int], Tensor] | None = None
+        self._kept: Kept | None = None
 
     @property
     def additive(self) -> bool:
@@ -126,7 +128,7 @@ class Update(nn.Module):
         for name, core_anchor in (self.anchor or {}).items():
             core_anchor.copy_(values.get(ANCHOR + name, values[name]))
         self.filled = True
-        self._residual = None
+        self.forget()
 
     def check_filled(self) -> None:
         """Raise RuntimeError if the cores were allocated and never set or loaded."""
@@ -146,7 +148,7 @@ class Update(nn.Module):
         network: Any = self.network
         if not network.residual or torch.compiler.is_compiling():
             return weight, network, self.anchor
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        state = state_of(weight)
         if self._residual is None or self._residual[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 fixed = weight - network.unanchored.delta(self.anchor or {})
@@ -158,12 +160,55 @@ class Update(nn.Module):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.filled = self.filled or any(prefix + key in state_dict for key in self.network.shapes)
-        self._residual = None
+        self.forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Update:
-        self._residual = None
+        self.forget()
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self
+
+    def train(self, mode: bool = True) -> Update:
+        """Set the mode; training forgets what was kept for inference."""
+        if mode:
+            self._kept = None
+        super().train(mode)
+        return self
+
+    @torch.no_grad()
+    def keep(self, base: nn.Module) -> None:
+        """Fold the cores, and add the update to the base weight, for calls without gradients.
+
+        Of an update of the weight the thin matrices are kept where it has some, else its sum with
+        a plain base weight of at least float32, else the dense update in the weight's dtype.
+        """
+        self.check_filled()
+        with torch.inference_mode(False):
+            found: Any = self.network.folded(self.cores, self.anchor)
+            maps = found if isinstance(found, tuple) else (found,)
+            maps = tuple([matrix.detach() for matrix in matrices] for matrices in maps)
+            fused = state = None
+            if self.additive and len(maps[0]) == 1:
+                update = maps[0][0]
+                weight = plain_weight(base)
+                if weight is not None:
+                    fused, state, maps = (weight + update.mT).detach(), state_of(weight), ()
+                elif base_weight(base).is_floating_point():
+                    maps = ([update.to(base_weight(base).dtype)],)
+            self._kept = Kept(maps, fused, state)
+
+    @property
+    def kept(self) -> Kept | None:
+        """What :meth:`keep` made, where no gradients are recorded."""
+        return None if torch.is_grad_enabled() else self._kept
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether :meth:`keep` has made something that holds."""
+        return self._kept is not None
+
+    def forget(self) -> None:
+        """Drop everything that was computed from earlier values."""
+        self._residual = self._kept = None
 
     def weight_network(self) -> Network | Stacked:
         """The declaration, where it is an update of the weight.
@@ -195,7 +240,7 @@ class Update(nn.Module):
         """What the base layer gets instead of ``x``."""
         if isinstance(self.network, Series) and self.network.side == "input":
             self.check_filled()
-            return self.network.shift(x, self.cores, training=self.training)
+            return self.network.shift(x, self.cores, self._maps, training=self.training)
         return x
 
     def leaving(self, x: Tensor, y: Tensor) -> Tensor:
@@ -203,33 +248,51 @@ class Update(nn.Module):
         self.check_filled()
         network = self.network
         if isinstance(network, Replacement):
-            return network.replace(x, self.cores).to(y.dtype)
+            return network.replace(x, self.cores, self._maps).to(y.dtype)
         if isinstance(network, Series):
             if network.side == "input":
                 return y
-            return network.shift(y, self.cores, training=self.training)
+            return network.shift(y, self.cores, self._maps, training=self.training)
         return y + self._applied(x).to(y.dtype)
 
-    def fuses(self, x: Tensor) -> bool:
-        """Whether adding the update to the base weight is the cheaper way for ``x``."""
+    @property
+    def _maps(self) -> Maps | None:
+        kept = self.kept
+        return None if kept is None else kept.maps
+
+    def joined(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The base layer and the update at once, or None where they are better kept apart."""
         network = self.network
         if not isinstance(network, Network | Stacked) or (network.dropout and self.training):
-            return False
-        return _tokens(x) > network.breakeven
+            return None
+        kept = self.kept
+        if kept is not None:
+            return kept.joined(x, weight, bias)
+        cores = self.cores
+        if network.fuses(x):
+            self.check_filled()
+            fixed, moving, anchor = self.fixed_part(weight)
+            return rebuilt_linear(x, fixed, bias, moving, cores, anchor)
+        factors = network.factors(x, cores)
+        if factors is None or factors[0].dtype != x.dtype:
+            return None
+        self.check_filled()
+        return factored_linear(x, weight, bias, factors)
 
     def _applied(self, x: Tensor) -> Tensor:
         """The update of the weight applied to ``x``."""
         network: Any = self.network
+        if self._maps:
+            return factored_linear(x, None, None, *self._maps)
         cores = {key: core.to(x.device) for key, core in self.cores.items()}
         x = functional.dropout(x, network.dropout, self.training)
-        if _tokens(x) <= network.breakeven:
-            dtype = next(iter(cores.values())).dtype
-            # Half precision would round away the difference of the two terms.
-            autocast = not network.anchored and torch.is_autocast_enabled(x.device.type)
-            with torch.autocast(x.device.type, enabled=autocast):
-                y: Tensor = network.apply(x.to(dtype), cores, self.anchor)
+        # Half precision would round away the difference of the two terms.
+        if network.anchored and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                y: Tensor = network.apply(x, cores, self.anchor)
             return y
-        return rebuilt_linear(x, None, None, network, cores, self.anchor)
+        applied: Tensor = network.apply(x, cores, self.anchor)
+        return applied
 
     def extra_repr(self) -> str:
         """Cores with their shapes, and the number of trainable values."""
@@ -242,48 +305,22 @@ class Update(nn.Module):
 
 
 def adapted_forward(
-    base: nn.Module, x: Tensor, updates: Sequence[Update], *args: Any, **kwargs: Any
+    base: nn.Module, updates: Sequence[Update], x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     """``base(x)`` with the `updates`, in the fewest matrix products."""
     for update in updates:
         x = update.entering(x)
-    weight = _fusible_weight(base, x)
-    fused = next((u for u in updates if u.fuses(x)), None) if weight is not None else None
-    if weight is not None and fused is not None:
-        fused.check_filled()
+    weight = fusible_weight(base, x)
+    joint, y = None, None
+    if weight is not None:
         bias: Any = base.bias
-        fixed, network, anchor = fused.fixed_part(weight)
-        y = rebuilt_linear(x, fixed, bias, network, fused.cores, anchor)
-    else:
-        y = base(x, *args, **kwargs)
+        for joint in updates:
+            y = joint.joined(x, weight, bias)
+            if y is not None:
+                break
+    if y is None:
+        joint, y = None, base(x, *args, **kwargs)
     for update in updates:
-        if update is not fused:
+        if update is not joint:
             y = update.leaving(x, y)
     return y
-
-
-def base_weight(base: nn.Module) -> Tensor:
-    """Weight of a Linear or a GPT-2 Conv1D as (out_features, in_features)."""
-    weight: Tensor = base.weight  # type: ignore[assignment]  # not a Parameter under FSDP
-    return weight.mT if is_transposed(base) else weight
-
-
-def _fusible_weight(base: nn.Module, x: Tensor) -> Tensor | None:
-    """The base weight if adding the update to it before the product changes nothing else.
-
-    Not where the layer is more than its weight (hooks, a subclass, a quantised weight), not where
-    the weight is trained too, and not below float32, where the sum would round away small updates.
-    """
-    plain = type(base) is nn.Linear or is_transposed(base)
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooked = any(getattr(base, name) for name in hooks) or hasattr(base, "_hf_hook")
-    hooked = hooked or "forward" in base.__dict__
-    if not plain or hooked or torch.is_autocast_enabled(x.device.type):
-        return None
-    weight = base_weight(base)
-    wide = weight.dtype == x.dtype and weight.dtype in (torch.float32, torch.float64)
-    return weight if wide and not weight.requires_grad else None
-
-
-def _tokens(x: Tensor) -> int:
-    return x.shape[:-1].numel()

@@ -82,7 +82,11 @@ def test_both_ways_have_the_same_gradients(network):
 
 def test_few_tokens_go_through_the_activations_and_many_rebuild():
     network = mpo_network((16, 16), (16, 16), (1, 12, 1))
-    assert 0 < network.breakeven < 256
+    for training in (False, True):
+        names = [
+            network.routes.at(tokens, training=training, fusible=True).name for tokens in (1, 256)
+        ]
+        assert names == ["activations", "fused"]
 
 
 BAD = [

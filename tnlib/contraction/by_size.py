@@ -17,7 +17,7 @@ from typing import Any
 from tnlib import _checks
 from tnlib.contraction.network import parsed
 from tnlib.contraction.plan import Plan
-from tnlib.contraction.planner import plan_contraction, predicted
+from tnlib.contraction.planner import plan_contraction
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def _found(
         return plan_contraction(equation, *sized(size), **options)
 
     def moved(plan: Plan, size: int) -> Plan:
-        made = replace(plan, network=parsed(plan.equation, sized(size)))
+        made = plan.resized(*sized(size))
         rates = options.get("roofline")
-        return made if rates is None else replace(made, seconds=predicted(made, rates))
+        return made if rates is None else replace(made, seconds=made.predicted(rates))
 
     def cost(plan: Plan, size: int) -> float:
         return _cost(moved(plan, size), options)

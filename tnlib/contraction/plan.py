@@ -10,10 +10,11 @@ from typing import Any
 from tnlib import _array
 from tnlib._array import Array
 from tnlib.contraction import report, slicing
-from tnlib.contraction.cost import Cost, cost_of, folded_steps
+from tnlib.contraction.cost import Cost, cost_of, folded_steps, gradient_counts
 from tnlib.contraction.layout import ordered
 from tnlib.contraction.network import Network, Shape
 from tnlib.contraction.program import Program, fold, library, one_kind, program, run
+from tnlib.contraction.roofline import Roofline
 from tnlib.contraction.tree import Path, Step, path_of
 
 
@@ -154,6 +155,55 @@ class Plan:
             for number, array in (*self._known, *zip(self.takes, arrays, strict=True)):
                 values[number] = array
         return run(ready, values)
+
+    def resized(self, *shapes: Sequence[int], requires_grad: Sequence[int] | None = None) -> Plan:
+        """The same order for operands of other shapes, with its costs.
+
+        Parameters
+        ----------
+        *shapes : sequence of int
+            Shapes of all operands.
+        requires_grad : sequence of int, optional
+            Operands that require a gradient; by default those of this plan.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit the equation, or constants are folded already.
+        """
+        if self._known:
+            raise ValueError("constants are folded; resize the plan before")
+        wanted = self.requires_grad if requires_grad is None else tuple(requires_grad)
+        network = self.network.resized([tuple(shape) for shape in shapes])
+        return replace(self, network=network, requires_grad=wanted, seconds=None)
+
+    def predicted(
+        self,
+        roofline: Roofline,
+        *shapes: Sequence[int],
+        requires_grad: Sequence[int] | None = None,
+    ) -> float:
+        """Seconds of a call and its backward pass on a machine with these rates.
+
+        Parameters
+        ----------
+        roofline : Roofline
+            The rates.
+        *shapes : sequence of int
+            Shapes of all operands; by default those of this plan.
+        requires_grad : sequence of int, optional
+            Operands that require a gradient; by default those of this plan.
+        """
+        network = self.network.resized([tuple(s) for s in shapes]) if shapes else self.network
+        wanted = self.requires_grad if requires_grad is None else requires_grad
+        count = len(network.terms)
+        gradients = gradient_counts(count, self.steps, wanted)
+        fixed = folded_steps(count, self.steps, self.constants)
+        pairs = zip(self.steps, gradients, fixed, strict=True)
+        counted = [(step, extra) for step, extra, done in pairs if not done]
+        one = slicing.inner(network, self.sliced)
+        steps, extras = [step for step, _ in counted], [extra for _, extra in counted]
+        return slicing.count(network, self.sliced) * roofline.seconds(one, steps, extras)
 
     def folded(self, *constants: Array) -> Plan:
         """The plan that knows its constants: steps of constants alone are done once, now.

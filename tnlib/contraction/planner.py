@@ -11,7 +11,6 @@ from tnlib import _array, _checks
 from tnlib._array import Array
 from tnlib.contraction import slicing
 from tnlib.contraction.arguments import is_shape, itemsize_of, limit_of, positions, shape_of
-from tnlib.contraction.cost import folded_steps, gradient_counts
 from tnlib.contraction.network import Network, Shape, parsed
 from tnlib.contraction.objective import OBJECTIVES, Objective
 from tnlib.contraction.plan import Plan
@@ -217,23 +216,11 @@ def _planned(
     def plan(way: Way) -> Plan:
         steps = steps_of(searched, way.tree)
         made = Plan(network, steps, itemsize, wanted, constants, sliced)
-        return made if roofline is None else replace(made, seconds=predicted(made, roofline))
+        return made if roofline is None else replace(made, seconds=made.predicted(roofline))
 
     if minimize != "time":
         return plan(found[0])
     return min((plan(way) for way in found[:_RANKED]), key=lambda made: made.seconds or 0.0)
-
-
-def predicted(plan: Plan, roofline: Roofline) -> float:
-    """Predicted time of a call and its backward pass."""
-    count = len(plan.network.terms)
-    gradients = gradient_counts(count, plan.steps, plan.requires_grad)
-    fixed = folded_steps(count, plan.steps, plan.constants)
-    pairs = zip(plan.steps, gradients, fixed, strict=True)
-    counted = [(step, extra) for step, extra, done in pairs if not done]
-    one = slicing.inner(plan.network, plan.sliced)
-    steps, extras = [step for step, _ in counted], [extra for _, extra in counted]
-    return plan.n_slices * roofline.seconds(one, steps, extras)
 
 
 def _infeasible(

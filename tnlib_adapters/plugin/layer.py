@@ -143,8 +143,13 @@ class NetworkLayer(AdapterPart):
             self.unmerge()
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        return adapted_forward(*self.adapted, x, *args, **kwargs)
+
+    @property
+    def adapted(self) -> tuple[nn.Module, list[Update]]:
+        """The base layer, and the updates of the active adapters."""
         active = [self.update(name) for name in self.active_adapters if name in self.held]
-        return adapted_forward(self.base_layer, x, active, *args, **kwargs)
+        return self.base_layer, active
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add updates to the base weight: in float32, then cast to the weight's dtype.

@@ -19,6 +19,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from tnlib_adapters.plans import plans
 from tnlib_adapters.plugin import targets
 from tnlib_adapters.plugin.extras import restore_parts
 from tnlib_adapters.plugin.files import check_tensors
@@ -77,6 +78,10 @@ class NetworkTuner(BaseTuner):
         """Names of the modules that every entry of an adapter's ``target_modules`` matched."""
         config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
         return targets.report(config.target_modules, self._names(self.model, adapter_name))
+
+    def print_plan(self, tokens: int = 512) -> None:
+        """Print how the updates are applied, and why; see :func:`tnlib_adapters.plans`."""
+        print(plans(self.model, tokens))
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False

@@ -1,0 +1,220 @@
+"""Every way that may be chosen computes the same function and the same gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tnlib_adapters.test_network import mpo_networks, random_cores
+from tnlib_adapters import (
+    Core,
+    DoTAConfig,
+    LoRETTAConfig,
+    LoRTAConfig,
+    LoTRConfig,
+    Network,
+    Site,
+)
+from tnlib_adapters.factored import factored_linear
+from tnlib_adapters.rebuilt import rebuilt_linear
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no factors")
+ONES = st.integers(1, 4)
+
+
+@st.composite
+def networks(draw):
+    """Any network: cores with random open legs, random bonds, of two cores or of more."""
+    count = draw(st.integers(1, 4))
+    legs: list[list[str]] = [[] for _ in range(count)]
+    sizes, sides = {}, {"out": [], "in": []}
+    for side, names in sides.items():
+        for k in range(draw(st.integers(1, 3))):
+            leg = f"{side}_{k}"
+            names.append(leg)
+            sizes[leg] = draw(ONES)
+            legs[draw(st.integers(0, count - 1))].append(leg)
+    for k in range(draw(st.integers(0, 4)) if count > 1 else 0):
+        owners = draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=3, unique=True))
+        sizes[f"bond_{k}"] = draw(ONES)
+        for owner in owners:
+            legs[owner].append(f"bond_{k}")
+    at = {}
+    if draw(st.booleans()):
+        sizes["layer"] = 3
+        legs[draw(st.integers(0, count - 1))].append("layer")
+        at = {"layer": draw(st.integers(0, 2))}
+    for names in legs:
+        draw(st.randoms(use_true_random=False)).shuffle(names)
+    used = [k for k in range(count) if legs[k]]
+    return Network(
+        tuple(Core(f"core_{k}", tuple(legs[k])) for k in used),
+        sizes,
+        tuple(sides["out"]),
+        tuple(sides["in"]),
+        at=at,
+        scale=draw(st.sampled_from([1.0, -0.5])),
+        anchored=draw(st.booleans()),
+    )
+
+
+@st.composite
+def method_networks(draw):
+    """The networks of the methods, for widths and ranks of any size."""
+    heads, width, rank = draw(ONES), draw(st.integers(1, 24)), draw(st.integers(1, 6))
+    out = heads * draw(st.integers(1, 6))
+    site = Site("q", out, width, depth=3, layer=1, role="q", slots=4, heads=heads, kv_heads=heads)
+    config = draw(
+        st.sampled_from(
+            [
+                LoTRConfig(r=rank, alpha=2.0),
+                LoRTAConfig(r=rank),
+                LoRETTAConfig(variant="rep", tt_rank=rank, dropout=0.0),
+                DoTAConfig(r=rank),
+                DoTAConfig(r=rank, dims=2, init_weights="random"),
+            ]
+        )
+    )
+    return config.network(site)
+
+
+@settings(max_examples=150)
+@given(st.one_of(networks(), method_networks(), mpo_networks()), st.integers(1, 40))
+def test_every_way_has_the_values_and_gradients_of_the_dense_update(network, tokens):
+    cores = {k: v.requires_grad_() for k, v in random_cores(network).items()}
+    anchor = random_cores(network, seed=1) if network.anchored else None
+    generator = torch.Generator().manual_seed(2)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x = drawn(tokens, network.in_features).requires_grad_()
+    weight = drawn(network.out_features, network.in_features)
+    bias = drawn(network.out_features).requires_grad_()
+    seed = drawn(tokens, network.out_features)
+    update = network.delta(cores, anchor)
+    wanted = [x, *cores.values()]
+    apart = x @ update.mT
+    joint = torch.nn.functional.linear(x, weight + update, bias)
+    results = []
+    for way in network.routes.ways:
+        if way.name == "fused":
+            results.append((rebuilt_linear(x, weight, bias, network, cores, anchor), joint))
+        elif way.name == "dense":
+            results.append((rebuilt_linear(x, None, None, network, cores, anchor), apart))
+        else:
+            through = network.follow(way, x, cores)
+            fixed = 0.0 if anchor is None else network.follow(way, x, anchor)
+            results.append((through - fixed, apart))
+        if way.factors and anchor is None:
+            matrices = network.matrices(way, cores)
+            results.append((factored_linear(x, weight, bias, matrices), joint))
+    assert len(results) >= 2
+    for found, expected in results:
+        ends = wanted + ([bias] if expected is joint else [])
+        scale = max(float(expected.detach().abs().max()), 1.0)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * scale)
+        pairs = zip(
+            torch.autograd.grad(found, ends, seed, retain_graph=True),
+            torch.autograd.grad(expected, ends, seed, retain_graph=True),
+            strict=True,
+        )
+        for a, b in pairs:
+            size = max(float(b.abs().max()), 1.0)
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * size)
+
+
+@settings(max_examples=60)
+@given(st.one_of(networks(), method_networks()))
+def test_folded_matrices_multiply_to_the_update(network):
+    cores = random_cores(network)
+    anchor = random_cores(network, seed=1) if network.anchored else None
+    product = torch.eye(network.in_features, dtype=torch.float64)
+    folded = network.folded(cores, anchor)
+    for matrix in folded:
+        product = product @ matrix
+    expected = network.delta(cores, anchor).mT
+    scale = max(float(expected.abs().max()), 1.0)
+    torch.testing.assert_close(product, expected, rtol=1e-10, atol=1e-10 * scale)
+    assert sum(m.numel() for m in folded) <= network.in_features * network.out_features
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("fusible", [False, True])
+@pytest.mark.parametrize(
+    "config", [LoTRConfig(r=8), LoRTAConfig(r=8), LoRETTAConfig(variant="rep"), DoTAConfig(r=8)]
+)
+def test_the_chosen_way_is_the_one_with_the_least_predicted_time(config, training, fusible):
+    site = Site("q", 576, 576, depth=6, role="q", slots=4, heads=9, kv_heads=9)
+    routes = config.network(site).routes
+    starts, ways = routes.table[training, fusible]
+    assert starts[0] == 0
+    assert list(starts) == sorted(set(starts))
+    edges = {tokens for start in starts[1:] for tokens in (start - 1, start)}
+    for tokens in {1, 512, 65536} | edges:
+        usable = [
+            way
+            for way in routes.ways
+            if (fusible or way.name != "fused") and (training or not way.rebuilt)
+        ]
+        costs = {way: routes.cost(way, tokens, training=training).seconds for way in usable}
+        chosen = routes.at(tokens, training=training, fusible=fusible)
+        assert costs[chosen] <= min(costs.values()) * 1.02
+
+
+def test_low_rank_methods_are_applied_as_thin_factors_and_dota_by_one_fused_weight():
+    site = Site("q", 576, 576, depth=6, role="q", slots=4, heads=9, kv_heads=9)
+    for config in (LoTRConfig(r=8), LoRTAConfig(r=8), LoRETTAConfig(variant="rep")):
+        way = config.network(site).routes.at(512, training=True, fusible=True)
+        shapes = [factor.shape for factor in way.factors]
+        assert shapes[0][0] == shapes[-1][1] == 576
+        assert all(shape[1] <= 8 for shape in shapes[:-1])
+    for rank in (8, 32):
+        routes = DoTAConfig(r=rank).network(site).routes
+        assert routes.at(512, training=True, fusible=True).name == "fused"
+        assert routes.at(1, training=False, fusible=True).name == "activations"
+
+
+def test_nothing_but_thin_arrays_is_kept_of_a_low_rank_update():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 24, generator=generator, requires_grad=True)
+    weight = torch.randn(36, 24, generator=generator)
+    first = torch.randn(24, 3, generator=generator, requires_grad=True)
+    second = torch.randn(3, 36, generator=generator, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        factored_linear(x, weight, None, [first, second])
+    others = {t.data_ptr() for t in (x, weight, first, second)}
+    sizes = [tuple(t.shape) for t in kept if t.data_ptr() not in others]
+    assert sizes == [(50, 3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_activations_meet_float32_factors_in_float32(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 24, generator=generator).to(dtype).requires_grad_()
+    factors = [torch.randn(shape, generator=generator) for shape in ((24, 3), (3, 36))]
+    y = factored_linear(x, None, None, factors)
+    assert y.dtype == torch.float32
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad.dtype == dtype
+    expected = x.detach().float() @ factors[0] @ factors[1]
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_predicted_costs_count_what_is_kept_and_what_is_computed_again():
+    site = Site("q", 576, 576)
+    routes = DoTAConfig(r=8).network(site).routes
+    kept = next(way for way in routes.ways if way.name == "activations")
+    again = next(way for way in routes.ways if way.rebuilt)
+    first, second = (routes.cost(way, 512, training=True) for way in (kept, again))
+    assert first.kept_bytes > 0 == second.kept_bytes
+    assert second.backward_flops == first.backward_flops + first.flops
+    fused = routes.cost(routes.ways[-1], 512, training=True)
+    assert fused.kept_bytes == 0
+    product = 2 * 512 * math.prod((576, 576))
+    assert fused.backward_flops > product

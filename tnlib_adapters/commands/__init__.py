@@ -1,0 +1,1 @@
+"""What the commands of ``tnlib-adapters`` do: each takes the options and returns a text."""

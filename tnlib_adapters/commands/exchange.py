@@ -1,0 +1,51 @@
+"""``tnlib-adapters merge``, ``to-lora`` and ``from-lora``."""
+
+from __future__ import annotations
+
+import argparse
+
+from tnlib_adapters.commands.methods import configuration
+from tnlib_adapters.exchange.from_lora import from_lora
+from tnlib_adapters.exchange.merge import merge
+from tnlib_adapters.exchange.write_lora import to_lora
+
+
+def merge_command(options: argparse.Namespace) -> str:
+    """Merge an adapter into its base on disk."""
+    shown = False if options.quiet else None
+    report = merge(
+        options.adapter,
+        options.output,
+        base=options.base,
+        dtype=options.dtype,
+        progressbar=shown,
+    )
+    return f"{report}\nwritten to {options.output}"
+
+
+def to_lora_command(options: argparse.Namespace) -> str:
+    """Write an adapter as a LoRA."""
+    shown = False if options.quiet else None
+    report = to_lora(
+        options.adapter,
+        options.output,
+        rank=options.rank,
+        eps=options.eps,
+        base=options.base,
+        progressbar=shown,
+    )
+    return f"{report}\nwritten to {options.output}"
+
+
+def from_lora_command(options: argparse.Namespace) -> str:
+    """Write a LoRA as an adapter of another method."""
+    shown = False if options.quiet else None
+    report = from_lora(
+        options.lora,
+        options.output,
+        configuration(options.method),
+        eps=options.eps,
+        base=options.base,
+        progressbar=shown,
+    )
+    return f"{report}\nwritten to {options.output}"

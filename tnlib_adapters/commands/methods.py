@@ -1,0 +1,118 @@
+"""Configurations written on a command line, such as ``lotr:r=16,target_modules=q_proj+v_proj``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tnlib_adapters.core import Core
+from tnlib_adapters.methods import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig
+from tnlib_adapters.network import Network
+from tnlib_adapters.plugin.config import NetworkConfig
+from tnlib_adapters.plugin.targets import ALL_LINEAR
+from tnlib_adapters.sites import Site
+from tnlib_adapters.start import uniform, zeros
+
+_LISTS = (
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_pattern",
+    "layers_to_transform",
+)
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+@dataclass
+class CountedLoRA(NetworkConfig, method="counted_lora"):
+    """LoRA, declared for comparison: to train one, use PEFT's own."""
+
+    r: int = 8
+
+    def network(self, site: Site) -> Network:
+        """Two factors a weight."""
+        return Network(
+            cores=(
+                Core("b", ("out", "rank"), zeros),
+                Core("a", ("rank", "in"), uniform(site.in_features**-0.5)),
+            ),
+            sizes={"out": site.out_features, "in": site.in_features, "rank": self.r},
+            out_legs=("out",),
+            in_legs=("in",),
+        )
+
+
+CONFIGS: dict[str, type[NetworkConfig]] = {
+    "dota": DoTAConfig,
+    "lotr": LoTRConfig,
+    "lorta": LoRTAConfig,
+    "loretta": LoRETTAConfig,
+    "lora": CountedLoRA,
+}
+
+
+def configuration(text: str, **defaults: Any) -> Any:
+    """The configuration that a METHOD of the command line stands for.
+
+    Parameters
+    ----------
+    text : str
+        ``name`` or ``name:field=value,...``: whole numbers, numbers, true, false, none, words;
+        several joined by +; lists of modes as ``8x8/6x6``.
+    **defaults
+        Fields that `text` may change.
+
+    Returns
+    -------
+    NetworkConfig
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the method has no such field, or the field cannot have this value.
+
+    Examples
+    --------
+    >>> config = configuration("lotr:r=16,target_modules=q_proj+v_proj")
+    >>> config.r, sorted(config.target_modules)
+    (16, ['q_proj', 'v_proj'])
+    """
+    name, _, rest = text.partition(":")
+    kind = CONFIGS[name]
+    known = [field.name for field in dataclasses.fields(kind) if field.init]
+    fields = dict(defaults)
+    for entry in filter(None, rest.split(",")):
+        field, _, value = entry.partition("=")
+        if field not in known:
+            own = [key for key in known if key not in dir(NetworkConfig)]
+            raise ValueError(
+                f"{text}: {name} has no field {field!r}; of its own it has {', '.join(own)}, and "
+                f"with all methods {', '.join(_LISTS)} and bias"
+            )
+        fields[field] = names(value) if field in _LISTS else _value(value)
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{text}: {error}") from error
+
+
+def names(text: str) -> Any:
+    """Values joined by +, as a list; but the one word that stands for all linear layers."""
+    if text.lower() == ALL_LINEAR:
+        return ALL_LINEAR
+    return None if text.lower() == "none" else [_value(part) for part in text.split("+")]
+
+
+def _value(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if re.fullmatch(r"\d+(x\d+)*/\d+(x\d+)*", text):
+        return [[int(mode) for mode in side.split("x")] for side in text.split("/")]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,1 @@
+"""Adapters out into other formats, and in from them: LoRA folders and plain checkpoints."""

@@ -1,0 +1,43 @@
+"""A planned contraction that also runs inside a compiled graph, where a plan's caches cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tnlib import Plan, plan_contraction
+
+Order = tuple[tuple[tuple[int, ...], str], ...]
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A plan, and its steps as plain data."""
+
+    plan: Plan
+    order: Order
+
+    @classmethod
+    def of(cls, plan: Plan) -> Ordered:
+        """The steps of a plan as data."""
+        return cls(plan, tuple((step.inputs, step.equation) for step in plan.steps))
+
+    def __call__(self, operands: Sequence[Tensor]) -> Tensor:
+        """Contract the operands, differentiably."""
+        if not torch.compiler.is_compiling():
+            result: Tensor = self.plan(*operands)
+            return result
+        values = list(operands)
+        for inputs, equation in self.order:
+            values.append(torch.einsum(equation, *[values[k] for k in inputs]))
+        return values[-1]
+
+
+@lru_cache(maxsize=4096)
+def planned(equation: str, *shapes: tuple[int, ...]) -> Ordered:
+    """The order with fewest operations."""
+    return Ordered.of(plan_contraction(equation, *shapes))

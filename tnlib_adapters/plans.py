@@ -1,0 +1,142 @@
+"""Which way every layer takes, and what the others would cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from tnlib._table import aligned
+from tnlib_adapters.base import plain_weight
+from tnlib_adapters.inference import adapted_layers
+from tnlib_adapters.network import Network
+from tnlib_adapters.routes import Cost, Route
+from tnlib_adapters.series import Series
+from tnlib_adapters.stacked import Stacked
+from tnlib_adapters.update import Declaration
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one network is applied, in all layers that have it.
+
+    Attributes
+    ----------
+    name : str
+        Name of the layers, with ``*`` for numbers, and of the map where a layer has two.
+    layers : int
+        How many layers there are.
+    network : Network
+        The network of one of them.
+    fusible : bool
+        Whether its update may be added to the base weight.
+    """
+
+    name: str
+    layers: int
+    network: Network
+    fusible: bool
+
+    def starts(self, *, training: bool) -> list[tuple[int, Route]]:
+        """The ways that are taken, with the number of tokens from which each is."""
+        starts, ways = self.network.routes.table[training, self.fusible]
+        return [(max(start, 1), way) for start, way in zip(starts, ways, strict=True)]
+
+    def costs(self, tokens: int, *, training: bool) -> list[tuple[Route, Cost]]:
+        """Every way with its cost for a number of tokens, the fastest first."""
+        routes = self.network.routes
+        ways = [way for way in routes.ways if self.fusible or way.name != "fused"]
+        ways = [way for way in ways if training or not way.rebuilt]
+        costs = [(way, routes.cost(way, tokens, training=training)) for way in ways]
+        return sorted(costs, key=lambda pair: pair[1].seconds)
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The plans of a model; printing it shows tables.
+
+    Attributes
+    ----------
+    layers : tuple of LayerPlan
+        One for every network that differs.
+    tokens : int
+        Number of tokens for which the costs are shown.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    tokens: int
+
+    def __str__(self) -> str:
+        """For every network where its ways change, and what each costs."""
+        return "\n\n".join("\n".join(self._lines(layer)) for layer in self.layers)
+
+    def _lines(self, layer: LayerPlan) -> Iterator[str]:
+        network = layer.network
+        yield (
+            f"{layer.layers} x {layer.name}, {network.out_features} x {network.in_features}, "
+            f"{network.n_params:,} values"
+        )
+        for training, word in ((True, "training"), (False, "inference")):
+            starts = layer.starts(training=training)
+            ways = ", ".join(f"from {start:,} {way.name}" for start, way in starts)
+            yield f"  {word}, by tokens: {ways}"
+        rows = [(f"  {self.tokens:,} tokens", "forward", "backward", "kept", "predicted")]
+        for training in (True, False):
+            for way, cost in layer.costs(self.tokens, training=training):
+                rows.append(
+                    (
+                        f"  {'training' if training else 'inference'}: {way.name}"
+                        f"{', rebuilt' if way.rebuilt else ''}",
+                        f"{cost.flops:.3g}",
+                        f"{cost.backward_flops:.3g}" if training else "",
+                        f"{cost.kept_bytes / 1024:,.0f} KiB" if training else "",
+                        f"{1e3 * cost.seconds:.3g} ms",
+                    )
+                )
+        yield aligned(rows)
+
+
+def plans(model: nn.Module, tokens: int = 512) -> Plans:
+    """Tell how the updates of a model are applied, and why.
+
+    The times are predicted at nominal rates, those of two cores of a server processor; what they
+    say is which way is faster, not how fast it is on another machine.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With layers adapted by these methods.
+    tokens : int
+        Number of tokens for which costs are shown.
+
+    Raises
+    ------
+    ValueError
+        If the model has no adapted layers, or `tokens` is not positive.
+    """
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise ValueError(f"tokens must be a positive int, got {tokens!r}")
+    found: dict[tuple[object, ...], tuple[LayerPlan, int]] = {}
+    for name, layer in adapted_layers(model).items():
+        base, updates = layer.adapted
+        for update in updates:
+            for part, network in _networks(update.network):
+                fusible = update.additive and plain_weight(base) is not None
+                title = re.sub(r"\d+", "*", name) + part
+                key = (title, network.routes.subject, fusible)
+                count = found[key][1] + 1 if key in found else 1
+                found[key] = LayerPlan(title, count, network, fusible), count
+    return Plans(tuple(plan for plan, _ in found.values()), tokens)
+
+
+def _networks(declaration: Declaration) -> list[tuple[str, Network]]:
+    """The networks of a declaration, with what tells them apart."""
+    if isinstance(declaration, Network):
+        return [("", declaration)]
+    if isinstance(declaration, Stacked):
+        return [(f", part {k}", part) for k, part in enumerate(declaration.parts)]
+    if isinstance(declaration, Series):
+        return [(", down", declaration.down), (", up", declaration.up)]
+    return [("", declaration.network)]

@@ -1,0 +1,250 @@
+"""The command ``tnlib-adapters``: its parser, and what every command has in common.
+
+Nothing heavy is imported before a command runs, so that help and wrong usage answer at once. A
+command is a function of the parsed options that returns what is to be printed.
+
+Exit codes: 0 done, 1 the work failed (one line on the error output), 2 wrong usage, 130 stopped by
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import math
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+METHODS = ("dota", "lotr", "lorta", "loretta", "lora")
+CONVERTED = ("lotr", "lorta", "loretta")
+TASKS = ("CAUSAL_LM", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS")
+_SPEC = """
+A METHOD is a name, with fields of its configuration where wanted:
+
+    lotr   lotr:r=16   loretta:variant=rep,bottleneck=8   dota:r=8,target_modules=q_proj+v_proj
+
+Several values of a field are joined by +, mode lists are written 8x8x9/8x8x9.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments, by default those of the process.
+
+    Raises
+    ------
+    SystemExit
+        By argparse: after help, and with code 2 for wrong usage.
+    """
+    options = parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        # Of transformers, about a name that peft asks for.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        try:
+            module = importlib.import_module(f"tnlib_adapters.commands.{options.module}")
+            print(getattr(module, options.function)(options), flush=True)
+        except BrokenPipeError:
+            # The reader has seen enough; nothing is left to write when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            if options.debug:
+                traceback.print_exc()
+            message = " ".join(str(error).split()) or type(error).__name__
+            print(f"error: {message}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="tnlib-adapters",
+        description="Count, look into, merge and convert tensor-network adapters.",
+        epilog="tnlib-adapters COMMAND --help has examples.",
+    )
+    version = importlib.metadata.version("tnlib")
+    top.add_argument("--version", action="version", version=f"%(prog)s {version}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _count(commands)
+    _inspect(commands)
+    _merge(commands)
+    _to_lora(commands)
+    _from_lora(commands)
+    return top
+
+
+def _count(commands: Any) -> None:
+    command = _command(
+        commands,
+        "count",
+        ("count", "run"),
+        "what methods would train in a model, without its weights",
+        f"""{_SPEC}
+Targets are those of each method unless --targets or target_modules name others. File: the values of
+an adapter in float32, with DoTA's frozen start, without the file's header. Gradients take 4 bytes a
+trained value, the state of AdamW 8.
+
+examples:
+  tnlib-adapters count config.json lora:r=8 lotr:r=8 lorta:r=8 dota loretta
+  tnlib-adapters count ./Llama-3-70B lora:r=16 lotr:r=64 --targets all-linear
+  tnlib-adapters count ./bert lora lotr --task SEQ_CLS --json""",
+    )
+    command.add_argument("model", metavar="MODEL", help="model folder, config.json, or hub name")
+    command.add_argument("methods", metavar="METHOD", nargs="+", type=_method(METHODS))
+    command.add_argument(
+        "--targets", metavar="NAMES", help="name endings of the layers, with +; or all-linear"
+    )
+    command.add_argument("--task", choices=TASKS, help="count the head that PEFT trains for it too")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _inspect(commands: Any) -> None:
+    command = _command(
+        commands,
+        "inspect",
+        ("inspection", "run"),
+        "what an adapter folder holds; the base model is not needed",
+        """
+examples:
+  tnlib-adapters inspect ./adapter
+  tnlib-adapters inspect ./adapter --json""",
+    )
+    command.add_argument("adapter", metavar="FOLDER", help="folder of a saved adapter, or LoRA")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _merge(commands: Any) -> None:
+    command = _command(
+        commands,
+        "merge",
+        ("exchange", "merge_command"),
+        "write the base model with an adapter merged into it",
+        """
+examples:
+  tnlib-adapters merge ./adapter ./merged
+  tnlib-adapters merge ./adapter ./merged --base ./Llama-3-8B --dtype bfloat16""",
+    )
+    _adapter_and_output(command)
+    _base(command)
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the base"
+    )
+
+
+def _to_lora(commands: Any) -> None:
+    command = _command(
+        commands,
+        "to-lora",
+        ("exchange", "to_lora_command"),
+        "write an adapter as a LoRA that any PEFT loads",
+        """
+Without --rank and --eps the LoRA is exact, which DoTA has none of.
+
+examples:
+  tnlib-adapters to-lora ./adapter ./lora
+  tnlib-adapters to-lora ./adapter ./lora --rank 16
+  tnlib-adapters to-lora ./adapter ./lora --eps 0.01 --base ./Llama-3-8B""",
+    )
+    _adapter_and_output(command)
+    command.add_argument("--rank", type=_positive, metavar="N", help="largest rank of a weight")
+    command.add_argument("--eps", type=_error, metavar="X", help="largest error of an update")
+    _base(command)
+
+
+def _from_lora(commands: Any) -> None:
+    command = _command(
+        commands,
+        "from-lora",
+        ("exchange", "from_lora_command"),
+        "write a LoRA as an adapter of another method",
+        f"""{_SPEC}
+Targets, saved modules and task are the LoRA's.
+
+examples:
+  tnlib-adapters from-lora ./lora ./adapter lotr:r=32
+  tnlib-adapters from-lora ./lora ./adapter lotr:r=256 --eps 0.1
+  tnlib-adapters from-lora ./lora ./adapter loretta:tt_rank=8,bottleneck=8 --base ./bert""",
+    )
+    command.add_argument("lora", metavar="LORA", help="folder of the LoRA")
+    command.add_argument("output", metavar="OUTPUT", help="folder to write, new or empty")
+    command.add_argument("method", metavar="METHOD", type=_method(CONVERTED))
+    command.add_argument(
+        "--eps", type=_error, metavar="X", help="smallest size with this error, up to the METHOD's"
+    )
+    _base(command)
+
+
+def _command(
+    commands: Any, name: str, place: tuple[str, str], what: str, more: str
+) -> argparse.ArgumentParser:
+    """A subcommand, run by a function of a module in tnlib_adapters.commands."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=more.strip("\n"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+    command.add_argument("--debug", action="store_true", help="show where an error comes from")
+    command.set_defaults(module=place[0], function=place[1])
+    return command
+
+
+def _adapter_and_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("adapter", metavar="ADAPTER", help="folder of a saved adapter")
+    command.add_argument("output", metavar="OUTPUT", help="folder to write, new or empty")
+
+
+def _base(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--base", metavar="FOLDER", help="default: the base the adapter names")
+
+
+def _method(known: Sequence[str]) -> Any:
+    def method(text: str) -> str:
+        name, colon, fields = text.partition(":")
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"no method {name!r}; there are {', '.join(known)}")
+        if colon and not all(re.fullmatch(r"\w+=[^,=]+", entry) for entry in fields.split(",")):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}:FIELD=VALUE,FIELD=VALUE")
+        return text
+
+    return method
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"\d+", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a positive whole number is needed, got {text!r}")
+    return int(text)
+
+
+def _error(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"a positive number is needed, got {text!r}")
+    return value
+
+
+def _warn(message: Any, *args: Any, **kwargs: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
