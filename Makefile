@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-SOURCES := tnlib tnlib_adapters tests examples benchmarks
+SOURCES := tnlib tnlib_adapters tnlib_adapters_cli.py tests examples benchmarks
 
 .PHONY: demo test slow docs bench clean
 

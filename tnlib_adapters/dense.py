@@ -104,7 +104,7 @@ class Halves:
         """Gradients of the pieces for a gradient of the update."""
         entries = (self.rows[0], self.rows[1], self.columns[0], self.columns[1])
         moved = grad.view(entries).transpose(1, 2).reshape(len(pieces[0]), -1)
-        found = moved @ pieces[1].mT, pieces[0].mT @ moved
+        found = (pieces[1] @ moved.mT).mT, pieces[0].mT @ moved
         return found if scale == 1.0 else (found[0] * scale, found[1] * scale)
 
 

@@ -16,18 +16,29 @@ Order = tuple[tuple[tuple[int, ...], str], ...]
 
 @dataclass(frozen=True)
 class Ordered:
-    """A plan, and its steps as plain data."""
+    """A plan, and its steps as plain data; of one operand that is only permuted, the axes.
+
+    Axes of size one that the result does not have come last then.
+    """
 
     plan: Plan
     order: Order
+    axes: tuple[int, ...] | None
 
     @classmethod
     def of(cls, plan: Plan) -> Ordered:
         """The steps of a plan as data."""
-        return cls(plan, tuple((step.inputs, step.equation) for step in plan.steps))
+        terms, output = plan.network.terms, plan.network.output
+        dropped = "".join(i for i in terms[0] if i not in output)
+        axes = None
+        if len(terms) == 1 and all(plan.network.sizes[i] == 1 for i in dropped):
+            axes = tuple(terms[0].index(index) for index in output + dropped)
+        return cls(plan, tuple((step.inputs, step.equation) for step in plan.steps), axes)
 
     def __call__(self, operands: Sequence[Tensor]) -> Tensor:
         """Contract the operands, differentiably."""
+        if self.axes is not None:
+            return operands[0].permute(self.axes)
         if not torch.compiler.is_compiling():
             result: Tensor = self.plan(*operands)
             return result

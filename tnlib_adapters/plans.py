@@ -124,7 +124,7 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
         for update in updates:
             for part, network in _networks(update.network):
                 fusible = update.additive and plain_weight(base) is not None
-                title = re.sub(r"\d+", "*", name) + part
+                title = re.sub(r"\d+", "*", name.removeprefix("base_model.model.")) + part
                 key = (title, network.routes.subject, fusible)
                 count = found[key][1] + 1 if key in found else 1
                 found[key] = LayerPlan(title, count, network, fusible), count

@@ -211,8 +211,13 @@ def chain(plan: Plan) -> tuple[Factor, ...]:
     """The matrices through which activations, operand 0 of `plan`, pass; empty if some are none."""
     terms, count = list(plan.network.terms), len(plan.network.terms)
     below = [{k} for k in range(count)]
-    sizes = plan.network.sizes
-    number, legs, factors = 0, terms[0][1:], []
+    sizes, token = plan.network.sizes, terms[0][0]
+
+    def legs_of(term: str) -> str:
+        """The indices that more than one value has, without that of the rows."""
+        return "".join(index for index in term if sizes[index] > 1 and index != token)
+
+    number, legs, factors = 0, legs_of(terms[0]), []
     for step in plan.steps:
         below.append(set().union(*(below[n] for n in step.inputs)))
         if number not in step.inputs:
@@ -222,17 +227,14 @@ def chain(plan: Plan) -> tuple[Factor, ...]:
             return ()
         other = step.terms[place]
         last = len(below) == count + len(plan.steps)
-        kept = plan.network.output[1:] if last else step.result.replace(terms[0][0], "")
+        kept = legs_of(plan.network.output if last else step.result)
         if not set(legs) <= set(other) or not set(kept) <= set(other):
             return ()
         cores = tuple(sorted(below[step.inputs[place]]))
         equation = f"{','.join(terms[n] for n in cores)}->{legs}{kept}"
         made = planned(equation, *(plan.shapes[n] for n in cores))
-        shape = [1, 1]
-        for axis, group in enumerate((legs, kept)):
-            for leg in group:
-                shape[axis] *= sizes[leg]
-        factors.append(Factor(tuple(n - 1 for n in cores), made, (shape[0], shape[1])))
+        shape = math.prod(sizes[i] for i in legs), math.prod(sizes[i] for i in kept)
+        factors.append(Factor(tuple(n - 1 for n in cores), made, shape))
         number, legs = len(below) - 1, kept
     return tuple(factors)
 

@@ -151,7 +151,7 @@ def test_folded_matrices_multiply_to_the_update(network):
 def test_the_chosen_way_is_the_one_with_the_least_predicted_time(config, training, fusible):
     site = Site("q", 576, 576, depth=6, role="q", slots=4, heads=9, kv_heads=9)
     routes = config.network(site).routes
-    starts, ways = routes.table[training, fusible]
+    starts, _ = routes.table[training, fusible]
     assert starts[0] == 0
     assert list(starts) == sorted(set(starts))
     edges = {tokens for start in starts[1:] for tokens in (start - 1, start)}

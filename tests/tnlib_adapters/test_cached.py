@@ -1,0 +1,201 @@
+"""What is computed once for inference gives the same outputs, and is dropped when it must be."""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+import torch
+
+from tests.tnlib_adapters.methods import METHODS
+from tests.tnlib_adapters.models import inputs, logits, make, train
+from tnlib_adapters import DoTAConfig, LoRTAConfig, NetworkLinear, cached, plans
+from tnlib_adapters.plugin.layer import NetworkLayer
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+def adapted(kind="llama", method="dota", dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    config = METHODS[method](init_weights=False, **options)
+    return peft.get_peft_model(make(kind, dtype), config).eval()
+
+
+def kept(model):
+    updates = [u for m in model.modules() if hasattr(m, "held") for u in m.held.values()]
+    return [getattr(update, "is_kept", False) for update in updates]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "phi3"])
+@torch.no_grad()
+def test_outputs_are_those_without_the_cache(kind, method):
+    model = adapted(kind, method)
+    before = logits(model)
+    with cached(model):
+        inside = logits(model)
+        with model.disable_adapter():
+            base = logits(model)
+    torch.testing.assert_close(inside, before, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(base, inside, atol=1e-5)
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_half_precision_models_stay_within_their_rounding(method):
+    model = adapted("llama", method, torch.bfloat16)
+    before = logits(model)
+    with cached(model):
+        inside = logits(model)
+    assert inside.dtype == before.dtype == torch.bfloat16
+    scale = before.abs().max().float()
+    assert (inside.float() - before.float()).abs().max() <= 2**-5 * scale
+
+
+def test_nothing_is_registered_and_everything_is_dropped_at_the_end():
+    model = adapted()
+    names = set(model.state_dict())
+    with cached(model):
+        assert set(model.state_dict()) == names
+        assert all(kept(model))
+    assert not any(kept(model))
+    with pytest.raises(RuntimeError, match="stop"), cached(model):
+        raise RuntimeError("stop")
+    assert not any(kept(model))
+
+
+def test_the_inner_of_two_contexts_leaves_the_outer_one():
+    model = adapted()
+    with cached(model):
+        with cached(model):
+            pass
+        assert all(kept(model))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.train(),
+        lambda model: model.load_state_dict(model.state_dict()),
+        lambda model: model.double(),
+    ],
+    ids=["train", "load", "move"],
+)
+def test_training_loading_and_moving_drop_what_was_kept(change):
+    model = adapted()
+    with cached(model):
+        change(model)
+        assert not any(kept(model))
+
+
+@torch.no_grad()
+def test_an_update_of_the_base_weight_is_seen():
+    layer = NetworkLinear.from_linear(torch.nn.Linear(24, 36), DoTAConfig(r=2)).eval()
+    x = torch.randn(3, 24)
+    with cached(layer):
+        layer(x)
+        layer.base.weight.add_(1.0)
+        inside = layer(x)
+    torch.testing.assert_close(inside, layer(x))
+
+
+def test_calls_that_record_gradients_train_the_cores():
+    model = adapted(method="lorta")
+    with cached(model):
+        model(**inputs(model)).logits.square().mean().backward()
+    cores = [p for p in model.parameters() if p.requires_grad]
+    assert cores
+    assert all(core.grad is not None for core in cores)
+
+
+def test_training_goes_on_after_the_cache():
+    model, other = adapted(method="lotr"), adapted(method="lotr")
+    with torch.no_grad(), cached(model):
+        logits(model)
+    first, second = train(model), train(other)
+    assert first == second
+
+
+@torch.no_grad()
+def test_two_active_adapters_both_count():
+    model = adapted(target_modules=["q_proj", "down_proj"])
+    model.add_adapter("other", METHODS["dota"](init_weights=False, target_modules=["q_proj"]))
+    model.base_model.set_adapter(["default", "other"])
+    before = logits(model.eval())
+    with cached(model):
+        inside = logits(model)
+    torch.testing.assert_close(inside, before, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_merging_and_unmerging_inside_keeps_the_function():
+    model = adapted()
+    before = logits(model)
+    with cached(model):
+        model.merge_adapter()
+        torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-5)
+        model.unmerge_adapter()
+        torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_generated_text_is_the_same():
+    model = adapted(method="lorta", target_modules="all-linear")
+    prompt = torch.tensor([[1, 5, 9]])
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    plain = model.generate(input_ids=prompt, **options)
+    with cached(model):
+        assert torch.equal(model.generate(input_ids=prompt, **options), plain)
+
+
+@torch.no_grad()
+def test_a_copy_made_inside_is_a_model_of_its_own():
+    model = adapted()
+    with cached(model):
+        other = copy.deepcopy(model)
+        torch.testing.assert_close(logits(other), logits(model))
+    torch.testing.assert_close(logits(other), logits(model), rtol=1e-5, atol=1e-6)
+
+
+def test_low_rank_updates_are_kept_thin_and_dota_as_one_weight():
+    linear = torch.nn.Linear(64, 96)
+    for config, fused in ((LoRTAConfig(r=4), False), (DoTAConfig(r=4), True)):
+        layer = NetworkLinear.from_linear(linear, config).eval()
+        with torch.no_grad(), cached(layer):
+            found = layer.update.kept
+            assert (found.fused is not None) == fused
+            assert [tuple(m.shape) for chain in found.maps for m in chain] == (
+                [] if fused else [(64, 4), (4, 96)]
+            )
+
+
+def test_models_without_adapted_layers_are_refused():
+    with pytest.raises(ValueError, match="no adapted layers"), cached(torch.nn.Linear(2, 2)):
+        pass
+    with pytest.raises(ValueError, match="no adapted layers"):
+        plans(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_plans_name_every_adapted_layer_once(method, capsys):
+    model = adapted("phi3", method)
+    found = plans(model, tokens=16)
+    layers = [m for m in model.modules() if isinstance(m, NetworkLayer)]
+    whole = {layer.name.split(",")[0]: layer.layers for layer in found.layers}
+    assert sum(whole.values()) == len(layers)
+    for layer in found.layers:
+        for training in (False, True):
+            starts = layer.starts(training=training)
+            chosen = [way for start, way in starts if start <= 16][-1]
+            costs = layer.costs(16, training=training)
+            assert costs[0][1].seconds <= dict(costs)[chosen].seconds <= costs[0][1].seconds * 1.05
+    model.print_plan(16)
+    assert capsys.readouterr().out.strip() == str(found).strip()
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 2.0, True, "many"])
+def test_plans_need_a_positive_number_of_tokens(tokens):
+    with pytest.raises(ValueError, match="tokens must be a positive int"):
+        plans(adapted(), tokens)
