@@ -24,6 +24,7 @@ from networks import TWENTY, Problem, bottleneck, lorta, lotr, operator, overlap
 
 import tnlib
 from tnlib.contraction.network import parsed
+from tnlib.contraction.tree import steps_of, tree_of
 
 RESULTS = Path(__file__).parent / "results"
 # Predicted seconds beyond which a plan is not run.

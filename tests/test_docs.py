@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 PAGES = Path(__file__).parents[1] / "docs"
-RUN = ("planning.md", "ranks.md", "adapters.md", "own_method.md", "peft.md", "speed.md", "exchange.md")
+RUN = (
+    "planning.md",
+    "ranks.md",
+    "adapters.md",
+    "own_method.md",
+    "peft.md",
+    "speed.md",
+    "exchange.md",
+)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

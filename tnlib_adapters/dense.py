@@ -23,8 +23,6 @@ from torch import Tensor
 from tnlib_adapters.ordered import Ordered, planned
 
 Pieces = tuple[Tensor, ...]
-# Columns of the second half from which moving groups runs at the speed of a copy.
-_RUN = 16
 
 
 class Form(Protocol):
@@ -35,8 +33,10 @@ class Form(Protocol):
     ) -> Tensor:
         """The update minus the anchor's, scaled, plus `weight`; without it differentiable."""
 
-    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
-        """Gradients of the pieces for a gradient of the update."""
+    def gradients(
+        self, grad: Tensor, pieces: Pieces, scale: float, space: Tensor | None = None
+    ) -> Pieces:
+        """Gradients of the pieces for a gradient of the update; `space`, as large, is used up."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Whole:
         update = update if scale == 1.0 else update * scale
         return update if weight is None else update + weight
 
-    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
+    def gradients(
+        self, grad: Tensor, pieces: Pieces, scale: float, space: Tensor | None = None
+    ) -> Pieces:
         """Gradients of the pieces for a gradient of the update."""
         return (grad if scale == 1.0 else grad * scale,)
 
@@ -100,10 +102,15 @@ class Halves:
         total = torch.empty(moved.shape, dtype=dtype, device=product.device)
         return torch.add(sized, moved, alpha=scale, out=total).view(shape)
 
-    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
-        """Gradients of the pieces for a gradient of the update."""
+    def gradients(
+        self, grad: Tensor, pieces: Pieces, scale: float, space: Tensor | None = None
+    ) -> Pieces:
+        """Gradients of the pieces for a gradient of the update; `space`, as large, is used up."""
         entries = (self.rows[0], self.rows[1], self.columns[0], self.columns[1])
-        moved = grad.view(entries).transpose(1, 2).reshape(len(pieces[0]), -1)
+        regrouped = grad.view(entries).transpose(1, 2)
+        if space is None or not space.is_contiguous():
+            space = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+        moved = space.view(regrouped.shape).copy_(regrouped).view(len(pieces[0]), -1)
         found = (pieces[1] @ moved.mT).mT, pieces[0].mT @ moved
         return found if scale == 1.0 else (found[0] * scale, found[1] * scale)
 
@@ -130,7 +137,7 @@ def dense_form(
     found = [_halves(cut, terms, rows, columns, size) for cut in range(1, len(terms))]
     halves = [form for form in found if form is not None]
     if halves:
-        return min(halves, key=_cost)
+        return min(halves, key=_flops)
     whole = planned(f"{','.join(terms)}->{rows}{columns}", *_shapes(terms, size))
     return Whole(whole, (_volume(rows, size), _volume(columns, size)))
 
@@ -158,10 +165,9 @@ def _halves(
     )
 
 
-def _cost(form: Halves) -> tuple[bool, int]:
+def _flops(form: Halves) -> int:
     entries = math.prod(form.rows) * math.prod(form.columns)
-    flops = form.left.plan.flops + form.right.plan.flops + 2 * entries * form.summed
-    return form.columns[1] < _RUN, flops
+    return form.left.plan.flops + form.right.plan.flops + 2 * entries * form.summed
 
 
 def _shapes(terms: Sequence[str], size: Mapping[str, int]) -> list[tuple[int, ...]]:

@@ -183,15 +183,11 @@ class Network(Declared):
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.scale == 1.0 else y * self.scale
 
-    def factors(self, x: Tensor, cores: Cores) -> list[Tensor] | None:
-        """Matrices whose product with ``x`` is the update's, where that is the fastest way.
-
-        None where it is not, and for an anchored network.
-        """
+    def joint(self, x: Tensor) -> Route | None:
+        """The fastest way for ``x``, if it computes a base layer in the same go, else None."""
         route = self.route(x, fusible=True)
-        if self.anchored or not route.factors:
-            return None
-        return self.matrices(route, cores)
+        joint = route.name == "fused" or (route.factors and not self.anchored)
+        return route if joint else None
 
     def folded(self, cores: Cores, anchor: Cores | None = None) -> list[Tensor]:
         """The fewest matrices whose product is the update, transposed: thin ones, or one."""
@@ -205,10 +201,6 @@ class Network(Declared):
         """The way that is taken for activations ``x``."""
         tokens = x.shape[:-1].numel()
         return self.routes.at(tokens, training=torch.is_grad_enabled(), fusible=fusible)
-
-    def fuses(self, x: Tensor) -> bool:
-        """Whether adding the update to the base weight is the fastest way for ``x``."""
-        return self.route(x, fusible=True).name == "fused"
 
     def matrices(self, route: Route, cores: Cores) -> list[Tensor]:
         """The factors of a route, of which the smallest is scaled; differentiable."""

@@ -108,7 +108,7 @@ class _RebuiltLinear(torch.autograd.Function):
         with torch.enable_grad():
             pieces = network.pieces(dict(zip(names, leaves, strict=True)))
         known = tuple(piece.detach() for piece in pieces)
-        grad_x = None
+        grad_x = total = None
         if ctx.needs_input_grad[0]:
             total = _total(network, known, names, values[len(names) :], weight)
             grad_x = grad @ total.to(grad.dtype)
@@ -116,7 +116,9 @@ class _RebuiltLinear(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(values)
         if any(wanted):
             grad_total = (flat.mT @ x.reshape(-1, x.shape[-1])).to(known[0].dtype)
-            from_pieces = network.dense.gradients(grad_total, known, network.scale)
+            # The memory of W + dW serves again: new memory costs more than what is written to it.
+            space = total if total is not None and total.dtype == grad_total.dtype else None
+            from_pieces = network.dense.gradients(grad_total, known, network.scale, space)
             moved = [(p, g) for p, g in zip(pieces, from_pieces, strict=True) if p.requires_grad]
             trained = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
             ends, starts = zip(*moved, strict=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tnlib_adapters.core import Core, Cores, Declared
 from tnlib_adapters.dense import Pieces
 from tnlib_adapters.network import Network
+from tnlib_adapters.routes import Route
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Rows:
         update = interleaved([piece.mT for piece in pieces], self.groups).mT
         return update if weight is None else update + weight
 
-    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
+    def gradients(
+        self, grad: Tensor, pieces: Pieces, scale: float, space: Tensor | None = None
+    ) -> Pieces:
         """Gradients of the parts for a gradient of the whole."""
         runs = grad.reshape(self.groups, -1, grad.shape[-1])
         lengths = [len(piece) // self.groups for piece in pieces]
@@ -128,12 +131,10 @@ class Stacked(Declared):
         """The dense update, of shape (out_features, in_features)."""
         return self.dense.joined(self.pieces(cores), None, 1.0)
 
-    def fuses(self, x: Tensor) -> bool:
-        """Whether adding the update to the base weight is the fastest way for ``x``."""
-        return all(part.fuses(x) for part in self.parts)
-
-    def factors(self, x: Tensor, cores: Cores) -> None:
-        """No chain of matrices serves all parts at once."""
+    def joint(self, x: Tensor) -> Route | None:
+        """The way that adds all updates to the base weight, if it is the fastest for every part."""
+        routes = [part.route(x, fusible=True) for part in self.parts]
+        return routes[0] if all(route.name == "fused" for route in routes) else None
 
     def folded(self, cores: Cores, anchor: Cores | None = None) -> list[Tensor]:
         """Two matrices whose product is the update, transposed: of all parts beside each other."""

@@ -268,16 +268,16 @@ class Update(nn.Module):
         kept = self.kept
         if kept is not None:
             return kept.joined(x, weight, bias)
-        cores = self.cores
-        if network.fuses(x):
-            self.check_filled()
-            fixed, moving, anchor = self.fixed_part(weight)
-            return rebuilt_linear(x, fixed, bias, moving, cores, anchor)
-        factors = network.factors(x, cores)
-        if factors is None or factors[0].dtype != x.dtype:
+        way, cores = network.joint(x), self.cores
+        if way is None:
             return None
         self.check_filled()
-        return factored_linear(x, weight, bias, factors)
+        if way.name == "fused":
+            fixed, moving, anchor = self.fixed_part(weight)
+            return rebuilt_linear(x, fixed, bias, moving, cores, anchor)
+        assert isinstance(network, Network)
+        factors = network.matrices(way, cores)
+        return factored_linear(x, weight, bias, factors) if factors[0].dtype == x.dtype else None
 
     def _applied(self, x: Tensor) -> Tensor:
         """The update of the weight applied to ``x``."""
