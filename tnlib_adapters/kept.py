@@ -10,7 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnlib_adapters.base import state_of
+from tnlib_adapters.core import Cores
 from tnlib_adapters.factored import factored_linear
+from tnlib_adapters.factors import low_rank_factors
+from tnlib_adapters.network import Network
+from tnlib_adapters.stacked import Stacked
 
 Maps = tuple[Sequence[Tensor], ...]
 
@@ -41,3 +45,12 @@ class Kept:
         (matrices,) = self.maps
         same = matrices[0].dtype == x.dtype
         return factored_linear(x, weight, bias, matrices) if same else None
+
+
+def folded(network: Network | Stacked, cores: Cores, anchor: Cores | None = None) -> list[Tensor]:
+    """Matrices whose product is the update, transposed: two thin ones, or the update itself."""
+    factors = low_rank_factors(network, cores, anchor)
+    entries = network.out_features * network.in_features
+    if factors is None or factors[0].numel() + factors[1].numel() >= entries:
+        return [network.delta(cores, anchor).mT]
+    return [factors[1].mT, factors[0].mT]

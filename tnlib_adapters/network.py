@@ -189,14 +189,6 @@ class Network(Declared):
         joint = route.name == "fused" or (route.factors and not self.anchored)
         return route if joint else None
 
-    def folded(self, cores: Cores, anchor: Cores | None = None) -> list[Tensor]:
-        """The fewest matrices whose product is the update, transposed: thin ones, or one."""
-        chains = [way for way in self.routes.ways if way.factors and anchor is None]
-        entries = [sum(math.prod(f.shape) for f in way.factors) for way in chains]
-        if entries and min(entries) < self.out_features * self.in_features:
-            return self.matrices(chains[entries.index(min(entries))], cores)
-        return [self.delta(cores, anchor).mT]
-
     def route(self, x: Tensor, *, fusible: bool) -> Route:
         """The way that is taken for activations ``x``."""
         tokens = x.shape[:-1].numel()

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from tnlib_adapters.core import Core, Cores, Declared
 from tnlib_adapters.factored import factored_linear
-from tnlib_adapters.kept import Maps
+from tnlib_adapters.kept import Maps, folded
 from tnlib_adapters.network import Network
 from tnlib_adapters.start import zeros
 
@@ -69,9 +69,9 @@ class Series(Declared):
         self.down.planned()
         self.up.planned()
 
-    def folded(self, cores: Cores, anchor: Cores | None = None) -> Maps:
+    def maps(self, cores: Cores) -> Maps:
         """The matrices of either map, for :meth:`shift`."""
-        return self.down.folded(cores), self.up.folded(cores)
+        return folded(self.down, cores), folded(self.up, cores)
 
     def shift(
         self,
@@ -126,9 +126,9 @@ class Replacement(Declared):
         """Work out all orders now."""
         self.network.planned()
 
-    def folded(self, cores: Cores, anchor: Cores | None = None) -> Maps:
+    def maps(self, cores: Cores) -> Maps:
         """The matrices of the weight, for :meth:`replace`."""
-        return (self.network.folded(cores),)
+        return (folded(self.network, cores),)
 
     def replace(self, x: Tensor, cores: Cores, maps: Maps | None = None) -> Tensor:
         """The layer applied to ``x`` of shape (..., in_features), in its dtype."""

@@ -7,7 +7,6 @@ role, or for every group of heads its queries, its keys and its values.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,17 +134,6 @@ class Stacked(Declared):
         """The way that adds all updates to the base weight, if it is the fastest for every part."""
         routes = [part.route(x, fusible=True) for part in self.parts]
         return routes[0] if all(route.name == "fused" for route in routes) else None
-
-    def folded(self, cores: Cores, anchor: Cores | None = None) -> list[Tensor]:
-        """Two matrices whose product is the update, transposed: of all parts beside each other."""
-        chains = [part.folded(cores) for part in self.parts]
-        first = torch.cat([chain[0] for chain in chains], -1)
-        if any(len(chain) == 1 for chain in chains) or len(first.mT) >= self.in_features:
-            return [self.delta(cores).mT]
-        blocks = [functools.reduce(torch.matmul, chain[1:]) for chain in chains]
-        second: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-        widths = [part.out_features for part in self.parts]
-        return [first, interleaved(torch.split(second, widths, -1), self.groups)]
 
     def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
         """``x @ delta.T`` for ``x`` of shape (..., in_features)."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from tnlib_adapters.base import base_weight, fusible_weight, plain_weight, state_of
 from tnlib_adapters.factored import factored_linear
-from tnlib_adapters.kept import Kept, Maps
+from tnlib_adapters.kept import Kept, Maps, folded
 from tnlib_adapters.network import Network
 from tnlib_adapters.rebuilt import rebuilt_linear
 from tnlib_adapters.series import Replacement, Series
@@ -183,8 +183,11 @@ class Update(nn.Module):
         """
         self.check_filled()
         with torch.inference_mode(False):
-            found: Any = self.network.folded(self.cores, self.anchor)
-            maps = found if isinstance(found, tuple) else (found,)
+            network, cores = self.network, self.cores
+            if isinstance(network, Network | Stacked):
+                maps: Maps = (folded(network, cores, self.anchor),)
+            else:
+                maps = network.maps(cores)
             maps = tuple([matrix.detach() for matrix in matrices] for matrices in maps)
             fused = state = None
             if self.additive and len(maps[0]) == 1:

@@ -20,6 +20,7 @@ from tnlib_adapters import (
     Site,
 )
 from tnlib_adapters.factored import factored_linear
+from tnlib_adapters.kept import folded
 from tnlib_adapters.rebuilt import rebuilt_linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no factors")
@@ -134,13 +135,13 @@ def test_folded_matrices_multiply_to_the_update(network):
     cores = random_cores(network)
     anchor = random_cores(network, seed=1) if network.anchored else None
     product = torch.eye(network.in_features, dtype=torch.float64)
-    folded = network.folded(cores, anchor)
-    for matrix in folded:
+    matrices = folded(network, cores, anchor)
+    for matrix in matrices:
         product = product @ matrix
     expected = network.delta(cores, anchor).mT
     scale = max(float(expected.abs().max()), 1.0)
     torch.testing.assert_close(product, expected, rtol=1e-10, atol=1e-10 * scale)
-    assert sum(m.numel() for m in folded) <= network.in_features * network.out_features
+    assert sum(m.numel() for m in matrices) <= network.in_features * network.out_features
 
 
 @pytest.mark.parametrize("training", [False, True])
