@@ -199,3 +199,18 @@ def test_plans_name_every_adapted_layer_once(method, capsys):
 def test_plans_need_a_positive_number_of_tokens(tokens):
     with pytest.raises(ValueError, match="tokens must be a positive int"):
         plans(adapted(), tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [DoTAConfig(r=2), LoRTAConfig(r=2)])
+def test_a_compiled_layer_enters_and_leaves_the_cache(config):
+    layer = NetworkLinear.from_linear(torch.nn.Linear(48, 36), config).eval()
+    for parameter in layer.parameters():
+        parameter.add_(0.01)
+    x = torch.randn(5, 48)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    expected = layer(x)
+    torch.testing.assert_close(compiled(x), expected)
+    with cached(layer):
+        torch.testing.assert_close(compiled(x), expected)
+    torch.testing.assert_close(compiled(x), expected)
