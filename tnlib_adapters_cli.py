@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             return 130
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except Exception as error:
             if options.debug:
                 traceback.print_exc()
             message = " ".join(str(error).split()) or type(error).__name__
@@ -141,7 +141,9 @@ examples:
     _adapter_and_output(command)
     _base(command)
     command.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the base"
+        "--dtype",
+        choices=["float64", "float32", "bfloat16", "float16"],
+        help="default: that of the base",
     )
 
 

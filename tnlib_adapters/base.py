@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from tnlib_adapters.sites import is_transposed
 
@@ -24,6 +25,7 @@ def plain_weight(base: nn.Module) -> Tensor | None:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooked = any(getattr(base, name) for name in hooks) or hasattr(base, "_hf_hook")
     hooked = hooked or "forward" in base.__dict__
+    hooked = hooked or _has_any_global_hook()  # type: ignore[no-untyped-call]
     if not plain or hooked:
         return None
     weight = base_weight(base)

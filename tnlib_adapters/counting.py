@@ -115,7 +115,7 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig) -> Count:
     if not isinstance(config, NetworkConfig):
         raise TypeError(f"config must be one of these methods', got {type(config).__name__}")
     if not isinstance(model, nn.Module):
-        model = _skeleton(model)
+        model = skeleton(model)
     heads = _HEADS.get(config.task_type or "", ())
     config = targets.resolved(config, model, [*heads])
     sites = find_sites(model)
@@ -160,7 +160,7 @@ def _modules(model: nn.Module, config: NetworkConfig, adapted: list[str]) -> lis
     return [CountRow(name, "module", (size,), n) for (name, size), n in Counter(sizes).items()]
 
 
-def _skeleton(source: Any) -> nn.Module:
+def skeleton(source: Any) -> nn.Module:
     """A model without weights, of the class that the configuration names."""
     import transformers
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -40,10 +39,10 @@ def factored_linear(
     """
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
-        factors = [factor.to(torch.get_autocast_dtype(kind)) for factor in factors]
+        dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
-            return factored_linear(x, weight, bias, factors)
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return factored_linear(x.to(dtype), weight, bias, [f.to(dtype) for f in factors])
+    if traced() or not torch.is_grad_enabled():
         return _plain(x, weight, bias, factors)
     result: Tensor = _FactoredLinear.apply(x, weight, bias, *factors)  # type: ignore[no-untyped-call]
     return result
@@ -81,12 +80,13 @@ class _FactoredLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *saved = ctx.saved_tensors
         count = (len(saved) + 1) // 2
         factors = saved[count - 1 :]
         wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return _again(wanted, grad, x, weight, factors)
         thin = [_rows(x), *saved[: count - 1]]
         flowing = _rows(grad)
         grads: list[Tensor | None] = [None] * count
@@ -102,6 +102,24 @@ class _FactoredLinear(torch.autograd.Function):
             grad_x = (flowing @ factors[0].mT).view(x.shape).to(x.dtype)
         grad_bias = _rows(grad).sum(0) if ctx.has_bias and wanted[2] else None
         return grad_x, None, grad_bias, *grads
+
+
+def _again(
+    wanted: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor | None, factors: list[Tensor]
+) -> tuple[Any, ...]:
+    """The gradients as functions that can be differentiated again."""
+    bias = grad.new_zeros(grad.shape[-1]).requires_grad_() if wanted[2] else None
+    y = _plain(x, weight, bias, factors)
+    inputs = [x, weight, bias, *factors]
+    ends = [v for v, want in zip(inputs, wanted, strict=True) if v is not None and want]
+    found = iter(torch.autograd.grad(y, ends, grad, create_graph=True))
+    return tuple(next(found) if want else None for want in wanted)
+
+
+def traced() -> bool:
+    """Whether a graph or a function transform is being made, which sees plain operations only."""
+    transformed: bool = torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or transformed
 
 
 def _rows(x: Tensor) -> Tensor:

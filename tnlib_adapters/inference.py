@@ -52,7 +52,9 @@ def cached(model: nn.Module, *, progressbar: bool | None = None) -> Iterator[Non
     Low-rank updates are kept as two thin matrices. Of DoTA the sum with the base weight is kept,
     one dense copy of every adapted weight in float32 or wider; over other bases it is the dense
     update. All of that is held outside the modules' state and dropped at the end, and earlier by
-    ``train()``, by loading and by moving the model. Calls that record gradients compute as ever.
+    ``train()``, by loading and by moving the model. Calls that record gradients compute as ever,
+    and so do those after cores or weights changed in place (but for changes through ``.data``, and
+    in compiled calls). Under autocast nothing is added to base weights, so DoTA gains little there.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,11 +32,24 @@ class Kept:
         Base weight plus update.
     state : (int, int) or None
         Of the base weight at that time.
+    cores : tuple of Tensor
+        What it was made of.
+    states : tuple of (int, int)
+        Of the cores at that time.
     """
 
     maps: Maps
     fused: Tensor | None
     state: tuple[int, int] | None
+    cores: tuple[Tensor, ...]
+    states: tuple[tuple[int, int], ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the cores have the values that it was made of."""
+        if torch.compiler.is_compiling():
+            return True
+        return all(map(operator.eq, map(state_of, self.cores), self.states))
 
     def joined(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         """The base layer and the update at once; None where they do not fit each other."""

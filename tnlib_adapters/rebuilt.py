@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from tnlib_adapters.core import Cores
 from tnlib_adapters.dense import Form, Pieces
+from tnlib_adapters.factored import traced
 
 
 class Rebuildable(Protocol):
@@ -66,7 +67,7 @@ def rebuilt_linear(
     names = tuple(cores)
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    if torch.compiler.is_compiling():
+    if traced():
         total = network.delta(cores, anchor)
         total = (total if weight is None else total + weight).to(dtype)
         return functional.linear(x.to(dtype), total, None if bias is None else bias.to(dtype))

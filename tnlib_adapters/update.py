@@ -182,8 +182,9 @@ class Update(nn.Module):
         a plain base weight of at least float32, else the dense update in the weight's dtype.
         """
         self.check_filled()
-        with torch.inference_mode(False):
-            network, cores = self.network, self.cores
+        network, cores = self.network, self.cores
+        kind = next(iter(cores.values())).device.type
+        with torch.inference_mode(False), torch.autocast(kind, enabled=False):
             if isinstance(network, Network | Stacked):
                 maps: Maps = (folded(network, cores, self.anchor),)
             else:
@@ -197,17 +198,23 @@ class Update(nn.Module):
                     fused, state, maps = (weight + update.mT).detach(), state_of(weight), ()
                 elif base_weight(base).is_floating_point():
                     maps = ([update.to(base_weight(base).dtype)],)
-            self._kept = Kept(maps, fused, state)
+            made_of = tuple(cores.values())
+            self._kept = Kept(maps, fused, state, made_of, tuple(map(state_of, made_of)))
 
     @property
     def kept(self) -> Kept | None:
-        """What :meth:`keep` made, where no gradients are recorded."""
-        return None if torch.is_grad_enabled() else self._kept
+        """What :meth:`keep` made, where no gradients are recorded and the cores are the same."""
+        kept = self._kept
+        return None if kept is None or torch.is_grad_enabled() or not kept.holds else kept
 
     @property
     def is_kept(self) -> bool:
         """Whether :meth:`keep` has made something that holds."""
         return self._kept is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies compute for themselves."""
+        return self.__dict__ | {"_kept": None, "_residual": None}
 
     def forget(self) -> None:
         """Drop everything that was computed from earlier values."""

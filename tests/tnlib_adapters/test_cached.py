@@ -214,3 +214,42 @@ def test_a_compiled_layer_enters_and_leaves_the_cache(config):
     with cached(layer):
         torch.testing.assert_close(compiled(x), expected)
     torch.testing.assert_close(compiled(x), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_cores_that_are_changed_inside_count_at_once(method):
+    model = adapted("llama", method)
+    with cached(model):
+        before = logits(model)
+        for name, parameter in model.named_parameters():
+            if f".{METHODS[method]().method}_" in name:
+                parameter.mul_(1.5)
+        inside = logits(model)
+    assert not torch.allclose(inside, before, atol=1e-5)
+    torch.testing.assert_close(inside, logits(model), rtol=1e-5, atol=1e-6)
+
+
+def test_copies_compute_for_themselves():
+    model = adapted()
+    with cached(model):
+        other = copy.deepcopy(model)
+        assert not any(kept(other))
+        assert all(kept(model))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_it_may_be_entered_under_autocast(method):
+    model = adapted("llama", method)
+    before = logits(model)
+    with torch.autocast("cpu", torch.bfloat16), cached(model), torch.autocast("cpu", enabled=False):
+        torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_merged_layers_keep_nothing():
+    model = adapted()
+    model.merge_adapter()
+    with cached(model):
+        assert not any(kept(model))

@@ -238,7 +238,7 @@ DAMAGED = [
     (lambda f: (f / FILE).rename(f / "adapter_model.bin"), r"pickled files \(.bin\) are not"),
     (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json"),
     (lambda f: (f / "adapter_config.json").write_text("{"), "is not JSON"),
-    (lambda f: (f / "adapter_config.json").write_text("[]"), "not a configuration but a list"),
+    (lambda f: (f / "adapter_config.json").write_text("[]"), "holds no fields but a list"),
     (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes()[:-9]), "is cut off"),
     (_tensors(lambda t, n: t.pop(n + "lora_B.weight")), "lora_A and not the other factor"),
     (_tensors(lambda t, n: t[n + "lora_A.weight"].fill_(math.nan)), "holds nan or inf"),

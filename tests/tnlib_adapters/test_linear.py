@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from tnlib import mpo_decompose
-from tnlib_adapters import Core, DoTAConfig, Network, NetworkLinear, Site
+from tnlib_adapters import (
+    Core,
+    DoTAConfig,
+    LoRETTAConfig,
+    LoTRConfig,
+    Network,
+    NetworkLinear,
+    Site,
+)
 
 X = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
 
@@ -139,3 +147,28 @@ def test_what_does_not_fit_is_refused():
     small = DoTAConfig(r=2).network(Site("", 36, 24))
     with pytest.raises(ValueError, match="initial cores have shapes"):
         NetworkLinear(linear(), small, {"core_0": torch.ones(1)})
+
+
+@pytest.mark.parametrize("tokens", [3, 300])
+@pytest.mark.parametrize("config", [DoTAConfig(r=2), LoTRConfig(r=2), LoRETTAConfig(dropout=0.0)])
+def test_function_transforms_and_second_derivatives_see_plain_operations(config, tokens):
+    torch.manual_seed(0)
+    layer = NetworkLinear.from_linear(torch.nn.Linear(16, 24), config).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
+    values = dict(layer.named_parameters())
+
+    def loss(values, x):
+        return torch.func.functional_call(layer, values, (x,)).square().sum()
+
+    found = torch.func.grad(loss)(values, x.detach())
+    trained = {name: value for name, value in values.items() if value.requires_grad}
+    (layer(x).square().sum()).backward()
+    for name, value in trained.items():
+        torch.testing.assert_close(found[name], value.grad)
+    mapped = torch.func.vmap(layer)(x.detach()[:, None])
+    torch.testing.assert_close(mapped[:, 0], layer(x.detach()))
+    if tokens == 3:
+        assert torch.autograd.gradgradcheck(layer, (x,))

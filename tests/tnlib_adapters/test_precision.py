@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import peft
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from tests.tnlib_adapters.methods import METHODS
 from tests.tnlib_adapters.models import make
 from tnlib_adapters import DoTAConfig, NetworkLinear
+from tnlib_adapters.plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -25,6 +28,21 @@ def test_autocast_does_not_round_away_the_difference_of_dota():
         update = layer.update.leaving(x, torch.zeros(4, 96))
     expected = x @ layer.delta_weight().T
     assert (update - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("method", ["dota", "lotr", "lorta", "rep"])
+def test_updates_and_merges_under_autocast_are_those_without(method):
+    config = METHODS[method](target_modules="all-linear", init_weights=False)
+    model = peft.get_peft_model(make("gpt2"), config)
+    layers = [m for m in model.modules() if isinstance(m, NetworkLayer)]
+    expected = [layer.get_delta_weight("default") for layer in layers]
+    merged = copy.deepcopy(model).merge_and_unload().state_dict()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [layer.get_delta_weight("default") for layer in layers]
+        again = model.merge_and_unload().state_dict()
+    assert layers
+    assert all(map(torch.equal, found, expected))
+    assert all(torch.equal(again[name], value) for name, value in merged.items())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,17 +13,11 @@ from torch import nn
 from tnlib._table import aligned
 from tnlib_adapters.commands.methods import configuration, names
 from tnlib_adapters.commands.sizes import size
-from tnlib_adapters.counting import _skeleton, count
+from tnlib_adapters.counting import count, skeleton
+from tnlib_adapters.exchange.candidates import TASKS
 
 # Bytes of a trained value: cores are float32, and AdamW keeps two values for each.
 _VALUE, _ADAMW = 4, 8
-_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-}
 
 
 def run(options: argparse.Namespace) -> str:
@@ -83,12 +77,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _model(source: str, task: str | None) -> nn.Module:
     """The model without weights, of the task's class or of the one that its configuration names."""
     if task is None:
-        return _skeleton(source)
+        return skeleton(source)
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source)
     with torch.device("meta"):
-        model: nn.Module = getattr(transformers, _CLASSES[task]).from_config(config)
+        model: nn.Module = getattr(transformers, TASKS[task]).from_config(config)
     return model
 
 

@@ -16,11 +16,11 @@ from safetensors import safe_open
 
 from tnlib._table import aligned
 from tnlib_adapters.commands.sizes import size
-from tnlib_adapters.plugin.files import shapes_in
+from tnlib_adapters.exchange.folder import read_json
+from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
 from tnlib_adapters.plugin.tuner import STORE
 from tnlib_adapters.update import ANCHOR
 
-_OUTSIDE = "base_model.model."
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16}
 
 
@@ -93,15 +93,11 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _configuration(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; give the folder of an adapter")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not (isinstance(config, dict) and isinstance(config.get("peft_type"), str)):
-        raise ValueError(f"{path} names no peft_type; it is not the configuration of an adapter")
+    config = read_json(folder / CONFIG_NAME)
+    if not isinstance(config.get("peft_type"), str):
+        raise ValueError(
+            f"{folder / CONFIG_NAME} names no peft_type; it is not the configuration of an adapter"
+        )
     return config
 
 
@@ -111,7 +107,7 @@ def _parts(path: Path, method: str) -> Iterator[Part]:
         for key in file.keys():  # noqa: SIM118 (not a mapping)
             found = file.get_slice(key)
             shape, dtype = tuple(found.get_shape()), found.get_dtype()
-            name = key.removeprefix(_OUTSIDE)
+            name = key.removeprefix(OUTSIDE)
             owner, core, kind = name.rpartition(".")[0], name, "module"
             if name.startswith(f"{STORE}.{method}_cores."):
                 owner, core, kind = "", name.rpartition(".")[2], "shared"

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from tnlib_adapters.exchange.candidates import candidates
+from tnlib_adapters.exchange.folder import read_json
 from tnlib_adapters.plugin.config import NetworkConfig
+from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
 from tnlib_adapters.plugin.layer import AdapterPart, NetworkLayer
-
-_OUTSIDE = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def _of_folder(folder: Path, base: Any) -> Adapter:
             raise FileNotFoundError(
                 f"{folder} has no {name}; name the folder that save_pretrained wrote"
             )
+    shapes_in(folder)
     config = _read(folder)
     base = config.base_model_name_or_path if base is None else base
     if not base:
@@ -169,7 +170,7 @@ def _extras(config: NetworkConfig, keys: Iterable[str]) -> Iterator[tuple[str, s
     """
     seen = set()
     for key in keys:
-        plain = key.removeprefix(_OUTSIDE).replace(".modules_to_save.", ".")
+        plain = key.removeprefix(OUTSIDE).replace(".modules_to_save.", ".")
         if f".{config.method}_" in key or ".original_module." in key or plain in seen:
             continue
         seen.add(plain)
@@ -177,6 +178,7 @@ def _extras(config: NetworkConfig, keys: Iterable[str]) -> Iterator[tuple[str, s
 
 
 def _read(folder: Path) -> NetworkConfig:
+    read_json(folder / CONFIG_NAME)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except KeyError as error:

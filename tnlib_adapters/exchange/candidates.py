@@ -13,7 +13,7 @@ from torch import nn
 
 from tnlib_adapters.plugin.config import NetworkConfig
 
-_TASKS = {
+TASKS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -63,7 +63,7 @@ def candidates(
     task: Any = config.task_type
     names = [
         mapping.get("base_model_class"),
-        _TASKS.get(getattr(task, "value", task) or ""),
+        TASKS.get(getattr(task, "value", task) or ""),
         *(getattr(base, "architectures", None) or ()),
         "AutoModel",
     ]

@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tnlib_adapters.exchange.folder import read_json
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATING = {
@@ -35,6 +37,8 @@ _DTYPES = FLOATING | {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# The one folder that transformers writes beside a model's files.
+_TEMPLATES = "additional_chat_templates"
 # Endings of files that hold weights, which are written anew or belong to other formats.
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".pt", ".pth", ".ckpt", ".gguf", ".onnx")
 
@@ -109,12 +113,12 @@ class Checkpoint:
 
     @property
     def others(self) -> tuple[Path, ...]:
-        """Files that hold no weights: tokenizer, generation settings and so on."""
+        """What holds no weights: tokenizer, generation settings, chat templates and so on."""
         ours = ("config.json", INDEX, "adapter_config.json")
         return tuple(
             path
             for path in sorted(self.folder.iterdir())
-            if path.is_file()
+            if (path.is_file() or path.name == _TEMPLATES)
             and path.name not in ours
             and not path.name.endswith((*_WEIGHTS, *(f"{end}.index.json" for end in _WEIGHTS)))
         )
@@ -133,7 +137,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json, so it is no transformers checkpoint")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     if config.get("quantization_config"):
         raise ValueError(
             f"the checkpoint in {folder} is quantised, and an update cannot be added to its codes; "
@@ -141,7 +145,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         )
     index = None
     if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
+        if not isinstance(index.get("weight_map"), dict):
+            raise ValueError(f"{folder / INDEX} has no weight_map")
         shards = list(dict.fromkeys(index["weight_map"].values()))
     elif (folder / SINGLE).is_file():
         shards = [SINGLE]
@@ -213,9 +219,10 @@ def rewrite(source: Path, target: Path, changes: Mapping[str, Change]) -> dict[s
 
 
 def copy_files(paths: tuple[Path, ...], folder: Path) -> None:
-    """Copy files into a folder, links as what they point to."""
+    """Copy files and folders into a folder, links as what they point to."""
     for path in paths:
-        shutil.copyfile(path, folder / path.name)
+        copy = shutil.copytree if path.is_dir() else shutil.copyfile
+        copy(path, folder / path.name)
 
 
 def _header(path: Path) -> dict[str, Stored]:

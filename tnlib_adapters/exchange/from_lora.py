@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tnlib_adapters.checks import positive_number
 from tnlib_adapters.exchange.candidates import candidates
 from tnlib_adapters.exchange.conversion import Conversion
 from tnlib_adapters.exchange.fit_loretta import fit_loretta
@@ -20,10 +19,12 @@ from tnlib_adapters.exchange.fit_lorta import fit_lorta
 from tnlib_adapters.exchange.fit_lotr import fit_lotr
 from tnlib_adapters.exchange.fitted import Fitted
 from tnlib_adapters.exchange.folder import check_free
-from tnlib_adapters.exchange.read_lora import OUTSIDE, LoRA, read_lora
+from tnlib_adapters.exchange.read_lora import LoRA, read_lora
+from tnlib_adapters.exchange.truncation import check_target
 from tnlib_adapters.exchange.write_adapter import write_adapter
 from tnlib_adapters.methods import LoRETTAConfig, LoRTAConfig, LoTRConfig
 from tnlib_adapters.plugin.config import NetworkConfig
+from tnlib_adapters.plugin.files import OUTSIDE
 from tnlib_adapters.sites import Site, find_sites
 
 _FITS: dict[str, Callable[..., dict[str, dict[str, Tensor]]]] = {
@@ -77,7 +78,8 @@ def from_lora(
     eps : float, optional
         Relative error, in the Frobenius norm over all updates together, that is enough: then the
         size of `config` is the largest one, and the smallest that meets `eps` is found by
-        bisection. For LoRETTA that is `tt_rank`, and the bottleneck is no wider than that.
+        bisection; at least 1e-6 and below 1. For LoRETTA the size is `tt_rank`, and the bottleneck
+        is no wider than that.
     base : torch.nn.Module, transformers configuration or path, optional
         Base model, for the names, widths and heads of its layers; its weights are neither read
         nor changed. By default the one that the LoRA names.
@@ -109,8 +111,7 @@ def from_lora(
     >>> from_lora("lora", "lotr", LoTRConfig(r=256), eps=0.1)  # doctest: +SKIP
     """
     _check_config(config)
-    if eps is not None:
-        positive_number("eps", eps)
+    check_target(None, eps)
     if progressbar is not None and not isinstance(progressbar, bool):
         raise TypeError(f"progressbar must be True, False or None, got {progressbar!r}")
     folder = check_free(output)

@@ -22,7 +22,7 @@ from tnlib_adapters.exchange.checkpoint import (
     read_checkpoint,
     rewrite,
 )
-from tnlib_adapters.exchange.folder import check_free, whole
+from tnlib_adapters.exchange.folder import check_free, read_json, whole
 from tnlib_adapters.exchange.merge_plan import MergePlan
 
 # Bytes of a checkpoint from which a progress bar is shown.
@@ -151,10 +151,7 @@ def merge(
 
 def _base_folder(adapter: Path, base: str | Path | None) -> Path:
     if base is None:
-        path = adapter / "adapter_config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{adapter} has no adapter_config.json")
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
         if not base:
             raise ValueError(f"{adapter} does not say which base model it is for; give base=")
     if Path(base).is_dir():
@@ -171,7 +168,8 @@ def _base_folder(adapter: Path, base: str | Path | None) -> Path:
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
+    found = getattr(torch, name, None) if isinstance(dtype, str) else dtype
     if dtype is not None and found not in FLOATING.values():
         names = ", ".join(str(known).removeprefix("torch.") for known in FLOATING.values())
         raise ValueError(f"dtype must be one of {names}, got {dtype!r}")
@@ -182,7 +180,7 @@ def _index(index: Mapping[str, Any], headers: Mapping[str, dict[str, Any]]) -> d
     spans = [entry["data_offsets"] for header in headers.values() for entry in header.values()]
     total = sum(stop - start for start, stop in spans)
     weight_map = {name: shard for shard, header in headers.items() for name in header}
-    metadata = {**index.get("metadata", {}), "total_size": total}
+    metadata = {**(index.get("metadata") or {}), "total_size": total}
     return {**index, "metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
 
 

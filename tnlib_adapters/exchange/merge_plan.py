@@ -69,11 +69,11 @@ class MergePlan:
             there = checkpoint.tensors.get(stored)
             dtype = cast or (FLOATING.get(there.dtype, value.dtype) if there else usual)
             dtype = dtype if value.is_floating_point() else value.dtype
-            plan.changes[stored] = _replacement(value.to(dtype))
+            plan.changes[stored] = _replacement(_cast(stored, value, dtype))
         if cast is not None:
             for name, tensor in checkpoint.tensors.items():
                 if name not in plan.changes and tensor.dtype in FLOATING:
-                    plan.changes[name] = _conversion(cast, tensor.shape)
+                    plan.changes[name] = _conversion(name, cast, tensor.shape)
         return plan
 
     @property
@@ -148,12 +148,20 @@ def _replacement(value: Tensor) -> Change:
     return Change(value.dtype, tuple(value.shape), lambda _: value)
 
 
-def _conversion(dtype: torch.dtype, shape: tuple[int, ...]) -> Change:
+def _conversion(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Change:
     def converted(value: Tensor | None) -> Tensor:
         assert value is not None
-        return value.to(dtype)
+        return _cast(name, value, dtype)
 
     return Change(dtype, shape, converted)
+
+
+def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another dtype, if that does not make numbers infinite."""
+    cast = value.to(dtype)
+    if value.is_floating_point() and not (torch.isfinite(cast) | ~torch.isfinite(value)).all():
+        raise ValueError(f"{name} has numbers that {dtype} cannot hold; choose a wider dtype")
+    return cast
 
 
 def _check_untied(source: Adapter) -> None:

@@ -6,7 +6,6 @@ or alpha / sqrt(r) with rank-stabilised scaling, where r and alpha may differ by
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,10 +18,10 @@ import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
-from tnlib_adapters.plugin.files import shapes_in
+from tnlib_adapters.exchange.folder import read_json
+from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
 
 # What PEFT puts before the names of the model.
-OUTSIDE = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 # Fields that make the update of a weight more than a product of two factors, or not one of a
 # linear layer's weight.
@@ -96,7 +95,7 @@ def read_lora(folder: Path) -> LoRA:
         If it is no LoRA, one of a kind that is not a product of two factors for every weight, or
         damaged.
     """
-    config = _configuration(folder)
+    config = read_json(folder / "adapter_config.json")
     _check_kind(config)
     shapes_in(folder)
     path = folder / SAFETENSORS_WEIGHTS_NAME
@@ -123,19 +122,6 @@ def read_lora(folder: Path) -> LoRA:
         raise ValueError(f"{path} has no tensor of a LoRA (names that end in lora_A.weight)")
     updates = {name: _update(name, pair, config) for name, pair in factors.items()}
     return LoRA(config, updates, others)
-
-
-def _configuration(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no adapter_config.json; give the folder of a LoRA")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a configuration but a {type(config).__name__}")
-    return config
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tnlib_adapters.exchange.fitted import Fitted
 from tnlib_adapters.exchange.folder import whole
-from tnlib_adapters.exchange.read_lora import OUTSIDE
 from tnlib_adapters.plugin.config import NetworkConfig
+from tnlib_adapters.plugin.files import OUTSIDE
 from tnlib_adapters.plugin.tuner import STORE, NetworkTuner
 
 _CARD = """---

@@ -13,7 +13,7 @@ from tnlib import _disk
 from tnlib_adapters.plugin.layer import AdapterPart
 
 # What PEFT's wrapper puts before the names of the model it wraps.
-_OUTSIDE = "base_model.model."
+OUTSIDE = "base_model.model."
 _KINDS = (AdapterPart, ModulesToSaveWrapper)
 
 Shape = tuple[int, ...]
@@ -79,7 +79,7 @@ def check_tensors(
     ValueError
         Naming the first tensor that is missing, surplus or of another shape, with both shapes.
     """
-    found = {name.removeprefix(_OUTSIDE): shape for name, shape in found.items()}
+    found = {name.removeprefix(OUTSIDE): shape for name, shape in found.items()}
     expected = dict(_expected(model, adapter_name, (AdapterPart,) if cores_only else _KINDS))
     kind = type(model).__name__
     end = f"the adapter was saved for another model or configuration than this {kind}"
@@ -119,7 +119,7 @@ def _expected(
         attribute = f"{module.prefix}{module.attribute}." if core else ""
         if adapter_name in held:
             for key, value in held[adapter_name].state_dict().items():
-                yield f"{name}.{attribute}{key}".removeprefix(_OUTSIDE), tuple(value.shape)
+                yield f"{name}.{attribute}{key}".removeprefix(OUTSIDE), tuple(value.shape)
 
 
 def mention_import(folder: Path, config: type) -> None:

@@ -147,7 +147,9 @@ class NetworkLayer(AdapterPart):
 
     @property
     def adapted(self) -> tuple[nn.Module, list[Update]]:
-        """The base layer, and the updates of the active adapters."""
+        """The base layer, and the updates of the active adapters; none where they are merged."""
+        if self.merged:
+            return self.base_layer, []
         active = [self.update(name) for name in self.active_adapters if name in self.held]
         return self.base_layer, active
 
