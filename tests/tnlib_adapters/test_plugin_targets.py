@@ -73,9 +73,10 @@ def test_trained_biases_and_heads_are_counted(method, which):
 @every_model
 @every_method
 def test_default_targets_train(method, name):
+    torch.manual_seed(0)
     model = peft.get_peft_model(make(name), METHODS[method]())
     assert names(model)
-    losses = train(model, steps=2)
+    losses = train(model)
     assert losses[-1] < losses[0]
     report = model.base_model.target_report()
     assert set().union(*report.values()) == set(names(model))
