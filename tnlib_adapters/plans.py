@@ -47,8 +47,8 @@ class LayerPlan:
     def costs(self, tokens: int, *, training: bool) -> list[tuple[Route, Cost]]:
         """Every way with its cost for a number of tokens, the fastest first."""
         routes = self.network.routes
-        ways = [way for way in routes.ways if self.fusible or way.name != "fused"]
-        ways = [way for way in ways if training or not way.rebuilt]
+        usable = routes.usable(training=training, fusible=self.fusible)
+        ways = [routes.ways[k] for k in usable]
         costs = [(way, routes.cost(way, tokens, training=training)) for way in ways]
         return sorted(costs, key=lambda pair: pair[1].seconds)
 

@@ -145,6 +145,14 @@ class Routes:
             place += 1
         return ways[place]
 
+    def usable(self, *, training: bool, fusible: bool) -> list[int]:
+        """Numbers of the ways that there are to choose from."""
+        return [
+            k
+            for k, way in enumerate(self.ways)
+            if (fusible or way.name != "fused") and (training or not way.rebuilt)
+        ]
+
     def cost(self, route: Route, tokens: int, *, training: bool) -> Cost:
         """What a way costs."""
         if route.steps is None:
@@ -158,11 +166,7 @@ class Routes:
         for training in (False, True):
             seconds = cache(partial(self._seconds, training))
             for fusible in (False, True):
-                usable = [
-                    k
-                    for k, way in enumerate(self.ways)
-                    if (fusible or way.name != "fused") and (training or not way.rebuilt)
-                ]
+                usable = self.usable(training=training, fusible=fusible)
                 found[training, fusible] = self._starts(usable, seconds)
         return found
 

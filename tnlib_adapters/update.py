@@ -278,10 +278,11 @@ class Update(nn.Module):
         kept = self.kept
         if kept is not None:
             return kept.joined(x, weight, bias)
-        way, cores = network.joint(x), self.cores
+        way = network.joint(x)
         if way is None:
             return None
         self.check_filled()
+        cores = self.cores
         if way.name == "fused":
             fixed, moving, anchor = self.fixed_part(weight)
             return rebuilt_linear(x, fixed, bias, moving, cores, anchor)
@@ -292,8 +293,9 @@ class Update(nn.Module):
     def _applied(self, x: Tensor) -> Tensor:
         """The update of the weight applied to ``x``."""
         network: Any = self.network
-        if self._maps:
-            return factored_linear(x, None, None, *self._maps)
+        maps = self._maps
+        if maps:
+            return factored_linear(x, None, None, *maps)
         cores = {key: core.to(x.device) for key, core in self.cores.items()}
         x = functional.dropout(x, network.dropout, self.training)
         # Half precision would round away the difference of the two terms.

@@ -21,7 +21,6 @@ from torch import Tensor
 from tnlib_adapters.exchange.folder import read_json
 from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
 
-# What PEFT puts before the names of the model.
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 # Fields that make the update of a weight more than a product of two factors, or not one of a
 # linear layer's weight.
