@@ -1,4 +1,4 @@
-"""The layer that is adapted: its dense weight, and whether an update may be added to it."""
+"""The layer that is adapted: its weight, and whether an update may be added to it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from tnlib_adapters.fourbit.layer import packed_weight
+from tnlib_adapters.rebuilt import Fixed
+from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.sites import is_transposed
 
 
@@ -21,24 +24,45 @@ def plain_weight(base: nn.Module) -> Tensor | None:
     Not where the layer is more than its weight (hooks, a subclass, a quantised weight), not where
     the weight is trained too, and not below float32, where the sum would round away small updates.
     """
-    plain = type(base) is nn.Linear or is_transposed(base)
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooked = any(getattr(base, name) for name in hooks) or hasattr(base, "_hf_hook")
-    hooked = hooked or "forward" in base.__dict__
-    hooked = hooked or _has_any_global_hook()  # type: ignore[no-untyped-call]
-    if not plain or hooked:
+    if not (type(base) is nn.Linear or is_transposed(base)) or _is_hooked(base):
         return None
     weight = base_weight(base)
     wide = weight.dtype in (torch.float32, torch.float64)
     return weight if wide and not weight.requires_grad else None
 
 
-def fusible_weight(base: nn.Module, x: Tensor) -> Tensor | None:
-    """The plain weight of a base layer that computes in its own dtype on ``x``."""
+def quantized_weight(base: nn.Module) -> Fixed | None:
+    """The weight of a layer in 4 bits without hooks: dense, it takes up the update."""
+    if _is_hooked(base):
+        return None
+    return base.weights if isinstance(base, ResidualLinear) else packed_weight(base)
+
+
+def fusible_weight(base: nn.Module, x: Tensor) -> Tensor | Fixed | None:
+    """The weight to which an update is added before the product with ``x``, if it may be.
+
+    A dense one where the layer computes in its own dtype; one in 4 bits always, since it has to be
+    made dense anyway, in float32, and the sum is cast to the dtype in which the layer computes.
+    """
     weight = plain_weight(base)
-    if weight is None or weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+    if weight is None:
+        return quantized_weight(base)
+    if weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
         return None
     return weight
+
+
+def dense_weight(base: nn.Module) -> Tensor:
+    """The weight as (out_features, in_features); of a layer in 4 bits a new one, in float32."""
+    packed = base.weights if isinstance(base, ResidualLinear) else packed_weight(base)
+    return base_weight(base) if packed is None else packed.dequantize(torch.float32)
+
+
+def _is_hooked(base: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = any(getattr(base, name) for name in hooks) or hasattr(base, "_hf_hook")
+    hooked = hooked or "forward" in base.__dict__
+    return hooked or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def state_of(weight: Tensor) -> tuple[int, int]:

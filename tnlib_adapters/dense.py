@@ -5,7 +5,8 @@ first, the update is one matrix product L R whose entries (rows and columns of L
 of R) only have to change the two groups in the middle. At float32's usual widths writing so many
 numbers takes as long as the product, so the value at the initial cores is subtracted within
 products, L R - L_0 R_0 = (L - L_0) R + L_0 (R - R_0), and the weight is added by the pass that also
-moves the groups. Any other network is contracted as a whole.
+moves the groups, slice by slice in memory of a cache's size. Any other network is contracted as a
+whole.
 """
 
 from __future__ import annotations
@@ -23,20 +24,23 @@ from torch import Tensor
 from tnlib_adapters.ordered import Ordered, planned
 
 Pieces = tuple[Tensor, ...]
+# Entries of an update that are formed at a time: 1 MiB of float32, about a core's cache.
+_CACHED = 1 << 18
 
 
 class Form(Protocol):
     """How pieces become the update, and a gradient of the update gradients of the pieces."""
 
-    def joined(
-        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor | None = None
-    ) -> Tensor:
-        """The update minus the anchor's, scaled, plus `weight`; without it differentiable."""
+    def update(self, pieces: Pieces, anchor: Pieces | None, scale: float) -> Tensor:
+        """The update minus the anchor's, scaled; differentiable."""
 
-    def gradients(
-        self, grad: Tensor, pieces: Pieces, scale: float, space: Tensor | None = None
-    ) -> Pieces:
-        """Gradients of the pieces for a gradient of the update; `space`, as large, is used up."""
+    def added(
+        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor, out: Tensor
+    ) -> Tensor:
+        """The update minus the anchor's, scaled, plus `weight`, in `out`, which may be `weight`."""
+
+    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
+        """Gradients of the pieces for a gradient of the update."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,18 @@ class Whole:
         """The update itself; differentiable."""
         return (self.contraction(values).reshape(self.shape),)
 
-    def joined(
-        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor | None = None
-    ) -> Tensor:
-        """The update minus the anchor's, scaled, plus `weight`; differentiable."""
+    def update(self, pieces: Pieces, anchor: Pieces | None, scale: float) -> Tensor:
+        """The update minus the anchor's, scaled; differentiable."""
         update = pieces[0] if anchor is None else pieces[0] - anchor[0]
-        update = update if scale == 1.0 else update * scale
-        return update if weight is None else update + weight
+        return update if scale == 1.0 else update * scale
 
-    def gradients(
-        self, grad: Tensor, pieces: Pieces, scale: float, space: Tensor | None = None
-    ) -> Pieces:
+    def added(
+        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor, out: Tensor
+    ) -> Tensor:
+        """The update minus the anchor's, scaled, plus `weight`, in `out`, which may be `weight`."""
+        return torch.add(weight, self.update(pieces, anchor, scale), out=out)
+
+    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
         """Gradients of the pieces for a gradient of the update."""
         return (grad if scale == 1.0 else grad * scale,)
 
@@ -81,10 +86,8 @@ class Halves:
         left = self.left(values[: self.cut]).reshape(-1, self.summed)
         return left, self.right(values[self.cut :]).reshape(self.summed, -1)
 
-    def joined(
-        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor | None = None
-    ) -> Tensor:
-        """The update minus the anchor's, scaled, plus `weight`; without it differentiable."""
+    def update(self, pieces: Pieces, anchor: Pieces | None, scale: float) -> Tensor:
+        """The update minus the anchor's, scaled; differentiable."""
         left, right = pieces
         if anchor is None:
             product = left @ right
@@ -92,27 +95,64 @@ class Halves:
             # L R - L_0 R_0 without cancellation: exactly zero for equal halves.
             product = ((left - anchor[0]) @ right).addmm_(anchor[0], right - anchor[1])
         entries = (self.rows[0], self.columns[0], self.rows[1], self.columns[1])
-        moved = product.view(entries).transpose(1, 2)
         shape = (math.prod(self.rows), math.prod(self.columns))
-        if weight is None:
-            update = moved.reshape(shape)
-            return update if scale == 1.0 else update * scale
-        sized = weight.view(moved.shape)
-        dtype = torch.promote_types(weight.dtype, product.dtype)
-        total = torch.empty(moved.shape, dtype=dtype, device=product.device)
-        return torch.add(sized, moved, alpha=scale, out=total).view(shape)
+        update = product.view(entries).transpose(1, 2).reshape(shape)
+        return update if scale == 1.0 else update * scale
 
-    def gradients(
-        self, grad: Tensor, pieces: Pieces, scale: float, space: Tensor | None = None
-    ) -> Pieces:
-        """Gradients of the pieces for a gradient of the update; `space`, as large, is used up."""
-        entries = (self.rows[0], self.rows[1], self.columns[0], self.columns[1])
-        regrouped = grad.view(entries).transpose(1, 2)
-        if space is None or not space.is_contiguous():
-            space = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-        moved = space.view(regrouped.shape).copy_(regrouped).view(len(pieces[0]), -1)
-        found = (pieces[1] @ moved.mT).mT, pieces[0].mT @ moved
-        return found if scale == 1.0 else (found[0] * scale, found[1] * scale)
+    def added(
+        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor, out: Tensor
+    ) -> Tensor:
+        """The update minus the anchor's, scaled, plus `weight`, in `out`, which may be `weight`."""
+        left, right = pieces
+        if anchor is not None:
+            before, moved = anchor[0], right - anchor[1]
+            left = left - before
+        entries = (*self.rows, *self.columns)
+        source, target = weight.view(entries), out.view(entries)
+        space = self._space(left)
+        for first, last in self._slices():
+            part = slice(first * self.columns[0], last * self.columns[0])
+            product = torch.mm(left[part], right, out=space[: part.stop - part.start])
+            if anchor is not None:
+                product.addmm_(before[part], moved)
+            torch.add(
+                source[first:last],
+                self._grouped(product, last - first),
+                alpha=scale,
+                out=target[first:last],
+            )
+        return out
+
+    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
+        """Gradients of the pieces for a gradient of the update."""
+        left, right = pieces
+        of_left, of_right = torch.empty_like(left), torch.zeros_like(right)
+        regrouped = grad.view(*self.rows, *self.columns)
+        space = self._space(left)
+        for first, last in self._slices():
+            part = slice(first * self.columns[0], last * self.columns[0])
+            moved = space[: part.stop - part.start]
+            self._grouped(moved, last - first).copy_(regrouped[first:last])
+            torch.mm(moved, right.mT, out=of_left[part])
+            of_right.addmm_(left[part].mT, moved)
+        return (of_left, of_right) if scale == 1.0 else (of_left * scale, of_right * scale)
+
+    def _slices(self) -> list[tuple[int, int]]:
+        """Ranges of the first row group, so that a slice of the product stays in the cache."""
+        row = self.columns[0] * self.rows[1] * self.columns[1]
+        step = max(1, _CACHED // row)
+        return [(k, min(k + step, self.rows[0])) for k in range(0, self.rows[0], step)]
+
+    def _space(self, like: Tensor) -> Tensor:
+        """Memory for the product of a slice, of which the last may be smaller."""
+        first, last = self._slices()[0]
+        rows, columns = (last - first) * self.columns[0], self.rows[1] * self.columns[1]
+        return torch.empty(rows, columns, dtype=like.dtype, device=like.device)
+
+    def _grouped(self, product: Tensor, count: int) -> Tensor:
+        """A view of a slice of the product with rows and columns of the update together."""
+        entries = (count, self.columns[0], self.rows[1], self.columns[1])
+        return product.view(entries).transpose(1, 2)
 
 
 Dense = Whole | Halves

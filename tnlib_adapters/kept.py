@@ -15,6 +15,7 @@ from tnlib_adapters.core import Cores
 from tnlib_adapters.factored import factored_linear
 from tnlib_adapters.factors import low_rank_factors
 from tnlib_adapters.network import Network
+from tnlib_adapters.rebuilt import Fixed
 from tnlib_adapters.stacked import Stacked
 
 Maps = tuple[Sequence[Tensor], ...]
@@ -51,8 +52,10 @@ class Kept:
             return True
         return all(map(operator.eq, map(state_of, self.cores), self.states))
 
-    def joined(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    def joined(self, x: Tensor, weight: Tensor | Fixed, bias: Tensor | None) -> Tensor | None:
         """The base layer and the update at once; None where they do not fit each other."""
+        if not isinstance(weight, Tensor):
+            return None
         if self.fused is not None:
             same = torch.compiler.is_compiling() or self.state == state_of(weight)
             return functional.linear(x, self.fused, bias) if same else None

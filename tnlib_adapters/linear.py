@@ -12,7 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tnlib_adapters.base import dense_weight
 from tnlib_adapters.core import computing
+from tnlib_adapters.fourbit.dense import DenseLinear
 from tnlib_adapters.shared import SharedCores
 from tnlib_adapters.sites import Site
 from tnlib_adapters.update import Declaration, Update, adapted_forward
@@ -123,7 +125,7 @@ class NetworkLinear(nn.Module):
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         network = method.network(site or Site("", linear.out_features, linear.in_features))
-        cores = method.initial_cores(network, linear.weight.detach(), generator)
+        cores = method.initial_cores(network, dense_weight(linear).detach(), generator)
         return cls(linear, network, cores, shared=shared)
 
     def delta_weight(self) -> Tensor:
@@ -135,11 +137,16 @@ class NetworkLinear(nn.Module):
         return view(self.update)
 
     def merged(self) -> nn.Linear:
-        """A new plain layer with the update added to the weight, in float32 before the cast."""
-        delta = self.delta_weight().detach()
+        """A new plain layer with the update added to the weight, in float32 before the cast.
+
+        Over a layer in 4 bits it is a layer with a bfloat16 weight that takes any activations.
+        """
+        total = (dense_weight(self.base) + self.delta_weight()).detach()
+        if not self.base.weight.is_floating_point():
+            return DenseLinear(total.to(torch.bfloat16), self.base.bias)
         layer = copy.deepcopy(self.base)
         with torch.no_grad():
-            layer.weight.copy_(self.base.weight + delta)
+            layer.weight.copy_(total)
         return layer
 
     @property

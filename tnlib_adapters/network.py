@@ -136,7 +136,7 @@ class Network(Declared):
         # Half precision would round away what the cores know, and the difference to the anchor.
         with torch.autocast(next(iter(cores.values())).device.type, enabled=False):
             pieces, fixed = self.pieces(cores), None if anchor is None else self.pieces(anchor)
-            return self.dense.joined(pieces, fixed, self.scale)
+            return self.dense.update(pieces, fixed, self.scale)
 
     def pieces(self, cores: Cores) -> Pieces:
         """The parts of which :attr:`dense` forms the update; differentiable."""

@@ -2,7 +2,8 @@
 
 ``y = x (W + dW)^T + b`` as one matrix product. The backward pass needs the activations, the cores
 and W, all of which exist anyway; the dense sum W + dW is formed again there and never stored, so
-a step costs no memory beyond one layer's weight at a time.
+a step costs no memory beyond one layer's weight at a time. A weight in 4 bits is dequantised for
+it, and the update is added to that memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ from torch.nn import functional
 from tnlib_adapters.core import Cores
 from tnlib_adapters.dense import Form, Pieces
 from tnlib_adapters.factored import traced
+
+
+class Fixed(Protocol):
+    """A frozen weight that is not dense, and can be made so."""
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out_features, in_features), in memory that is the caller's own."""
 
 
 class Rebuildable(Protocol):
@@ -40,7 +48,7 @@ class Rebuildable(Protocol):
 
 def rebuilt_linear(
     x: Tensor,
-    weight: Tensor | None,
+    weight: Tensor | Fixed | None,
     bias: Tensor | None,
     network: Rebuildable,
     cores: Cores,
@@ -52,8 +60,8 @@ def rebuilt_linear(
     ----------
     x : Tensor, shape (..., in_features)
         Activations.
-    weight : Tensor or None, shape (out_features, in_features)
-        Frozen base weight: it gets no gradient.
+    weight : Tensor, Fixed or None, shape (out_features, in_features)
+        Frozen base weight: it gets no gradient. The sum has the dtype of the cores at least.
     bias : Tensor or None, shape (out_features,)
         Added to the product.
     network, cores, anchor
@@ -69,8 +77,11 @@ def rebuilt_linear(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if traced():
         total = network.delta(cores, anchor)
-        total = (total if weight is None else total + weight).to(dtype)
-        return functional.linear(x.to(dtype), total, None if bias is None else bias.to(dtype))
+        if weight is not None:
+            dense = weight if isinstance(weight, Tensor) else weight.dequantize(total.dtype)
+            total = total + dense
+        bias = None if bias is None else bias.to(dtype)
+        return functional.linear(x.to(dtype), total.to(dtype), bias)
     with torch.autocast(kind, enabled=False):
         moving = [cores[name] for name in names]
         fixed = [] if anchor is None else [anchor[name] for name in names]
@@ -85,14 +96,16 @@ class _RebuiltLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor | None,
+        weight: Tensor | Fixed | None,
         bias: Tensor | None,
         network: Rebuildable,
         names: tuple[str, ...],
         *values: Tensor,
     ) -> Tensor:
         ctx.network, ctx.names = network, names
-        ctx.save_for_backward(x, weight, *values)
+        # What is not dense is frozen, and reaches the backward pass as it is.
+        ctx.packed = None if isinstance(weight, Tensor) else weight
+        ctx.save_for_backward(x, weight if isinstance(weight, Tensor) else None, *values)
         ctx.has_bias = bias is not None
         pieces = network.pieces(dict(zip(names, values[: len(names)], strict=True)))
         total = _total(network, pieces, names, values[len(names) :], weight).to(x.dtype)
@@ -102,6 +115,7 @@ class _RebuiltLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *values = ctx.saved_tensors
+        weight = ctx.packed if weight is None else weight
         network, names = ctx.network, ctx.names
         flat = grad.reshape(-1, grad.shape[-1])
         wanted = ctx.needs_input_grad[5 : 5 + len(names)]
@@ -109,17 +123,17 @@ class _RebuiltLinear(torch.autograd.Function):
         with torch.enable_grad():
             pieces = network.pieces(dict(zip(names, leaves, strict=True)))
         known = tuple(piece.detach() for piece in pieces)
-        grad_x = total = None
+        grad_x = None
         if ctx.needs_input_grad[0]:
             total = _total(network, known, names, values[len(names) :], weight)
             grad_x = grad @ total.to(grad.dtype)
+            # The gradient of the weight may have its memory.
+            del total
         grad_bias = flat.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
         grads: list[Tensor | None] = [None] * len(values)
         if any(wanted):
             grad_total = (flat.mT @ x.reshape(-1, x.shape[-1])).to(known[0].dtype)
-            # The memory of W + dW serves again: new memory costs more than what is written to it.
-            space = total if total is not None and total.dtype == grad_total.dtype else None
-            from_pieces = network.dense.gradients(grad_total, known, network.scale, space)
+            from_pieces = network.dense.gradients(grad_total, known, network.scale)
             moved = [(p, g) for p, g in zip(pieces, from_pieces, strict=True) if p.requires_grad]
             trained = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
             ends, starts = zip(*moved, strict=True)
@@ -133,8 +147,16 @@ def _total(
     pieces: Pieces,
     names: tuple[str, ...],
     anchor: Sequence[Tensor],
-    weight: Tensor | None,
+    weight: Tensor | Fixed | None,
 ) -> Tensor:
     """The update, plus the base weight where there is one."""
     fixed = network.pieces(dict(zip(names, anchor, strict=True))) if anchor else None
-    return network.dense.joined(pieces, fixed, network.scale, weight)
+    dense, scale, dtype = network.dense, network.scale, pieces[0].dtype
+    if weight is None:
+        return dense.update(pieces, fixed, scale)
+    if isinstance(weight, Tensor):
+        dtype = torch.promote_types(weight.dtype, dtype)
+        out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    else:
+        weight = out = weight.dequantize(dtype)
+    return dense.added(pieces, fixed, scale, weight, out)

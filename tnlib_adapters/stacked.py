@@ -26,16 +26,17 @@ class Rows:
 
     groups: int
 
-    def joined(
-        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor | None = None
-    ) -> Tensor:
-        """All rows, plus `weight`; there is no anchor, and the parts are scaled."""
-        update = interleaved([piece.mT for piece in pieces], self.groups).mT
-        return update if weight is None else update + weight
+    def update(self, pieces: Pieces, anchor: Pieces | None, scale: float) -> Tensor:
+        """All rows; there is no anchor, and the parts are scaled."""
+        return interleaved([piece.mT for piece in pieces], self.groups).mT
 
-    def gradients(
-        self, grad: Tensor, pieces: Pieces, scale: float, space: Tensor | None = None
-    ) -> Pieces:
+    def added(
+        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor, out: Tensor
+    ) -> Tensor:
+        """All rows plus `weight`, in `out`, which may be `weight`."""
+        return torch.add(weight, self.update(pieces, anchor, scale), out=out)
+
+    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
         """Gradients of the parts for a gradient of the whole."""
         runs = grad.reshape(self.groups, -1, grad.shape[-1])
         lengths = [len(piece) // self.groups for piece in pieces]
@@ -128,7 +129,7 @@ class Stacked(Declared):
 
     def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
         """The dense update, of shape (out_features, in_features)."""
-        return self.dense.joined(self.pieces(cores), None, 1.0)
+        return self.dense.update(self.pieces(cores), None, 1.0)
 
     def joint(self, x: Tensor) -> Route | None:
         """The way that adds all updates to the base weight, if it is the fastest for every part."""

@@ -15,9 +15,11 @@ from torch.nn import functional
 
 from tnlib_adapters.base import base_weight, fusible_weight, plain_weight, state_of
 from tnlib_adapters.factored import factored_linear
+from tnlib_adapters.fourbit.product import computing_dtype
 from tnlib_adapters.kept import Kept, Maps, folded
 from tnlib_adapters.network import Network
-from tnlib_adapters.rebuilt import rebuilt_linear
+from tnlib_adapters.rebuilt import Fixed, rebuilt_linear
+from tnlib_adapters.residual import ResidualWeight
 from tnlib_adapters.series import Replacement, Series
 from tnlib_adapters.shared import SharedCores, hold
 from tnlib_adapters.stacked import Stacked
@@ -143,9 +145,16 @@ class Update(nn.Module):
             )
         self.filled = True
 
-    def fixed_part(self, weight: Tensor) -> tuple[Tensor, Network, dict[str, Tensor] | None]:
+    def fixed_part(
+        self, weight: Tensor | Fixed
+    ) -> tuple[Tensor | Fixed, Network, dict[str, Tensor] | None]:
         """What stays fixed while the cores train: a weight, and the network to add to it."""
         network: Any = self.network
+        if isinstance(weight, ResidualWeight):
+            # Such a base has one adapter only: the one whose initial cores were taken out of it.
+            return weight.packed, network.unanchored, None
+        if not isinstance(weight, Tensor):
+            return weight, network, self.anchor
         if not network.residual or torch.compiler.is_compiling():
             return weight, network, self.anchor
         state = state_of(weight)
@@ -196,8 +205,9 @@ class Update(nn.Module):
                 weight = plain_weight(base)
                 if weight is not None:
                     fused, state, maps = (weight + update.mT).detach(), state_of(weight), ()
-                elif base_weight(base).is_floating_point():
-                    maps = ([update.to(base_weight(base).dtype)],)
+                else:
+                    # A dense copy as wide as the base computes, not as it is trained.
+                    maps = ([update.to(_width(base, update.dtype))],)
             made_of = tuple(cores.values())
             self._kept = Kept(maps, fused, state, made_of, tuple(map(state_of, made_of)))
 
@@ -270,7 +280,7 @@ class Update(nn.Module):
         kept = self.kept
         return None if kept is None else kept.maps
 
-    def joined(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    def joined(self, x: Tensor, weight: Tensor | Fixed, bias: Tensor | None) -> Tensor | None:
         """The base layer and the update at once, or None where they are better kept apart."""
         network = self.network
         if not isinstance(network, Network | Stacked) or (network.dropout and self.training):
@@ -286,6 +296,8 @@ class Update(nn.Module):
         if way.name == "fused":
             fixed, moving, anchor = self.fixed_part(weight)
             return rebuilt_linear(x, fixed, bias, moving, cores, anchor)
+        if not isinstance(weight, Tensor):
+            return None
         assert isinstance(network, Network)
         factors = network.matrices(way, cores)
         return factored_linear(x, weight, bias, factors) if factors[0].dtype == x.dtype else None
@@ -316,6 +328,15 @@ class Update(nn.Module):
         return f"{shapes}, trainable={self.network.n_params}{shared}{anchored}"
 
 
+def _width(base: nn.Module, widest: torch.dtype) -> torch.dtype:
+    """In which dtype a base layer computes, as far as it says so."""
+    weight = base_weight(base)
+    if weight.is_floating_point():
+        return weight.dtype
+    chosen: torch.dtype | None = getattr(base, "compute_dtype", None)
+    return chosen or widest
+
+
 def adapted_forward(
     base: nn.Module, updates: Sequence[Update], x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
@@ -326,9 +347,11 @@ def adapted_forward(
     joint, y = None, None
     if weight is not None:
         bias: Any = base.bias
+        inner = x if isinstance(weight, Tensor) else x.to(computing_dtype(base, x))
         for joint in updates:
-            y = joint.joined(x, weight, bias)
+            y = joint.joined(inner, weight, bias)
             if y is not None:
+                y = y.to(x.dtype)
                 break
     if y is None:
         joint, y = None, base(x, *args, **kwargs)

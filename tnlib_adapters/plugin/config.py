@@ -54,6 +54,10 @@ class NetworkConfig(PeftConfig):
         allocates: what saved configurations say. A method may know further words.
     progressbar : bool, optional
         Show progress while the cores are initialised; by default on large models only.
+    base_quantization : dict, optional
+        How the base is in 4 bits, as arguments of :func:`tnlib_adapters.quantization.quantize_base`
+        and whether the initial cores were taken out before ("residual"). Set by adapting and by
+        quantising; loading warns where the base differs from it.
     """
 
     target_modules: list[str] | str | None = field(default=None)
@@ -64,6 +68,7 @@ class NetworkConfig(PeftConfig):
     bias: str = field(default="none")
     init_weights: bool | str = field(default=True)
     progressbar: bool | None = field(default=None)
+    base_quantization: dict[str, Any] | None = field(default=None)
 
     method: ClassVar[str] = ""
     starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")

@@ -10,7 +10,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
+from tnlib_adapters.base import dense_weight
 from tnlib_adapters.core import computing
+from tnlib_adapters.fourbit.dense import DenseLinear
+from tnlib_adapters.fourbit.layer import packed_weight
+from tnlib_adapters.plugin.merging import Losses, MergeInto, losses, merged_layer
+from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.shared import SharedCores
 from tnlib_adapters.sites import features, is_transposed
 from tnlib_adapters.update import Declaration, Update, adapted_forward
@@ -98,8 +103,11 @@ class NetworkLayer(AdapterPart):
         inner = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(inner, **quantization)
         self.out_features, self.in_features = _features(inner)
-        # Relative rounding of a merge into half precision, by adapter.
-        self.rounding: dict[str, float] = {}
+        # What the cast of a merge took, by adapter; what merging makes of a quantised base, and
+        # that base itself while something is merged.
+        self.rounding: dict[str, Losses] = {}
+        self.merging = MergeInto()
+        self._set_aside: list[nn.Module] = []
 
     def add_adapter(
         self,
@@ -110,6 +118,11 @@ class NetworkLayer(AdapterPart):
     ) -> None:
         """Allocate an update on the base layer's device; the tuner sets its values."""
         network.check_fits(self.out_features, self.in_features)
+        if isinstance(self.get_base_layer(), ResidualLinear):
+            raise ValueError(
+                "the base is Q(W - N(theta_0)) in 4 bits, for the one adapter that has theta_0; "
+                "load the model again for another"
+            )
         weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
         self.held[adapter_name] = Update(
             network, shared, device=weight.device, dtype=computing([weight])
@@ -131,7 +144,21 @@ class NetworkLayer(AdapterPart):
 
     def oriented_base_weight(self) -> Tensor:
         """The dense base weight as (out_features, in_features)."""
-        return self._oriented(self.get_base_weight())
+        return self.dense_of(self.get_base_layer())
+
+    def dense_of(self, base: nn.Module) -> Tensor:
+        """The dense weight (out_features, in_features) of a base layer, quantised or not."""
+        if packed_weight(base) is not None or self.quantization_backend is None:
+            return dense_weight(base)
+        if isinstance(base, DenseLinear):
+            return base.weight
+        return self._oriented(self.quantization_backend.get_base_weight(base))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the base layer is quantised, or was before something was merged into it."""
+        packed = packed_weight(self._set_aside[0] if self._set_aside else self.get_base_layer())
+        return packed is not None or self.quantization_backend is not None
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The dense update of one adapter, laid out as the base layer's weight."""
@@ -156,6 +183,8 @@ class NetworkLayer(AdapterPart):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add updates to the base weight: in float32, then cast to the weight's dtype.
 
+        A quantised base is set aside, and a layer as `merging` says takes its place.
+
         Parameters
         ----------
         safe_merge : bool
@@ -179,6 +208,11 @@ class NetworkLayer(AdapterPart):
         """Subtract all merged updates from the base weight again."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        if self._set_aside:
+            weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
+            self.base_layer = self._set_aside.pop().to(weight.device)
+            self.merged_adapters.clear()
+            self.rounding.clear()
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             self._add_to_base(name, -1, check=False)
@@ -196,22 +230,48 @@ class NetworkLayer(AdapterPart):
 
     @torch.no_grad()
     def _add_to_base(self, name: str, sign: int, *, check: bool) -> None:
+        if self.is_quantized:
+            self._merge_quantized(name, check=check)
+            return
         weight = self.get_base_weight()
         delta = self.get_delta_weight(name).to(weight.device)
         total = torch.add(weight.to(computing([weight, delta])), delta, alpha=sign)
-        if check and not torch.isfinite(total).all():
-            raise ValueError(
-                f"merging adapter {name!r} would make the weight nan or inf; this layer was not "
-                "merged, and those before it can be unmerged"
-            )
+        if check:
+            _check_finite(total, name)
         merged = total.to(weight.dtype)
         self.set_base_weight(merged)
         if merged.dtype != total.dtype and sign > 0:
-            lost = torch.linalg.norm(merged.to(total.dtype) - total)
-            self.rounding[name] = float(lost / torch.linalg.norm(delta).clamp_min(1e-30))
+            self.rounding[name] = losses({str(merged.dtype): merged}, total, delta)
+
+    def _merge_quantized(self, name: str, *, check: bool) -> None:
+        """Put a layer with all merged updates and this one in the place of the quantised base."""
+        base = self._set_aside[0] if self._set_aside else self.get_base_layer()
+        dense = self.dense_of(base)
+        total = dense.to(computing([dense]), copy=True)
+        delta = self.update(name).delta().to(total.device)
+        for merged in self.merged_adapters:
+            total += self.update(merged).delta().to(total.device)
+        total += delta
+        if check:
+            _check_finite(total, name)
+        made = merged_layer(self, base, total, self.merging)
+        forms = {str(self.merging.dtype): total.to(self.merging.dtype)}
+        if self.merging.requantize:
+            forms["quantised"] = self.dense_of(made)
+        self.rounding[name] = losses(forms, total, delta)
+        self._set_aside = [base]
+        self.base_layer = made
 
     def _oriented(self, weight: Tensor) -> Tensor:
         return weight.mT if is_transposed(self.get_base_layer()) else weight
+
+
+def _check_finite(total: Tensor, name: str) -> None:
+    if not torch.isfinite(total).all():
+        raise ValueError(
+            f"merging adapter {name!r} would make the weight nan or inf; this layer was not "
+            "merged, and those before it can be unmerged"
+        )
 
 
 def _features(layer: nn.Module) -> tuple[int, int]:

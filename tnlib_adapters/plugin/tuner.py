@@ -19,11 +19,15 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from tnlib_adapters.fourbit.foreign import prevent_repacking
+from tnlib_adapters.fourbit.layer import packed_weight
+from tnlib_adapters.fourbit.notes import described, difference
 from tnlib_adapters.plans import plans
 from tnlib_adapters.plugin import targets
 from tnlib_adapters.plugin.extras import restore_parts
 from tnlib_adapters.plugin.files import check_tensors
 from tnlib_adapters.plugin.layer import AdapterPart, CoreStore, NetworkLayer
+from tnlib_adapters.plugin.merging import MergeInto, told
 from tnlib_adapters.sites import Site, find_sites
 
 if TYPE_CHECKING:
@@ -54,11 +58,13 @@ class NetworkTuner(BaseTuner):
         entries = config.target_modules
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._sites: dict[str, Site] | None = None
+        prevent_repacking(model)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             if config.file_shapes and config.init_weights in ("saved", "random"):
                 check_tensors(config.file_shapes, model, adapter_name)
             config.file_shapes = {}  # type: ignore[misc]
+            self._compare_bases(model, adapter_name)
             self._initialise(model, adapter_name)
         except Exception as error:
             self._withdraw(model, adapter_name)
@@ -84,18 +90,37 @@ class NetworkTuner(BaseTuner):
         print(plans(self.model, tokens))
 
     def merge_adapter(
-        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+        self,
+        adapter_names: list[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        requantize: bool = False,
     ) -> None:
         """Merge in every layer; with `safe_merge` look at all updates before the first is.
 
-        Into half precision, a warning reports how much of the update the rounding of the merged
-        weight takes.
+        Where something is lost, a warning reports how much of the update. A quantised base is
+        dequantised and merged in float32; ``unmerge_adapter`` puts it back as it was.
+
+        Parameters
+        ----------
+        adapter_names : list of str, optional
+            Adapters to merge, the active ones by default.
+        safe_merge : bool
+            Check that the updates, and the merged weights, are finite.
+        dtype : torch.dtype
+            What quantised layers become; others keep their dtype.
+        requantize : bool
+            Quantise merged weights as their base was, instead.
 
         Raises
         ------
         TypeError
             If an adapter is not an update of the weight; then nothing is merged.
+        ValueError
+            If bitsandbytes has rewritten a layer for inference; then nothing is merged.
         """
+        self._merge_into(MergeInto(dtype, requantize))
         self._check_mergeable(adapter_names)
         if safe_merge:
             for name in adapter_names or self.active_adapters:
@@ -104,6 +129,23 @@ class NetworkTuner(BaseTuner):
                         layer.check_update(name)
         super().merge_adapter(adapter_names, safe_merge)
         self._report_rounding([layer for layer in self._all_layers() if layer.merged])
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        requantize: bool = False,
+    ) -> Any:
+        """Merge as :meth:`merge_adapter` does, and return the model without adapters."""
+        self._merge_into(MergeInto(dtype, requantize))
+        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def _merge_into(self, into: MergeInto) -> None:
+        for layer in self._all_layers():
+            layer.merging = into
 
     def _unload_and_optionally_merge(
         self,
@@ -132,6 +174,8 @@ class NetworkTuner(BaseTuner):
             for key, layer in self._layers(self.model, name):
                 with _naming(key):
                     layer.update(name).weight_network()
+                    # Of a quantised base, whether it can be read.
+                    packed_weight(layer.get_base_layer())
                     if hasattr(layer.get_base_layer().weight, "full_tensor"):
                         raise ValueError(
                             "the weight is sharded over devices; save the adapter, load it in one "
@@ -139,15 +183,9 @@ class NetworkTuner(BaseTuner):
                         )
 
     def _report_rounding(self, layers: list[NetworkLayer]) -> None:
-        lost = sorted(value for layer in layers for value in layer.rounding.values())
+        lost = [value for layer in layers for value in layer.rounding.values()]
         if lost:
-            dtype = layers[0].get_base_layer().weight.dtype
-            warnings.warn(
-                f"merged into {dtype}: rounding the merged weights takes {lost[len(lost) // 2]:.1%}"
-                f" of the update in the median layer and {lost[-1]:.1%} in the worst (relative "
-                "Frobenius norm); merge into a float32 copy of the model to keep all of it",
-                stacklevel=3,
-            )
+            warnings.warn(told(lost), stacklevel=3)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Cores are made in float32; without autocast they take the base layer's dtype."""
@@ -265,6 +303,28 @@ class NetworkTuner(BaseTuner):
             model, config, adapter_name, state_dict
         )
         return mapped
+
+    def _compare_bases(self, model: nn.Module, adapter_name: str) -> None:
+        """Note how the base is in 4 bits, or say what differs from the one of a saved adapter."""
+        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        layers = self._layers(model, adapter_name)
+        bases = [described(layer.get_base_layer()) for _, layer in layers]
+        base = next((found for found in bases if found is not None), None)
+        if config.init_weights != "saved":
+            for name, layer in layers:
+                network = layer.update(adapter_name).network
+                if base is not None and getattr(network, "residual", False):
+                    raise ValueError(
+                        f"{name}: residual=True over a base in 4 bits would take theta_0 out of "
+                        "weights that are rounded already. Adapt the model in full precision and "
+                        "quantise it then, by tnlib_adapters.quantization.quantize_base(model); "
+                        "or leave residual out: the update is then added to the 4-bit base as is"
+                    )
+            config.base_quantization = base
+        elif config.base_quantization is not None:
+            text = difference(config.base_quantization, base)
+            if text:
+                warnings.warn(text, stacklevel=3)
 
     def _withdraw(self, model: nn.Module, adapter_name: str) -> None:
         """Remove what an injection that failed has left in the model."""
