@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from tnlib_adapters.base import dense_weight
+from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear, plain_layer
 from tnlib_adapters.fourbit.foreign import prevent_repacking
 from tnlib_adapters.fourbit.layer import QuantizedLinear, check_compute_dtype, packed_weight
 from tnlib_adapters.fourbit.notes import forget, note
 from tnlib_adapters.fourbit.packed import Format
 from tnlib_adapters.fourbit.places import is_tuned, places, skipped
 from tnlib_adapters.residual import ResidualLinear
-from tnlib_adapters.sites import is_transposed
+from tnlib_adapters.sites import features, is_transposed
 
 __all__ = [
     "QuantizedLinear",
@@ -134,7 +134,7 @@ quantisation, 4.13 bits a weight)
 def dequantize_base(
     model: nn.Module, dtype: torch.dtype = torch.bfloat16, *, progressbar: bool | None = None
 ) -> nn.Module:
-    """Make every layer in 4 bits dense again, ours and bitsandbytes', in place.
+    """Make every layer in 4 bits a plain layer again, ours and bitsandbytes', in place.
 
     The way to one plain checkpoint after ``merge_and_unload()``. What the quantiser took does not
     come back. All parameters are cast to `dtype`, buffers are left.
@@ -165,14 +165,23 @@ def dequantize_base(
     prevent_repacking(_module(model))
     if any(is_tuned(module) for module in model.modules()):
         raise ValueError("the model has adapters: merge_and_unload() or unload() first")
-    names = [name for name, module in model.named_modules() if packed_weight(module) is not None]
+    merged = DenseLinear | DenseConv1D
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, merged) or packed_weight(module) is not None
+    ]
     if not names or names == [""]:
         raise ValueError(f"this {type(model).__name__} holds no layer in 4 bits")
-    work = sum(model.get_submodule(name).out_features for name in names)  # type: ignore[misc]
-    shown = work >= _LARGE // 4096 if progressbar is None else progressbar
+    sizes = [features(model.get_submodule(name)) or (0, 0) for name in names]
+    work = sum(rows * columns for rows, columns in sizes)
+    shown = work >= _LARGE if progressbar is None else progressbar
     for name in tqdm(names, desc="dequantising", disable=not shown, unit="layer"):
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _plain(model.get_submodule(name), dtype))
+        layer = model.get_submodule(name)
+        setattr(
+            model.get_submodule(parent), child, plain_layer(layer, dense_weight(layer).to(dtype))
+        )
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
@@ -189,15 +198,3 @@ def _module(model: object) -> nn.Module:
             "QuantizedLinear.from_linear(layer)"
         )
     return model
-
-
-def _plain(layer: nn.Module, dtype: torch.dtype) -> nn.Linear:
-    """A dense layer in the place of one in 4 bits."""
-    weight = dense_weight(layer).to(dtype)
-    bias: Any = layer.bias
-    plain = nn.Linear(1, 1, bias is not None, device="meta")
-    plain.out_features, plain.in_features = weight.shape
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        plain.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-    return plain

@@ -18,6 +18,7 @@ from tnlib_adapters.fourbit.layer import QuantizedLinear, relative_distance
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import computing_dtype
 from tnlib_adapters.rebuilt import rebuilt_linear
+from tnlib_adapters.sites import is_transposed
 
 if TYPE_CHECKING:
     from tnlib_adapters.network import Network
@@ -64,7 +65,7 @@ class ResidualLinear(QuantizedLinear):
         N, without an anchor.
     cores : mapping of str to Tensor
         theta_0; kept as buffers ``removed_<name>``.
-    compute_dtype, deviation
+    compute_dtype, deviation, transposed
         See :class:`QuantizedLinear`; the deviation is that of the sum.
     """
 
@@ -77,8 +78,11 @@ class ResidualLinear(QuantizedLinear):
         *,
         compute_dtype: torch.dtype | None = None,
         deviation: float = float("nan"),
+        transposed: bool = False,
     ) -> None:
-        super().__init__(packed, bias, compute_dtype=compute_dtype, deviation=deviation)
+        super().__init__(
+            packed, bias, compute_dtype=compute_dtype, deviation=deviation, transposed=transposed
+        )
         self.network = network
         for key, core in cores.items():
             self.register_buffer(REMOVED + key, core.detach())
@@ -98,7 +102,15 @@ class ResidualLinear(QuantizedLinear):
         packed = PackedWeight.of(weight.to(removed.dtype) - removed, form, dtype=weight.dtype)
         deviation = relative_distance(packed.dequantize(removed.dtype).add_(removed), weight)
         bias: nn.Parameter | None = linear.bias  # type: ignore[assignment]
-        return cls(packed, bias, network, cores, compute_dtype=compute_dtype, deviation=deviation)
+        return cls(
+            packed,
+            bias,
+            network,
+            cores,
+            compute_dtype=compute_dtype,
+            deviation=deviation,
+            transposed=is_transposed(linear),
+        )
 
     @property
     def weights(self) -> ResidualWeight:

@@ -181,7 +181,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether the layer keeps its weight as (in_features, out_features), as GPT-2 does."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    return type(module).__name__ in ("Conv1D", "DenseConv1D") and hasattr(module, "nf")
 
 
 def _place(name: str) -> tuple[str, int, str]:

@@ -18,7 +18,7 @@ from tnlib._table import aligned
 from tnlib_adapters.commands.sizes import size
 from tnlib_adapters.exchange.folder import read_json
 from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
-from tnlib_adapters.plugin.tuner import STORE
+from tnlib_adapters.plugin.layer import STORE
 from tnlib_adapters.update import ANCHOR
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16}

@@ -13,7 +13,8 @@ from tnlib_adapters.exchange.fitted import Fitted
 from tnlib_adapters.exchange.folder import whole
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.plugin.files import OUTSIDE
-from tnlib_adapters.plugin.tuner import STORE, NetworkTuner
+from tnlib_adapters.plugin.layer import STORE
+from tnlib_adapters.plugin.tuner import NetworkTuner
 
 _CARD = """---
 {base}library_name: peft

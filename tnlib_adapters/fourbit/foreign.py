@@ -69,6 +69,12 @@ def check_order(module: nn.Module) -> None:
         )
 
 
+def made_from_conv1d(module: nn.Module) -> bool:
+    """Whether transformers has put such a layer in the place of a ``Conv1D``."""
+    source = getattr(module, "source_cls", None)
+    return source is not None and source.__name__ == "Conv1D"
+
+
 def prevent_repacking(model: nn.Module) -> None:
     """Keep bitsandbytes from rewriting 4-bit layers in eval mode; safe to call on any model.
 

@@ -33,12 +33,14 @@ class QuantizedLinear(nn.Linear):
     deviation : float
         Relative Frobenius distance of the dequantised weight from the one it was made of; nan
         where that is not known.
+    transposed : bool
+        Whether the layer stands for a ``Conv1D`` of transformers, whose weight is (in, out).
 
     Attributes
     ----------
     weight : torch.nn.Parameter
         The bytes, of uint8; without gradient.
-    deviation : float
+    deviation, transposed
         As given.
 
     Examples
@@ -59,6 +61,7 @@ class QuantizedLinear(nn.Linear):
         *,
         compute_dtype: torch.dtype | None = None,
         deviation: float = float("nan"),
+        transposed: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
@@ -66,6 +69,7 @@ class QuantizedLinear(nn.Linear):
         self.bias = bias  # type: ignore[assignment]
         self.compute_dtype = compute_dtype
         self.deviation = deviation
+        self.transposed = transposed
         self._packed = weight
 
     @classmethod
@@ -106,7 +110,13 @@ class QuantizedLinear(nn.Linear):
         packed = PackedWeight.of(weight, form)
         deviation = relative_distance(packed.dequantize(torch.float32), weight)
         bias: Any = linear.bias
-        return cls(packed, bias, compute_dtype=compute_dtype, deviation=deviation)
+        return cls(
+            packed,
+            bias,
+            compute_dtype=compute_dtype,
+            deviation=deviation,
+            transposed=is_transposed(linear),
+        )
 
     @property
     def packed(self) -> PackedWeight:

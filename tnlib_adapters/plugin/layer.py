@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from tnlib_adapters.base import dense_weight
 from tnlib_adapters.core import computing
-from tnlib_adapters.fourbit.dense import DenseLinear
+from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear
 from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.plugin.merging import Losses, MergeInto, losses, merged_layer
 from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.shared import SharedCores
 from tnlib_adapters.sites import features, is_transposed
 from tnlib_adapters.update import Declaration, Update, adapted_forward
+
+# Where the store of shared cores sits in the model; without "_", so that no prefix is in it.
+STORE = "corestore"
 
 
 class AdapterPart(nn.Module, BaseTunerLayer):
@@ -150,8 +153,8 @@ class NetworkLayer(AdapterPart):
         """The dense weight (out_features, in_features) of a base layer, quantised or not."""
         if packed_weight(base) is not None or self.quantization_backend is None:
             return dense_weight(base)
-        if isinstance(base, DenseLinear):
-            return base.weight
+        if isinstance(base, DenseLinear | DenseConv1D):
+            return dense_weight(base)
         return self._oriented(self.quantization_backend.get_base_weight(base))
 
     @property
@@ -258,7 +261,8 @@ class NetworkLayer(AdapterPart):
         forms = {str(self.merging.dtype): total.to(self.merging.dtype)}
         if self.merging.requantize:
             forms["quantised"] = self.dense_of(made)
-        self.rounding[name] = losses(forms, total, delta)
+        if self.merging.requantize or self.merging.dtype != total.dtype:
+            self.rounding[name] = losses(forms, total, delta)
         self._set_aside = [base]
         self.base_layer = made
 

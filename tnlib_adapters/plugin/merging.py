@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnlib_adapters.fourbit.dense import DenseLinear
+from tnlib_adapters.fourbit.dense import dense_layer, was_conv1d
 from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight
 from tnlib_adapters.fourbit.packed import PackedWeight
 
@@ -52,10 +52,11 @@ def merged_layer(layer: Any, base: nn.Module, total: Tensor, into: MergeInto) ->
     packed = packed_weight(base)
     bias: Any = base.bias
     if not into.requantize:
-        return DenseLinear(total.to(into.dtype), bias)
+        return dense_layer(base, total.to(into.dtype))
     if packed is not None:
         again = PackedWeight.of(total, packed.format, dtype=packed.dtype)
-        return QuantizedLinear(again, bias, compute_dtype=getattr(base, "compute_dtype", None))
+        dtype = getattr(base, "compute_dtype", None)
+        return QuantizedLinear(again, bias, compute_dtype=dtype, transposed=was_conv1d(base))
     # Other quantisers rewrite a layer's parameters in place: those of a twin.
     twin = copy.copy(base)
     twin._parameters, twin._buffers = dict(base._parameters), dict(base._buffers)

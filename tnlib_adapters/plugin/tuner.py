@@ -8,38 +8,33 @@ with a progress bar where it takes long, and not at all for an adapter that is b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import get_quantization_kwargs
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tnlib_adapters.fourbit.foreign import prevent_repacking
-from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.fourbit.notes import described, difference
 from tnlib_adapters.plans import plans
 from tnlib_adapters.plugin import targets
 from tnlib_adapters.plugin.extras import restore_parts
 from tnlib_adapters.plugin.files import check_tensors
-from tnlib_adapters.plugin.layer import AdapterPart, CoreStore, NetworkLayer
-from tnlib_adapters.plugin.merging import MergeInto, told
+from tnlib_adapters.plugin.layer import STORE, AdapterPart, CoreStore, NetworkLayer
+from tnlib_adapters.plugin.merge_tuner import Merging
+from tnlib_adapters.plugin.naming import naming
 from tnlib_adapters.sites import Site, find_sites
 
 if TYPE_CHECKING:
     from tnlib_adapters.plugin.config import NetworkConfig
 
-# Where the store of shared cores sits in the model; without "_", so that no prefix is in it.
-STORE = "corestore"
 # Weights to initialise from which a progress bar is shown.
 _LARGE = 50_000_000
 
 
-class NetworkTuner(BaseTuner):
+class NetworkTuner(Merging):
     """Injects a :class:`NetworkLayer` for every target. Subclasses name prefix and classes."""
 
     tuner_layer_cls = AdapterPart
@@ -89,104 +84,6 @@ class NetworkTuner(BaseTuner):
         """Print how the updates are applied, and why; see :func:`tnlib_adapters.plans`."""
         print(plans(self.model, tokens))
 
-    def merge_adapter(
-        self,
-        adapter_names: list[str] | None = None,
-        safe_merge: bool = False,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        requantize: bool = False,
-    ) -> None:
-        """Merge in every layer; with `safe_merge` look at all updates before the first is.
-
-        Where something is lost, a warning reports how much of the update. A quantised base is
-        dequantised and merged in float32; ``unmerge_adapter`` puts it back as it was.
-
-        Parameters
-        ----------
-        adapter_names : list of str, optional
-            Adapters to merge, the active ones by default.
-        safe_merge : bool
-            Check that the updates, and the merged weights, are finite.
-        dtype : torch.dtype
-            What quantised layers become; others keep their dtype.
-        requantize : bool
-            Quantise merged weights as their base was, instead.
-
-        Raises
-        ------
-        TypeError
-            If an adapter is not an update of the weight; then nothing is merged.
-        ValueError
-            If bitsandbytes has rewritten a layer for inference; then nothing is merged.
-        """
-        self._merge_into(MergeInto(dtype, requantize))
-        self._check_mergeable(adapter_names)
-        if safe_merge:
-            for name in adapter_names or self.active_adapters:
-                for key, layer in self._layers(self.model, name):
-                    with _naming(key):
-                        layer.check_update(name)
-        super().merge_adapter(adapter_names, safe_merge)
-        self._report_rounding([layer for layer in self._all_layers() if layer.merged])
-
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: list[str] | None = None,
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        requantize: bool = False,
-    ) -> Any:
-        """Merge as :meth:`merge_adapter` does, and return the model without adapters."""
-        self._merge_into(MergeInto(dtype, requantize))
-        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
-
-    def _merge_into(self, into: MergeInto) -> None:
-        for layer in self._all_layers():
-            layer.merging = into
-
-    def _unload_and_optionally_merge(
-        self,
-        merge: bool = True,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: list[str] | None = None,
-    ) -> Any:
-        if merge:
-            self._check_mergeable(adapter_names)
-        else:
-            restore_parts(self.model)
-        layers = self._all_layers()
-        model: Any = super()._unload_and_optionally_merge(
-            merge, progressbar, safe_merge, adapter_names
-        )
-        if merge:
-            self._report_rounding([layer for layer in layers if layer.merged])
-        if hasattr(self.model, STORE):
-            delattr(self.model, STORE)
-        return model
-
-    def _check_mergeable(self, adapter_names: list[str] | None) -> None:
-        """Raise before anything is merged if something cannot be."""
-        for name in adapter_names or self.active_adapters:
-            for key, layer in self._layers(self.model, name):
-                with _naming(key):
-                    layer.update(name).weight_network()
-                    # Of a quantised base, whether it can be read.
-                    packed_weight(layer.get_base_layer())
-                    if hasattr(layer.get_base_layer().weight, "full_tensor"):
-                        raise ValueError(
-                            "the weight is sharded over devices; save the adapter, load it in one "
-                            "process and merge there"
-                        )
-
-    def _report_rounding(self, layers: list[NetworkLayer]) -> None:
-        lost = [value for layer in layers for value in layer.rounding.values()]
-        if lost:
-            warnings.warn(told(lost), stacklevel=3)
-
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Cores are made in float32; without autocast they take the base layer's dtype."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -203,19 +100,6 @@ class NetworkTuner(BaseTuner):
             for part in self.model.modules():
                 if isinstance(part, AdapterPart) and adapter_name in part.held:
                     part.held[adapter_name].to(widest)
-
-    def _all_layers(self) -> list[NetworkLayer]:
-        return [module for module in self.model.modules() if isinstance(module, NetworkLayer)]
-
-    def _layers(self, model: nn.Module, adapter_name: str) -> list[tuple[str, NetworkLayer]]:
-        return [
-            (name, layer)
-            for name, layer in model.named_modules()
-            if isinstance(layer, NetworkLayer) and adapter_name in layer.held
-        ]
-
-    def _names(self, model: nn.Module, adapter_name: str) -> list[str]:
-        return [name for name, _ in self._layers(model, adapter_name)]
 
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: NetworkConfig, model_config: dict[str, Any]
@@ -241,7 +125,7 @@ class NetworkTuner(BaseTuner):
     ) -> None:
         if parameter_name is not None:
             raise ValueError(f"{current_key}.{parameter_name}: bare parameters are not supported")
-        with _naming(current_key):
+        with naming(current_key):
             layer = target
             if not isinstance(target, self.layer_cls):
                 if isinstance(target, AdapterPart):
@@ -287,7 +171,7 @@ class NetworkTuner(BaseTuner):
             cores = (*update.cores.values(), layer.get_base_layer().weight)
             if not any(core.device.type == "meta" for core in cores):
                 weight: Tensor | None = None
-                with _naming(name), torch.no_grad():
+                with naming(name), torch.no_grad():
                     if config.uses_weight:
                         weight = layer.oriented_base_weight().detach()
                     update.start(config.initial_cores(update.network, weight))
@@ -341,12 +225,3 @@ class NetworkTuner(BaseTuner):
                     delattr(model.get_submodule(parent), child)
         restore_parts(model, adapter_name)
         self.peft_config.pop(adapter_name, None)
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Put the module's name in front of an error about it."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from error
