@@ -112,13 +112,17 @@ quantisation, 4.13 bits a weight)
     moved = []
     # A layer that stands at several places stays one layer.
     made: dict[nn.Module, QuantizedLinear] = {}
-    for place in tqdm(found, desc="quantising", disable=not shown, unit="layer"):
-        layer = made.get(place.layer) or place.quantized(form, compute_dtype)
-        if isinstance(layer, ResidualLinear):
-            moved.append(layer.deviation)
-        if place.repeated:
-            made[place.layer] = layer
-        setattr(place.parent, place.child, layer)
+    with tqdm(total=len(found), desc="quantising", disable=not shown, unit="layer") as bar:
+        while found:
+            # Nothing may refer to a layer that was replaced, or its weight would stay in memory.
+            place = found.pop()
+            layer = made.get(place.layer) or place.quantized(form, compute_dtype)
+            if isinstance(layer, ResidualLinear):
+                moved.append(layer.deviation)
+            if place.repeated:
+                made[place.layer] = layer
+            setattr(place.parent, place.child, layer)
+            bar.update()
     note(model, form, residual=bool(moved), dtype=compute_dtype)
     if moved:
         warnings.warn(
@@ -168,7 +172,7 @@ def dequantize_base(
     merged = DenseLinear | DenseConv1D
     names = [
         name
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, merged) or packed_weight(module) is not None
     ]
     if not names or names == [""]:
@@ -176,12 +180,13 @@ def dequantize_base(
     sizes = [features(model.get_submodule(name)) or (0, 0) for name in names]
     work = sum(rows * columns for rows, columns in sizes)
     shown = work >= _LARGE if progressbar is None else progressbar
+    made: dict[nn.Module, nn.Module] = {}
     for name in tqdm(names, desc="dequantising", disable=not shown, unit="layer"):
         parent, _, child = name.rpartition(".")
         layer = model.get_submodule(name)
-        setattr(
-            model.get_submodule(parent), child, plain_layer(layer, dense_weight(layer).to(dtype))
-        )
+        if layer not in made:
+            made[layer] = plain_layer(layer, dense_weight(layer).to(dtype))
+        setattr(model.get_submodule(parent), child, made[layer])
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)

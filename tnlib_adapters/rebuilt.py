@@ -114,6 +114,11 @@ class _RebuiltLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        with torch.autocast(grad.device.type, enabled=False):
+            return _RebuiltLinear._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *values = ctx.saved_tensors
         weight = ctx.packed if weight is None else weight
         network, names = ctx.network, ctx.names

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tnlib_adapters.core import Cores
 from tnlib_adapters.fourbit.layer import QuantizedLinear, relative_distance
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
-from tnlib_adapters.fourbit.product import computing_dtype
+from tnlib_adapters.fourbit.product import check_activations, computing_dtype
 from tnlib_adapters.rebuilt import rebuilt_linear
 from tnlib_adapters.sites import is_transposed
 
@@ -124,6 +124,7 @@ class ResidualLinear(QuantizedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x`` of shape (..., in_features)."""
+        check_activations(x)
         weights, dtype = self.weights, computing_dtype(self, x)
         with torch.autocast(x.device.type, enabled=False):
             y = rebuilt_linear(

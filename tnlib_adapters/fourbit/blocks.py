@@ -118,7 +118,7 @@ def quantize_scales(centered: Tensor) -> tuple[Tensor, Tensor]:
     short = -len(centered) % NESTED_BLOCKSIZE
     blocks = functional.pad(centered, (0, short)).view(-1, NESTED_BLOCKSIZE)
     largest = blocks.abs().amax(1)
-    scaled = (blocks * (1 / largest.clamp(min=_TINY))[:, None]).clamp_(-1, 1)
+    scaled = (blocks * (1 / largest)[:, None]).nan_to_num_(0).clamp_(-1, 1)
     # The nearest value is looked up for one of 65,536 steps, as bitsandbytes does on CPUs.
     steps = ((scaled + 1) * 0.5 * _STEPS + 0.5).int()
     levels = dynamic_map(centered.device)

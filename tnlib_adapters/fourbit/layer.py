@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tnlib_adapters.fourbit.foreign import is_foreign, packed_of
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
-from tnlib_adapters.fourbit.product import computing_dtype, packed_linear
+from tnlib_adapters.fourbit.product import check_activations, computing_dtype, packed_linear
 from tnlib_adapters.sites import is_transposed
 
 
@@ -143,7 +143,8 @@ class QuantizedLinear(nn.Linear):
         return 8 * self.nbytes / (self.out_features * self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to ``x`` of shape (..., in_features)."""
+        """Apply the layer to ``x`` of shape (..., in_features), floating point."""
+        check_activations(x)
         dtype = computing_dtype(self, x)
         return packed_linear(x.to(dtype), self.packed, self.bias).to(x.dtype)
 
@@ -176,20 +177,21 @@ class QuantizedLinear(nn.Linear):
             for key, value in state_dict.items()
             if key.startswith(f"{start}.")
         }
+        found = None
+        if start in state_dict:
+            try:
+                found = PackedWeight.from_state(state_dict[start], parts).placed(self.weight)
+                if found.shape != self._packed.shape:
+                    raise ValueError(f"the file has {found.shape}, the layer {self._packed.shape}")
+            except ValueError as error:
+                error_msgs.append(f"{start}: {error}")
+                return
         rest = {k: v for k, v in state_dict.items() if not k.startswith(f"{start}.")}
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if start not in state_dict:
-            return
-        try:
-            found = PackedWeight.from_state(self.weight.data, parts)
-            if found.shape != self._packed.shape:
-                raise ValueError(f"the file has {found.shape}, the layer {self._packed.shape}")
-        except ValueError as error:
-            error_msgs.append(f"{start}: {error}")
-            return
-        self._packed, self.deviation = found, float("nan")
+        if found is not None:
+            self._packed, self.deviation = found, float("nan")
 
     def extra_repr(self) -> str:
         """Widths, format and memory."""
@@ -220,7 +222,7 @@ def dense_weight_of(linear: nn.Module) -> Tensor:
             f"cannot quantise a {type(linear).__name__}: only torch.nn.Linear and transformers' "
             "Conv1D are supported"
         )
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() and not weight.is_complex():
         raise ValueError(
             f"the layer is quantised already: its weight is of {weight.dtype}; quantise the layer "
             "in full precision, or leave this one out (skip=...)"

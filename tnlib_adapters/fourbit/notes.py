@@ -80,7 +80,7 @@ def note(
         load_in_4bit=True,
         bnb_4bit_quant_type=form.quant_type,
         bnb_4bit_use_double_quant=form.double_quant,
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_compute_dtype=dtype or _floating(model),
         llm_int8_skip_modules=[*_dense(model)],
     )
 
@@ -100,6 +100,14 @@ def forget(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # type: ignore[union-attr]
+    # What transformers would undo while it saves.
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions:
+        model._weight_conversions = [  # type: ignore[assignment]
+            conversion
+            for conversion in conversions
+            if not any("Bnb" in type(step).__name__ for step in conversion.operations)
+        ]
     for name in ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_quantized"):
         model.__dict__.pop(name, None)
 
@@ -109,3 +117,9 @@ def _dense(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if type(module) is nn.Linear or is_transposed(module):
             yield public(name)
+
+
+def _floating(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's first floating parameter."""
+    found = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(found, torch.float32)

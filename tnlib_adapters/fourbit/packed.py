@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ class Format:
     def __post_init__(self) -> None:
         choice("quant_type", self.quant_type, tuple(blocks.CODES))
         flag("double_quant", self.double_quant)
-        if isinstance(self.blocksize, bool) or self.blocksize not in blocks.BLOCKSIZES:
+        if type(self.blocksize) is not int or self.blocksize not in blocks.BLOCKSIZES:
             raise ValueError(
                 f"blocksize must be one of {', '.join(map(str, blocks.BLOCKSIZES))}, got "
                 f"{self.blocksize!r}"
@@ -125,6 +126,8 @@ class PackedWeight:
         if values.dtype not in HALVES:
             values = values.float()
         packed, absmax = quantize(values, format.quant_type, format.blocksize, engine)
+        if not torch.isfinite(absmax.sum()):
+            raise ValueError("the weight, or a sum of its largest values, is beyond float32")
         nested = None
         if format.double_quant:
             mean = absmax.mean()
@@ -214,35 +217,57 @@ class PackedWeight:
             raise ValueError(
                 f"not a weight in 4 bits: needs absmax and one {_STATE}..., has {sorted(state)}"
             )
-        words = json.loads(bytes(state[_STATE + kinds[0]].cpu().tolist()))
-        double = "nested_blocksize" in words
-        form = Format(words["quant_type"], words["blocksize"], double)
-        rows, columns = words["shape"]
+        try:
+            words = json.loads(bytes(state[_STATE + kinds[0]].cpu().tolist()))
+            double = "nested_blocksize" in words
+            form = Format(words["quant_type"], words["blocksize"], double)
+            rows, columns = (operator.index(size) for size in words["shape"])
+            dtype = getattr(torch, words["dtype"])
+            mean = torch.tensor(float(words["nested_offset"]) if double else 0.0)
+            if double and int(words["nested_blocksize"]) != blocks.NESTED_BLOCKSIZE:
+                raise ValueError("scales in 8 bits are read in blocks of 256 only")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{_STATE}{kinds[0]} cannot be read ({error!r})") from error
+        device = packed.device
         nested = None
+        absmax = state["absmax"].to(device)
         if double:
-            if "nested_absmax" not in state or words["nested_blocksize"] != 256:
-                raise ValueError("scales in 8 bits need nested_absmax, of 256 scales each")
-            mean = torch.tensor(words["nested_offset"], device=packed.device)
-            levels = blocks.dynamic_map(packed.device)
-            nested = Nested(state["nested_absmax"].to(packed.device), mean, levels)
-        dtype = getattr(torch, words["dtype"])
-        found = cls(
-            packed,
-            state["absmax"].to(packed.device),
-            nested,
-            form,
-            (rows, columns),
-            dtype,
-            best_engine(),
-        )
-        count = rows * columns
-        needs = (count + 1) // 2, -(-count // form.blocksize)
-        if (packed.nbytes, found.absmax.numel()) != needs:
-            raise ValueError(
-                f"a weight {rows} x {columns} in {form} has {needs[0]} bytes and {needs[1]} "
-                f"scales, got {packed.nbytes} and {found.absmax.numel()}"
-            )
+            largest = state.get("nested_absmax", absmax[:0]).to(device)
+            nested = Nested(largest, mean.to(device), blocks.dynamic_map(device))
+        found = cls(packed, absmax, nested, form, (rows, columns), dtype, best_engine())
+        found._check(state)
         return found
+
+    def _check(self, state: Mapping[str, Tensor]) -> None:
+        """Raise ValueError unless all parts fit each other, and the codes are the known ones."""
+        (rows, columns), form = self.shape, self.format
+        scales = -(-rows * columns // form.blocksize)
+        parts = {
+            "bytes": (self.packed.nbytes, (rows * columns + 1) // 2),
+            "scales": (self.absmax.numel(), scales),
+            "scales of scales": (
+                0 if self.nested is None else self.nested.absmax.numel(),
+                -(-scales // blocks.NESTED_BLOCKSIZE) if form.double_quant else 0,
+            ),
+        }
+        for part, (has, needs) in parts.items():
+            if has != needs or min(rows, columns) < 1:
+                raise ValueError(
+                    f"a weight {rows} x {columns} in {form} needs {needs} {part}, has {has}"
+                )
+        kind = torch.uint8 if form.double_quant else torch.float32
+        if self.absmax.dtype != kind or not getattr(self.dtype, "is_floating_point", False):
+            raise ValueError(
+                f"scales of {self.absmax.dtype} for a weight of {self.dtype} in {form}: expected "
+                f"{kind}, and a floating dtype"
+            )
+        known = {"quant_map": blocks.code(form.quant_type, self.absmax.device)}
+        if self.nested is not None:
+            known["nested_quant_map"] = self.nested.levels
+        for name, values in known.items():
+            given = state.get(name, values).to(values)
+            if given.shape != values.shape or not torch.allclose(given, values, atol=1e-6):
+                raise ValueError(f"{name} is not the one of {form}; such codes are not supported")
 
 
 def check_values(weight: Tensor) -> None:
@@ -251,10 +276,10 @@ def check_values(weight: Tensor) -> None:
         raise ValueError(
             "the weight is on the meta device and has no values; load the model, then quantise"
         )
-    if not weight.is_floating_point() or weight.ndim != 2:
+    if weight.dtype not in (*HALVES, torch.float64) or weight.ndim != 2 or not weight.numel():
         raise TypeError(
-            f"only a matrix of floating point can be quantised, got {weight.dtype} of shape "
-            f"{tuple(weight.shape)}"
+            "only a matrix of float16, bfloat16, float32 or float64 can be quantised, got "
+            f"{weight.dtype} of shape {tuple(weight.shape)}"
         )
     if not torch.isfinite(weight).all():
         raise ValueError("the weight holds nan or inf, which 4 bits cannot; repair it first")

@@ -130,7 +130,8 @@ def _matches(name: str, entries: Collection[str]) -> bool:
 def skipped(model: nn.Module, skip: Collection[str] | None) -> list[str]:
     """Names that are left, by default those that :func:`quantize_base` states."""
     if skip is not None:
-        if isinstance(skip, str) or not all(isinstance(entry, str) for entry in skip):
+        many = isinstance(skip, Collection) and not isinstance(skip, str)
+        if not many or not all(isinstance(entry, str) for entry in skip):
             raise TypeError(f"skip must be a collection of names, got {skip!r}")
         names = [public(name) for name, _ in model.named_modules()]
         for entry in skip:

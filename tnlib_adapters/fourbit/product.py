@@ -21,6 +21,12 @@ def computing_dtype(layer: nn.Module, x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def check_activations(x: Tensor) -> None:
+    """Raise TypeError unless activations are floating point."""
+    if not x.is_floating_point():
+        raise TypeError(f"activations must be floating point, got {x.dtype}")
+
+
 def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """``x W^T + bias`` in the dtype of ``x``; differentiable in ``x`` and bias."""
     bias = None if bias is None else bias.to(x.dtype)
