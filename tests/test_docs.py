@@ -16,6 +16,7 @@ RUN = (
     "peft.md",
     "speed.md",
     "exchange.md",
+    "quantization.md",
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 import tnlib
 import tnlib_adapters
 from tests.tnlib_adapters.models import make
+from tnlib_adapters import quantization
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -43,7 +44,7 @@ def test_the_training_example(tmp_path, monkeypatch, capsys):
     }
 
 
-@pytest.mark.parametrize("package", [tnlib, tnlib_adapters])
+@pytest.mark.parametrize("package", [tnlib, tnlib_adapters, quantization])
 def test_every_public_name_exists_has_a_docstring_and_is_in_the_api_page(package):
     page = (ROOT / "docs" / "api.md").read_text()
     for name in package.__all__:

@@ -52,6 +52,11 @@ def fusible_weight(base: nn.Module, x: Tensor) -> Tensor | Fixed | None:
     return weight
 
 
+def takes_updates(base: nn.Module) -> bool:
+    """Whether an update may be added to the weight of a base layer before the product."""
+    return plain_weight(base) is not None or quantized_weight(base) is not None
+
+
 def dense_weight(base: nn.Module) -> Tensor:
     """The weight as (out_features, in_features); of a layer in 4 bits a new one, in float32."""
     packed = base.weights if isinstance(base, ResidualLinear) else packed_weight(base)

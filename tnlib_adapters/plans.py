@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tnlib._table import aligned
-from tnlib_adapters.base import plain_weight
+from tnlib_adapters.base import takes_updates
 from tnlib_adapters.inference import adapted_layers
 from tnlib_adapters.network import Network
 from tnlib_adapters.routes import Cost, Route
@@ -123,7 +123,7 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
         base, updates = layer.adapted
         for update in updates:
             for part, network in _networks(update.network):
-                fusible = update.additive and plain_weight(base) is not None
+                fusible = update.additive and takes_updates(base)
                 title = re.sub(r"\d+", "*", name.removeprefix("base_model.model.")) + part
                 key = (title, network.routes.subject, fusible)
                 count = found[key][1] + 1 if key in found else 1

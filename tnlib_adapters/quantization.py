@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from tnlib_adapters.base import dense_weight
 from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear, plain_layer
+from tnlib_adapters.fourbit.footprint import Footprint, FootprintRow, footprint
 from tnlib_adapters.fourbit.foreign import prevent_repacking
 from tnlib_adapters.fourbit.layer import QuantizedLinear, check_compute_dtype, packed_weight
 from tnlib_adapters.fourbit.notes import forget, note
@@ -28,8 +29,11 @@ from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.sites import features, is_transposed
 
 __all__ = [
+    "Footprint",
+    "FootprintRow",
     "QuantizedLinear",
     "dequantize_base",
+    "footprint",
     "prevent_repacking",
     "quantize_base",
 ]

@@ -19,6 +19,7 @@ from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear
 from tnlib_adapters.quantization import (
     QuantizedLinear,
     dequantize_base,
+    footprint,
     prevent_repacking,
     quantize_base,
 )
@@ -422,3 +423,25 @@ def test_weights_are_released_one_after_another(monkeypatch):
     quantize_base(model)
     # All but the output embedding, one less every time.
     assert alive == list(range(15, 1, -1))
+
+
+def test_a_footprint_counts_every_byte_and_says_how_far_weights_are_off():
+    linear = torch.nn.Linear(256, 512)
+    model = torch.nn.Sequential(linear, torch.nn.Linear(512, 512).to(torch.bfloat16))
+    found = footprint(model)
+    assert [(row.layers, row.shape, row.bits) for row in found.rows] == [
+        (1, (512, 256), 32.0),
+        (1, (512, 512), 16.0),
+    ]
+    weight = linear.weight.detach().clone()
+    quantize_base(model, skip=["1"])
+    found = footprint(model)
+    entries = 512 * 256
+    # Half a byte a value, a byte a scale, 4 bytes for 256 scales and for their mean.
+    assert found.rows[0].nbytes == entries // 2 + entries // 64 + 4 * entries // 64 // 256 + 4
+    assert found.nbytes == found.rows[0].nbytes + 2 * 512 * 512
+    off = float((model[0].dequantize() - weight).norm() / weight.norm())
+    assert found.rows[0].deviation == pytest.approx(off, rel=1e-6)
+    assert "nf4, blocks of 64" in str(found)
+    with pytest.raises(ValueError, match="has no linear layers"):
+        footprint(torch.nn.ReLU())
