@@ -12,12 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tnlib_adapters.adapted import adapted_forward
 from tnlib_adapters.base import dense_weight
 from tnlib_adapters.core import computing
 from tnlib_adapters.fourbit.dense import DenseLinear
 from tnlib_adapters.shared import SharedCores
 from tnlib_adapters.sites import Site
-from tnlib_adapters.update import Declaration, Update, adapted_forward
+from tnlib_adapters.update import Declaration, Update
 from tnlib_adapters.view import UpdateView, view
 
 

@@ -1,4 +1,4 @@
-"""The trainable state of one adapter of a layer, and the forward pass of a layer that carries some.
+"""The trainable state of one adapter of a layer, and how it is applied.
 
 Which way to contract is a comparison of integers, see :mod:`tnlib_adapters.routes`. Where that
 loses no precision, the base layer and one update are computed at once.
@@ -6,16 +6,15 @@ loses no precision, the base layer and one update are computed at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tnlib_adapters.base import base_weight, fusible_weight, plain_weight, state_of
+from tnlib_adapters.base import base_weight, plain_weight, state_of
 from tnlib_adapters.factored import factored_linear
-from tnlib_adapters.fourbit.product import computing_dtype
 from tnlib_adapters.kept import Kept, Maps, folded
 from tnlib_adapters.network import Network
 from tnlib_adapters.rebuilt import Fixed, rebuilt_linear
@@ -335,27 +334,3 @@ def _width(base: nn.Module, widest: torch.dtype) -> torch.dtype:
         return weight.dtype
     chosen: torch.dtype | None = getattr(base, "compute_dtype", None)
     return chosen or widest
-
-
-def adapted_forward(
-    base: nn.Module, updates: Sequence[Update], x: Tensor, *args: Any, **kwargs: Any
-) -> Tensor:
-    """``base(x)`` with the `updates`, in the fewest matrix products."""
-    for update in updates:
-        x = update.entering(x)
-    weight = fusible_weight(base, x)
-    joint, y = None, None
-    if weight is not None:
-        bias: Any = base.bias
-        inner = x if isinstance(weight, Tensor) else x.to(computing_dtype(base, x))
-        for joint in updates:
-            y = joint.joined(inner, weight, bias)
-            if y is not None:
-                y = y.to(x.dtype)
-                break
-    if y is None:
-        joint, y = None, base(x, *args, **kwargs)
-    for update in updates:
-        if update is not joint:
-            y = update.leaving(x, y)
-    return y

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from tnlib_adapters.fourbit import blocks, engine
+from tnlib_adapters.fourbit import blocks, engine, stored
 from tnlib_adapters.fourbit.foreign import packed_of, prevent_repacking
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.quantization import QuantizedLinear
@@ -260,8 +260,8 @@ def test_bytes_of_any_size_are_counted(weight, form):
 @given(matrices((*HALVES, torch.float64)), FORMATS)
 def test_a_weight_is_read_back_as_it_was(weight, form):
     packed = PackedWeight.of(weight, form)
-    state = load(save({"weight": packed.packed, **packed.state()}))
-    again = PackedWeight.from_state(state.pop("weight"), state)
+    state = load(save({"weight": packed.packed, **stored.parts(packed)}))
+    again = stored.read(state.pop("weight"), state)
     assert contents(again) == contents(packed)
     assert bits(again.dequantize()) == bits(packed.dequantize())
 
@@ -350,7 +350,7 @@ def test_a_layer_of_bitsandbytes_is_read_as_it_computes(shape):
 def damaged(**changes):
     """A packed weight and its state, with other words, or without a tensor (None)."""
     packed = PackedWeight.of(gaussian(48, 64), Format())
-    state = packed.state()
+    state = stored.parts(packed)
     (key,) = (key for key in state if key.startswith("quant_state"))
     words = json.loads(bytes(state[key].tolist()))
     for name, value in changes.items():
@@ -391,7 +391,7 @@ DAMAGES = [
 def test_a_damaged_state_is_refused(changes, message):
     data, state = damaged(**changes)
     with pytest.raises(ValueError, match=message):
-        PackedWeight.from_state(data, state)
+        stored.read(data, state)
     layer = own_layer(gaussian(48, 64), Format())
     state = {"weight": data} | {f"weight.{key}": value for key, value in state.items()}
     with pytest.raises(RuntimeError, match=f"weight: .*{message}"):
@@ -401,7 +401,7 @@ def test_a_damaged_state_is_refused(changes, message):
 def test_bytes_that_are_missing_are_noticed():
     data, state = damaged()
     with pytest.raises(ValueError, match="needs 1536 bytes, has 1535"):
-        PackedWeight.from_state(data[:-1], state)
+        stored.read(data[:-1], state)
     layer = own_layer(gaussian(48, 64), Format())
     with pytest.raises(RuntimeError, match="needs 1536 bytes, has 1535"):
         layer.load_state_dict({"weight": data[:-1]} | {f"weight.{k}": v for k, v in state.items()})

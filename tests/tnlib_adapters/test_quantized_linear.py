@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.tnlib_adapters.models import inputs, logits, make, tokens
 from tnlib_adapters.fourbit import packed as packed_module
+from tnlib_adapters.fourbit import stored
 from tnlib_adapters.fourbit.foreign import is_foreign, packed_of
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import fused_product, packed_linear
@@ -468,10 +469,10 @@ def assert_same_bytes(model, loaded):
     for name in names:
         ours = model.get_submodule(name)
         theirs = packed_of(loaded.get_submodule(name))
-        expected = ours.packed.state()
+        expected = stored.parts(ours.packed)
         assert torch.equal(theirs.packed.view(torch.uint8), ours.weight)
-        assert all(torch.equal(value, expected[key]) for key, value in theirs.state().items())
-        again = PackedWeight.from_state(theirs.packed, theirs.state())
+        assert all(torch.equal(value, expected[key]) for key, value in stored.parts(theirs).items())
+        again = stored.read(theirs.packed, stored.parts(theirs))
         assert torch.equal(again.dequantize(), ours.dequantize())
         assert again.dtype == ours.dequantize().dtype
 

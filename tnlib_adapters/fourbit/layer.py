@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tnlib_adapters.fourbit.foreign import is_foreign, packed_of
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import check_activations, computing_dtype, packed_linear
+from tnlib_adapters.fourbit.stored import parts, read
 from tnlib_adapters.sites import is_transposed
 
 
@@ -157,7 +158,7 @@ class QuantizedLinear(nn.Linear):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for key, value in self.packed.state().items():
+        for key, value in parts(self.packed).items():
             destination[f"{prefix}weight.{key}"] = value
 
     def _load_from_state_dict(
@@ -172,7 +173,7 @@ class QuantizedLinear(nn.Linear):
     ) -> None:
         start = f"{prefix}weight"
         device = self.weight.device
-        parts = {
+        given = {
             key.removeprefix(f"{start}."): value.to(device)
             for key, value in state_dict.items()
             if key.startswith(f"{start}.")
@@ -180,7 +181,7 @@ class QuantizedLinear(nn.Linear):
         found = None
         if start in state_dict:
             try:
-                found = PackedWeight.from_state(state_dict[start], parts).placed(self.weight)
+                found = read(state_dict[start], given).placed(self.weight)
                 if found.shape != self._packed.shape:
                     raise ValueError(f"the file has {found.shape}, the layer {self._packed.shape}")
             except ValueError as error:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import operator
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,8 +19,6 @@ from tnlib_adapters.fourbit.engine import (
 )
 
 HALVES = (torch.float32, torch.bfloat16, torch.float16)
-# The part of bitsandbytes' names in files that says which code a weight has.
-_STATE = "quant_state.bitsandbytes__"
 
 
 @dataclass(frozen=True)
@@ -180,94 +175,6 @@ class PackedWeight:
         device = packed.device
         nested = None if self.nested is None else Nested(*(t.to(device) for t in self.nested))
         return replace(self, packed=packed, absmax=self.absmax.to(device), nested=nested)
-
-    def state(self) -> dict[str, Tensor]:
-        """All but the bytes, as bitsandbytes names it in files."""
-        kind = self.format.quant_type
-        device = self.absmax.device
-        tensors = {"absmax": self.absmax, "quant_map": blocks.code(kind, device)}
-        words: dict[str, Any] = {
-            "quant_type": kind,
-            "blocksize": self.format.blocksize,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "shape": list(self.shape),
-        }
-        if self.nested is not None:
-            tensors["nested_absmax"] = self.nested.absmax
-            tensors["nested_quant_map"] = self.nested.levels
-            words |= {
-                "nested_blocksize": blocks.NESTED_BLOCKSIZE,
-                "nested_dtype": "float32",
-                "nested_offset": float(self.nested.mean),
-            }
-        text = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
-        return tensors | {_STATE + kind: text}
-
-    @classmethod
-    def from_state(cls, packed: Tensor, state: Mapping[str, Tensor]) -> PackedWeight:
-        """Read what :meth:`state`, or bitsandbytes, has written.
-
-        Raises
-        ------
-        ValueError
-            If parts are missing or do not fit each other.
-        """
-        kinds = [key.removeprefix(_STATE) for key in state if key.startswith(_STATE)]
-        if len(kinds) != 1 or "absmax" not in state:
-            raise ValueError(
-                f"not a weight in 4 bits: needs absmax and one {_STATE}..., has {sorted(state)}"
-            )
-        try:
-            words = json.loads(bytes(state[_STATE + kinds[0]].cpu().tolist()))
-            double = "nested_blocksize" in words
-            form = Format(words["quant_type"], words["blocksize"], double)
-            rows, columns = (operator.index(size) for size in words["shape"])
-            dtype = getattr(torch, words["dtype"])
-            mean = torch.tensor(float(words["nested_offset"]) if double else 0.0)
-            if double and int(words["nested_blocksize"]) != blocks.NESTED_BLOCKSIZE:
-                raise ValueError("scales in 8 bits are read in blocks of 256 only")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{_STATE}{kinds[0]} cannot be read ({error!r})") from error
-        device = packed.device
-        nested = None
-        absmax = state["absmax"].to(device)
-        if double:
-            largest = state.get("nested_absmax", absmax[:0]).to(device)
-            nested = Nested(largest, mean.to(device), blocks.dynamic_map(device))
-        found = cls(packed, absmax, nested, form, (rows, columns), dtype, best_engine())
-        found._check(state)
-        return found
-
-    def _check(self, state: Mapping[str, Tensor]) -> None:
-        """Raise ValueError unless all parts fit each other, and the codes are the known ones."""
-        (rows, columns), form = self.shape, self.format
-        scales = -(-rows * columns // form.blocksize)
-        parts = {
-            "bytes": (self.packed.nbytes, (rows * columns + 1) // 2),
-            "scales": (self.absmax.numel(), scales),
-            "scales of scales": (
-                0 if self.nested is None else self.nested.absmax.numel(),
-                -(-scales // blocks.NESTED_BLOCKSIZE) if form.double_quant else 0,
-            ),
-        }
-        for part, (has, needs) in parts.items():
-            if has != needs or min(rows, columns) < 1:
-                raise ValueError(
-                    f"a weight {rows} x {columns} in {form} needs {needs} {part}, has {has}"
-                )
-        kind = torch.uint8 if form.double_quant else torch.float32
-        if self.absmax.dtype != kind or not getattr(self.dtype, "is_floating_point", False):
-            raise ValueError(
-                f"scales of {self.absmax.dtype} for a weight of {self.dtype} in {form}: expected "
-                f"{kind}, and a floating dtype"
-            )
-        known = {"quant_map": blocks.code(form.quant_type, self.absmax.device)}
-        if self.nested is not None:
-            known["nested_quant_map"] = self.nested.levels
-        for name, values in known.items():
-            given = state.get(name, values).to(values)
-            if given.shape != values.shape or not torch.allclose(given, values, atol=1e-6):
-                raise ValueError(f"{name} is not the one of {form}; such codes are not supported")
 
 
 def check_values(weight: Tensor) -> None:

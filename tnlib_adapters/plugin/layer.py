@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
+from tnlib_adapters.adapted import adapted_forward
 from tnlib_adapters.base import dense_weight
 from tnlib_adapters.core import computing
 from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear
@@ -18,7 +19,7 @@ from tnlib_adapters.plugin.merging import Losses, MergeInto, losses, merged_laye
 from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.shared import SharedCores
 from tnlib_adapters.sites import features, is_transposed
-from tnlib_adapters.update import Declaration, Update, adapted_forward
+from tnlib_adapters.update import Declaration, Update
 
 # Where the store of shared cores sits in the model; without "_", so that no prefix is in it.
 STORE = "corestore"

@@ -1,0 +1,36 @@
+"""The forward pass of a layer that carries updates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from tnlib_adapters.base import fusible_weight
+from tnlib_adapters.fourbit.product import computing_dtype
+from tnlib_adapters.update import Update
+
+
+def adapted_forward(
+    base: nn.Module, updates: Sequence[Update], x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """``base(x)`` with the `updates`, in the fewest matrix products."""
+    for update in updates:
+        x = update.entering(x)
+    weight = fusible_weight(base, x)
+    joint, y = None, None
+    if weight is not None:
+        bias: Any = base.bias
+        inner = x if isinstance(weight, Tensor) else x.to(computing_dtype(base, x))
+        for joint in updates:
+            y = joint.joined(inner, weight, bias)
+            if y is not None:
+                y = y.to(x.dtype)
+                break
+    if y is None:
+        joint, y = None, base(x, *args, **kwargs)
+    for update in updates:
+        if update is not joint:
+            y = update.leaving(x, y)
+    return y
