@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tnlib_adapters.base import fusible_weight
@@ -22,9 +23,13 @@ def adapted_forward(
     joint, y = None, None
     if weight is not None:
         bias: Any = base.bias
-        inner = x if isinstance(weight, Tensor) else x.to(computing_dtype(base, x))
+        packed = not isinstance(weight, Tensor)
+        inner = x.to(computing_dtype(base, x)) if packed else x
+        # A layer in 4 bits says itself in which dtype it computes.
+        kind, enabled = x.device.type, torch.is_autocast_enabled(x.device.type) and not packed
         for joint in updates:
-            y = joint.joined(inner, weight, bias)
+            with torch.autocast(kind, enabled=enabled):
+                y = joint.joined(inner, weight, bias)
             if y is not None:
                 y = y.to(x.dtype)
                 break

@@ -63,11 +63,15 @@ def dense_weight(base: nn.Module) -> Tensor:
     return base_weight(base) if packed is None else packed.dequantize(torch.float32)
 
 
-def _is_hooked(base: nn.Module) -> bool:
+def has_hooks(base: nn.Module) -> bool:
+    """Whether a layer is more than its forward: hooks of torch's or accelerate's."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooked = any(getattr(base, name) for name in hooks) or hasattr(base, "_hf_hook")
-    hooked = hooked or "forward" in base.__dict__
-    return hooked or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+    return hooked or "forward" in base.__dict__
+
+
+def _is_hooked(base: nn.Module) -> bool:
+    return has_hooks(base) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def state_of(weight: Tensor) -> tuple[int, int]:

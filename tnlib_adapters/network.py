@@ -185,8 +185,16 @@ class Network(Declared):
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.scale == 1.0 else y * self.scale
 
-    def joint(self, x: Tensor) -> Route | None:
-        """The fastest way for ``x``, if it computes a base layer in the same go, else None."""
+    def joint(self, x: Tensor, *, packed: bool = False) -> Route | None:
+        """The way for ``x``, if it computes a base layer in the same go, else None.
+
+        The fastest one, but for `packed` weights, see :meth:`Routes.over_packed`; thin factors
+        stay apart from those.
+        """
+        if packed:
+            tokens = x.shape[:-1].numel()
+            route = self.routes.over_packed(tokens, training=torch.is_grad_enabled())
+            return route if route.name == "fused" else None
         route = self.route(x, fusible=True)
         joint = route.name == "fused" or (route.factors and not self.anchored)
         return route if joint else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tnlib._table import aligned
-from tnlib_adapters.base import takes_updates
+from tnlib_adapters.base import quantized_weight, takes_updates
 from tnlib_adapters.inference import adapted_layers
 from tnlib_adapters.network import Network
 from tnlib_adapters.routes import Cost, Route
@@ -32,16 +32,22 @@ class LayerPlan:
         The network of one of them.
     fusible : bool
         Whether its update may be added to the base weight.
+    packed : bool
+        Whether that weight is in 4 bits, and made dense in every call.
     """
 
     name: str
     layers: int
     network: Network
     fusible: bool
+    packed: bool = False
 
     def starts(self, *, training: bool) -> list[tuple[int, Route]]:
         """The ways that are taken, with the number of tokens from which each is."""
-        starts, ways = self.network.routes.table[training, self.fusible]
+        routes = self.network.routes
+        if self.packed and training and (way := routes.over_packed(1, training=True)).steps is None:
+            return [(1, way)]
+        starts, ways = routes.table[training, self.fusible]
         return [(max(start, 1), way) for start, way in zip(starts, ways, strict=True)]
 
     def costs(self, tokens: int, *, training: bool) -> list[tuple[Route, Cost]]:
@@ -125,9 +131,10 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
             for part, network in _networks(update.network):
                 fusible = update.additive and takes_updates(base)
                 title = re.sub(r"\d+", "*", name.removeprefix("base_model.model.")) + part
-                key = (title, network.routes.subject, fusible)
+                packed = quantized_weight(base) is not None
+                key = (title, network.routes.subject, fusible, packed)
                 count = found[key][1] + 1 if key in found else 1
-                found[key] = LayerPlan(title, count, network, fusible), count
+                found[key] = LayerPlan(title, count, network, fusible, packed), count
     return Plans(tuple(plan for plan, _ in found.values()), tokens)
 
 

@@ -25,6 +25,7 @@ from tnlib_adapters.fourbit.layer import QuantizedLinear, check_compute_dtype, p
 from tnlib_adapters.fourbit.notes import forget, note
 from tnlib_adapters.fourbit.packed import Format
 from tnlib_adapters.fourbit.places import is_tuned, places, skipped
+from tnlib_adapters.plugin.targets import bare_experts
 from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.sites import features, is_transposed
 
@@ -55,7 +56,8 @@ def quantize_base(
     """Put the linear layers of a model into 4 bits, one after another, in place.
 
     Every ``torch.nn.Linear`` and transformers' ``Conv1D`` becomes a :class:`QuantizedLinear`;
-    embeddings, norms, biases and subclasses of these layers stay. A model that was adapted before
+    embeddings, norms, biases, subclasses of these layers and the two of a
+    ``torch.nn.TransformerEncoderLayer`` stay. A model that was adapted before
     keeps its adapters: the layers below them are quantised, and where an adapter declares
     ``residual`` (``DoTAConfig(residual=True)``), W - N(theta_0) is quantised and the layer computes
     Q(W - N(theta_0)) + N(theta_0) without its adapter. A model of transformers that has no adapters
@@ -92,7 +94,8 @@ def quantize_base(
         If `model` is no module, or `skip` or `compute_dtype` is of another type.
     ValueError
         If a layer is quantised already, on the meta device or not finite, if there is none to
-        quantise, or the model has adapters of PEFT's own methods. Nothing is changed then.
+        quantise, if a layer has hooks or a merged adapter, or the model has adapters of PEFT's own
+        methods. Nothing is changed then.
 
     Examples
     --------
@@ -111,6 +114,13 @@ quantisation, 4.13 bits a weight)
     for place in found:
         place.check()
     prevent_repacking(model)
+    bare = bare_experts(model)
+    if bare:
+        warnings.warn(
+            f"held as bare parameters, which are not quantised: {', '.join(bare[:3])}"
+            f"{' and others' if len(bare) > 3 else ''}",
+            stacklevel=2,
+        )
     work = sum(place.layer.weight.numel() for place in found)  # type: ignore[operator,misc]
     shown = work >= _LARGE if progressbar is None else progressbar
     moved = []
@@ -127,7 +137,7 @@ quantisation, 4.13 bits a weight)
                 made[place.layer] = layer
             setattr(place.parent, place.child, layer)
             bar.update()
-    note(model, form, residual=bool(moved), dtype=compute_dtype)
+    note(model, form, residual=bool(moved))
     if moved:
         warnings.warn(
             "the weights were quantised without their initial operators: disabled, the model is "
@@ -145,7 +155,8 @@ def dequantize_base(
     """Make every layer in 4 bits a plain layer again, ours and bitsandbytes', in place.
 
     The way to one plain checkpoint after ``merge_and_unload()``. What the quantiser took does not
-    come back. All parameters are cast to `dtype`, buffers are left.
+    come back. All parameters are cast to `dtype`, buffers are left; the weights of these layers
+    stay frozen.
 
     Parameters
     ----------
@@ -189,7 +200,8 @@ def dequantize_base(
         parent, _, child = name.rpartition(".")
         layer = model.get_submodule(name)
         if layer not in made:
-            made[layer] = plain_layer(layer, dense_weight(layer).to(dtype))
+            dense = plain_layer(layer, dense_weight(layer).to(dtype))
+            made[layer] = dense.train(layer.training)
         setattr(model.get_submodule(parent), child, made[layer])
     for parameter in model.parameters():
         if parameter.is_floating_point():

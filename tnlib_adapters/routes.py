@@ -145,6 +145,16 @@ class Routes:
             place += 1
         return ways[place]
 
+    def over_packed(self, tokens: int, *, training: bool) -> Route:
+        """The way over a base weight that has to be made dense for every call.
+
+        In training a network without thin factors is always added there: that keeps nothing for
+        the backward pass, and costs one product more than the base alone.
+        """
+        if training and not any(way.factors for way in self.ways):
+            return self.ways[-1]
+        return self.at(tokens, training=training, fusible=True)
+
     def usable(self, *, training: bool, fusible: bool) -> list[int]:
         """Numbers of the ways that there are to choose from."""
         return [

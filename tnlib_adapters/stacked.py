@@ -131,7 +131,7 @@ class Stacked(Declared):
         """The dense update, of shape (out_features, in_features)."""
         return self.dense.update(self.pieces(cores), None, 1.0)
 
-    def joint(self, x: Tensor) -> Route | None:
+    def joint(self, x: Tensor, *, packed: bool = False) -> Route | None:
         """The way that adds all updates to the base weight, if it is the fastest for every part."""
         routes = [part.route(x, fusible=True) for part in self.parts]
         return routes[0] if all(route.name == "fused" for route in routes) else None

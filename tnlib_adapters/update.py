@@ -287,7 +287,7 @@ class Update(nn.Module):
         kept = self.kept
         if kept is not None:
             return kept.joined(x, weight, bias)
-        way = network.joint(x)
+        way = network.joint(x, packed=not isinstance(weight, Tensor))
         if way is None:
             return None
         self.check_filled()

@@ -252,7 +252,7 @@ def test_a_repacked_layer_is_refused_before_anything_changes(tmp_path):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_residual_order_quantises_what_the_operator_leaves(name, tmp_path):
     original = make(name)
-    weights = {n: m.weight for n, m in original.named_modules() if hasattr(m, "weight")}
+    weights = {n: m.weight.detach() for n, m in original.named_modules() if hasattr(m, "weight")}
     model = adapted(make(name), "dota", name, residual=True)
     with pytest.warns(UserWarning, match=r"away from W in the median layer"):
         quantize_base(model)
@@ -445,3 +445,81 @@ def test_a_footprint_counts_every_byte_and_says_how_far_weights_are_off():
     assert "nf4, blocks of 64" in str(found)
     with pytest.raises(ValueError, match="has no linear layers"):
         footprint(torch.nn.ReLU())
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_compute_dtype_goes_before_autocast(compute):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    quantize_base(model, compute_dtype=compute)
+    model = peft.get_peft_model(model, DoTAConfig(r=4, target_modules=["0"]))
+    x = torch.randn(512, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        start = model(x)
+        with model.disable_adapter():
+            assert torch.equal(model(x), start)
+
+
+def test_nothing_is_quantised_under_a_merged_adapter_or_hooks():
+    model = adapted(make("llama"), "dota")
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"q_proj: adapter 'default' is merged.*unmerge_adapter"):
+        quantize_base(model)
+    plain = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    plain[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"^0: the layer has hooks, which would be lost"):
+        quantize_base(plain)
+    assert QuantizedLinear not in kinds(model) | kinds(plain)
+
+
+def test_a_layer_in_4_bits_cannot_be_trained_in_full():
+    base = quantize_base(make("bert"))
+    with pytest.raises(ValueError, match=r"modules_to_save names bert.pooler.*skip="):
+        adapted(base, "dota", "bert", modules_to_save=["pooler"])
+
+
+def test_what_torchs_encoder_reads_itself_is_left():
+    layer = torch.nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+    model = torch.nn.Sequential(torch.nn.TransformerEncoder(layer, 1), torch.nn.Linear(32, 32))
+    quantize_base(model.eval())
+    assert isinstance(model[1], QuantizedLinear)
+    assert not model[1].training
+    with torch.no_grad():
+        assert model(torch.randn(2, 5, 32)).shape == (2, 5, 32)
+
+
+def test_what_a_layer_was_merged_into_can_be_changed():
+    model = adapted(quantize_base(make("llama")), "dota")
+    train(model)
+    trained = logits(model)
+    with pytest.warns(UserWarning, match="merged into torch.bfloat16"):
+        model.merge_adapter()
+    with pytest.warns(UserWarning, match="[Aa]lready"):
+        merged = model.merge_and_unload(dtype=torch.float32)
+    torch.testing.assert_close(logits(merged), trained, rtol=0, atol=1e-5)
+
+
+def test_files_of_what_was_unloaded_or_merged_are_read_by_transformers(tmp_path):
+    config = hf.LlamaConfig(
+        hidden_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=128,
+        vocab_size=64,
+    )
+    targets = ["q_proj", "v_proj"]
+    for merge in (False, True):
+        torch.manual_seed(0)
+        model = hf.LlamaForCausalLM(config).eval()
+        model = peft.get_peft_model(model, METHODS["lotr"](target_modules=targets))
+        quantize_base(model)
+        bare = model.merge_and_unload(dtype=torch.float32) if merge else model.unload()
+        bare.save_pretrained(tmp_path / str(merge))
+        again = hf.LlamaForCausalLM.from_pretrained(tmp_path / str(merge)).eval()
+        prevent_repacking(again)
+        in_bits = {n.rsplit(".", 1)[-1] for n, m in again.named_modules() if foreign.is_foreign(m)}
+        left = {"k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        assert in_bits == (left if merge else left | set(targets))
+        ids = torch.arange(9)[None]
+        with torch.no_grad():
+            expected, found = bare(ids).logits, again(ids).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

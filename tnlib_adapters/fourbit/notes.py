@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tnlib_adapters.fourbit.layer import packed_weight
+from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear
+from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight
 from tnlib_adapters.fourbit.packed import Format
 from tnlib_adapters.fourbit.places import public
 from tnlib_adapters.residual import ResidualLinear
@@ -59,7 +60,6 @@ def note(
     form: Format,
     *,
     residual: bool,
-    dtype: torch.dtype | None,
 ) -> None:
     """Write into the adapters' configurations, or the model's, how the base is quantised now."""
     adapters = _configurations(model)
@@ -71,16 +71,32 @@ def note(
                 "double_quant": form.double_quant,
                 "residual": residual,
             }
+    if not adapters:
+        refresh(model)
+
+
+def refresh(model: nn.Module) -> None:
+    """Make a transformers model's ``quantization_config`` say what its layers are.
+
+    It is taken away where bitsandbytes could not read the layers: residual ones.
+    """
     config = getattr(model, "config", None)
-    if adapters or not hasattr(config, "to_json_file"):
+    layers = [*model.modules()]
+    packed = [layer for layer in layers if packed_weight(layer) is not None]
+    ours = any(isinstance(layer, QuantizedLinear | DenseLinear | DenseConv1D) for layer in layers)
+    if not ours or not hasattr(config, "to_json_file"):
+        return
+    if not packed or any(isinstance(layer, ResidualLinear) for layer in layers):
+        forget(model)
         return
     from transformers import BitsAndBytesConfig
 
+    found: Any = packed_weight(packed[0])
     config.quantization_config = BitsAndBytesConfig(  # type: ignore[union-attr,no-untyped-call]
         load_in_4bit=True,
-        bnb_4bit_quant_type=form.quant_type,
-        bnb_4bit_use_double_quant=form.double_quant,
-        bnb_4bit_compute_dtype=dtype or _floating(model),
+        bnb_4bit_quant_type=found.format.quant_type,
+        bnb_4bit_use_double_quant=found.format.double_quant,
+        bnb_4bit_compute_dtype=getattr(packed[0], "compute_dtype", None) or _floating(model),
         llm_int8_skip_modules=[*_dense(model)],
     )
 
@@ -115,7 +131,7 @@ def forget(model: nn.Module) -> None:
 def _dense(model: nn.Module) -> Iterator[str]:
     """Names of the linear layers that are not in 4 bits."""
     for name, module in model.named_modules():
-        if type(module) is nn.Linear or is_transposed(module):
+        if type(module) in (nn.Linear, DenseLinear) or is_transposed(module):
             yield public(name)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tnlib_adapters.base import has_hooks
 from tnlib_adapters.fourbit.foreign import is_foreign
 from tnlib_adapters.fourbit.layer import QuantizedLinear, dense_weight_of
 from tnlib_adapters.fourbit.packed import Format, check_values
@@ -40,6 +41,11 @@ class Place:
             check_values(dense_weight_of(self.layer))
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
+        if has_hooks(self.layer):
+            raise ValueError(
+                f"{self.name}: the layer has hooks, which would be lost; remove them, or leave the "
+                "layer out (skip=...)"
+            )
         if self._residual and len(self.updates) > 1:
             raise ValueError(
                 f"{self.name}: an adapter with residual=True shares the layer with another; "
@@ -52,6 +58,9 @@ class Place:
 
     def quantized(self, form: Format, compute_dtype: torch.dtype | None) -> QuantizedLinear:
         """The layer that takes the place."""
+        return self._made(form, compute_dtype).train(self.layer.training)
+
+    def _made(self, form: Format, compute_dtype: torch.dtype | None) -> QuantizedLinear:
         if not self._residual:
             return QuantizedLinear.from_linear(
                 self.layer,
@@ -77,6 +86,11 @@ def places(model: nn.Module, skip: Collection[str]) -> Iterator[Place]:
         for layer in (adapted_layers(model).values() if _has_adapted(model) else ())
     }
     everywhere = [*model.named_modules(remove_duplicate=False)]
+    # In eval mode torch's encoder reads the weights of these two without calling the layers.
+    encoders = [
+        module for _, module in everywhere if isinstance(module, nn.TransformerEncoderLayer)
+    ]
+    fast = {id(layer) for module in encoders for layer in (module.linear1, module.linear2)}
     counts = Counter(id(module) for _, module in everywhere)
     for name, module in everywhere:
         if passed and name.startswith(passed):
@@ -92,9 +106,15 @@ def places(model: nn.Module, skip: Collection[str]) -> Iterator[Place]:
                 )
             passed = (*passed, name + ".")
             continue
+        merged = getattr(module, "merged_adapters", ())
+        if merged and hasattr(type(module), "adapted"):
+            raise ValueError(
+                f"{name}: adapter {merged[0]!r} is merged into the weight; unmerge_adapter() "
+                "first, or merge_and_unload()"
+            )
         quantized = isinstance(module, QuantizedLinear) or is_foreign(module)
         plain = type(module) is nn.Linear or is_transposed(module) or quantized
-        if not name or not plain or _matches(public(name), skip):
+        if not name or not plain or id(module) in fast or _matches(public(name), skip):
             continue
         parent, _, child = name.rpartition(".")
         updates = owners.get(id(module), ())

@@ -35,7 +35,7 @@ def parts(weight: PackedWeight) -> dict[str, Tensor]:
         words |= {
             "nested_blocksize": blocks.NESTED_BLOCKSIZE,
             "nested_dtype": "float32",
-            "nested_offset": float(weight.nested.mean),
+            "nested_offset": _value(weight.nested.mean),
         }
     text = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
     return tensors | {_STATE + kind: text}
@@ -106,3 +106,8 @@ def _check(weight: PackedWeight, state: Mapping[str, Tensor]) -> None:
         given = state.get(name, values).to(values)
         if given.shape != values.shape or not torch.allclose(given, values, atol=1e-6):
             raise ValueError(f"{name} is not the one of {form}; such codes are not supported")
+
+
+def _value(scalar: Tensor) -> float:
+    """Of a tensor that may be without values, on the meta device."""
+    return 0.0 if scalar.is_meta else float(scalar)

@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from tnlib_adapters.fourbit.layer import packed_weight
+from tnlib_adapters.fourbit.notes import refresh
 from tnlib_adapters.plugin.extras import restore_parts
 from tnlib_adapters.plugin.layer import STORE, NetworkLayer
 from tnlib_adapters.plugin.merging import MergeInto, told
@@ -75,7 +76,13 @@ class Merging(BaseTuner):
 
     def _merge_into(self, into: MergeInto) -> None:
         for layer in self._all_layers():
+            merged = [*layer.merged_adapters]
+            again = merged and layer.is_quantized and layer.merging != into
+            if again:
+                layer.unmerge()
             layer.merging = into
+            if again:
+                layer.merge(adapter_names=merged)
 
     def _unload_and_optionally_merge(
         self,
@@ -96,6 +103,7 @@ class Merging(BaseTuner):
             self._report_rounding([layer for layer in layers if layer.merged])
         if hasattr(self.model, STORE):
             delattr(self.model, STORE)
+        refresh(model)
         return model
 
     def _check_mergeable(self, adapter_names: list[str] | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlib_adapters.fourbit.dense import dense_layer, was_conv1d
-from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight
+from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight, relative_distance
 from tnlib_adapters.fourbit.packed import PackedWeight
 
 
@@ -52,11 +52,18 @@ def merged_layer(layer: Any, base: nn.Module, total: Tensor, into: MergeInto) ->
     packed = packed_weight(base)
     bias: Any = base.bias
     if not into.requantize:
-        return dense_layer(base, total.to(into.dtype))
+        return dense_layer(base, total.to(into.dtype)).train(base.training)
     if packed is not None:
         again = PackedWeight.of(total, packed.format, dtype=packed.dtype)
         dtype = getattr(base, "compute_dtype", None)
-        return QuantizedLinear(again, bias, compute_dtype=dtype, transposed=was_conv1d(base))
+        made = QuantizedLinear(
+            again,
+            bias,
+            compute_dtype=dtype,
+            deviation=relative_distance(again.dequantize(total.dtype), total),
+            transposed=was_conv1d(base),
+        )
+        return made.train(base.training)
     # Other quantisers rewrite a layer's parameters in place: those of a twin.
     twin = copy.copy(base)
     twin._parameters, twin._buffers = dict(base._parameters), dict(base._buffers)
@@ -64,9 +71,9 @@ def merged_layer(layer: Any, base: nn.Module, total: Tensor, into: MergeInto) ->
         twin.state = copy.copy(base.state)
     layer.base_layer = twin
     layer.set_base_weight(total)
-    made: nn.Module = layer.base_layer
+    other: nn.Module = layer.base_layer
     layer.base_layer = base
-    return made
+    return other
 
 
 # Relative Frobenius errors by form: of the update, and of the merged weight.

@@ -11,6 +11,8 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
+from tnlib_adapters.fourbit.foreign import is_foreign
+from tnlib_adapters.fourbit.layer import QuantizedLinear
 from tnlib_adapters.sites import find_sites
 
 if TYPE_CHECKING:
@@ -97,6 +99,19 @@ def warn_unsaved(saved: Collection[str] | None, model: nn.Module) -> None:
     missing = [entry for entry in missing if entry not in ("classifier", "score", "qa_outputs")]
     if missing:
         warnings.warn(f"modules_to_save entries that matched no module: {missing}", stacklevel=4)
+
+
+def check_saved(saved: Collection[str] | None, model: nn.Module) -> None:
+    """Raise ValueError if a module that shall be trained in full holds a layer in 4 bits."""
+    for name, module in model.named_modules():
+        if any(name == entry or name.endswith(f".{entry}") for entry in saved or ()):
+            for inner, layer in module.named_modules():
+                if isinstance(layer, QuantizedLinear) or is_foreign(layer):
+                    raise ValueError(
+                        f"modules_to_save names {name}, whose layer {inner or name} is in 4 bits "
+                        "and cannot be trained; leave it out of quantising: skip=[...] of "
+                        "quantize_base, llm_int8_skip_modules of BitsAndBytesConfig"
+                    )
 
 
 def overlooked(error: Exception, model: nn.Module, entries: Entries) -> str:

@@ -54,6 +54,7 @@ class NetworkTuner(Merging):
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._sites: dict[str, Site] | None = None
         prevent_repacking(model)
+        targets.check_saved(config.modules_to_save, model)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             if config.file_shapes and config.init_weights in ("saved", "random"):
