@@ -99,21 +99,30 @@ def novel(options: argparse.Namespace) -> Task:
     if not (options.model / "config.json").is_file():
         raise DemoError(f"--model {options.model} is no folder with a config.json")
     base = demo.load_pretrained(AutoModelForCausalLM, str(options.model), dtype=torch.float32)
-    tokenizer = demo.load_pretrained(AutoTokenizer, str(options.model))
-    tokens = tokenizer(read_text(options.text), return_tensors="pt").input_ids[0]
-    chunks = tokens[: len(tokens) // TOKENS * TOKENS].view(-1, TOKENS)
+    chunks = read_chunks(options.text, options.model)
     if len(chunks) < 3 * HELD_OUT:
         raise DemoError(
             f"--text {options.text} has {len(chunks)} chunks; {3 * HELD_OUT} are needed"
         )
-    training, validation, test = chunks.split([len(chunks) - 2 * HELD_OUT, HELD_OUT, HELD_OUT])
+    return language(base, *chunks.split([len(chunks) - 2 * HELD_OUT, HELD_OUT, HELD_OUT]))
+
+
+def language(base: nn.Module, training: Tensor, validation: Tensor, test: Tensor) -> Task:
+    """A causal model on chunks of text."""
 
     def batches(seed: int) -> Iterator[Batch]:
         for numbers in demo.batch_order([TOKENS] * len(training), BATCH, seed):
             yield {"input_ids": training[numbers], "labels": training[numbers]}
 
-    validate, test = partial(chunk_loss, chunks=validation), partial(chunk_loss, chunks=test)
-    return Task("language", base, TaskType.CAUSAL_LM, batches, validate, test)
+    scores = [partial(chunk_loss, chunks=chunks) for chunks in (validation, test)]
+    return Task("language", base, TaskType.CAUSAL_LM, batches, *scores)
+
+
+def read_chunks(text: Path, model: Path) -> Tensor:
+    """The tokens of a text in chunks, a row each; the rest is left out."""
+    tokenizer = demo.load_pretrained(AutoTokenizer, str(model))
+    tokens = tokenizer(read_text(text), return_tensors="pt").input_ids[0]
+    return tokens[: len(tokens) // TOKENS * TOKENS].view(-1, TOKENS)
 
 
 def read_text(path: Path) -> str:

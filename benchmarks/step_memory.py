@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import multiprocessing
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import harness
 import torch
 from step_models import Setting, Step, adapted, base_model, held, trained
 from torch import Tensor, nn
 
+_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+# What a process that measures a peak is forked with.
+PRELOAD = ("torch", "peft", "transformers", "tnlib_adapters")
 
-def saved_bytes(step: Step) -> int:
+
+def saved_bytes(model: nn.Module, forward: Callable[[], Any]) -> int:
     """Bytes that a forward pass keeps for the backward one, every storage once.
 
     What the model holds is not counted: it is there anyway.
     """
-    own = held(step.model)
+    own = held(model)
     found: dict[int, int] = {}
 
     def pack(value: Tensor) -> Tensor:
@@ -28,7 +32,7 @@ def saved_bytes(step: Step) -> int:
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        output = step.forward()
+        output = forward()
     del output
     return sum(found.values())
 
@@ -45,44 +49,50 @@ def optimizer_bytes(model: nn.Module) -> int:
 
 
 def prepared(method: str, setting: Setting) -> Step:
-    """A step that has been done once, with the memory it took given back to the system."""
-    step = Step.of(adapted(base_model(setting), method, setting), setting)
+    """A step that is ready to be measured."""
+    return settled(Step.of(adapted(base_model(setting), method, setting), setting))
+
+
+def settled(step: Step) -> Step:
+    """The step, done once, with the memory it took given back to the system."""
     step()
     for weight in trained(step.model):
         weight.grad = None
     step.inputs.grad = None
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc keeps freed memory, which would hide in the rise
-        trim(0)
+    trim_memory()
     return step
 
 
-def peak_bytes(method: str, setting: Setting) -> int | None:
-    """Bytes that a step needs at its peak beside the prepared model.
+def trim_memory() -> None:
+    """Give back freed memory that glibc keeps, which would hide in the rise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
-    On the CPU as `harness.peak_memory` has it, in a process of its own; these processes are forked
-    from one that has imported everything, which takes far longer than the step. None where the
-    system does not tell.
+
+def peak_bytes(device: str, prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> Any:
+    """Bytes that a step, ``prepare(*arguments)``, needs at its peak beside the prepared model.
+
+    On the CPU as `harness.peak_memory` has it; None where the system does not tell.
     """
-    if setting.device == "cuda":
-        return _cuda_peak(prepared(method, setting))
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "peft", "transformers", "tnlib_adapters"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=harness._measure, args=(sender, prepared, (method, setting)))
-    process.start()
-    sender.close()
-    try:
-        return int(receiver.recv())
-    except EOFError:
-        return None
-    finally:
-        process.join()
+    if device == "cuda":
+        return _cuda_peak(prepare(*arguments))
+    return harness.peak_memory(prepare, *arguments, preload=PRELOAD)
 
 
-def _cuda_peak(step: Step) -> int:
+def unpooled(prepare: Callable[..., Any], *arguments: Any) -> Any:
+    """``prepare(*arguments)``, with a mapping of its own for all that takes 64 kB and more.
+
+    What is freed then leaves resident memory at once, so that a rise is that of the tensors. By
+    default glibc keeps part of it, how much depends on the order in which memory was taken.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 16)
+    return prepare(*arguments)
+
+
+def _cuda_peak(step: Callable[[], Any]) -> int:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step()

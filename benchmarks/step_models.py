@@ -97,6 +97,7 @@ METHODS = {
 }
 OURS = tuple(name for name in METHODS if name.startswith(("LoTR", "LoRTA", "LoRETTA", "DoTA")))
 _REGISTERED = ("_parameters", "_buffers", "_modules")
+_SCALED = ("PackedWeight", "QuantState")  # what holds the scales of weights in 4 bits
 PEERS = {name: "LoRA, qkvo" if m.targets == "attention" else LORA for name, m in METHODS.items()}
 
 
@@ -154,16 +155,29 @@ def adapted(base: nn.Module, method: str, setting: Setting, *, share: bool = Tru
     """
     if method == FROZEN:
         return base
-    memo = {id(weight): weight for weight in base.parameters()} if share else {}
-    torch.manual_seed(setting.seed)
+    copied = shared_copy(base) if share else copy.deepcopy(base)
     config = METHODS[method].config(setting.shape, setting.rank)
+    return moved(with_adapters(copied, config, setting.seed))
+
+
+def shared_copy(base: nn.Module) -> nn.Module:
+    """A copy whose weights are the base's own."""
+    return copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
+
+
+def with_adapters(base: nn.Module, config: PeftConfig, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        model = get_peft_model(copy.deepcopy(base, memo), config)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:  # off the zeros that methods start from
-                weight.add_(torch.randn_like(weight), alpha=0.01)
+        model: nn.Module = get_peft_model(base, config)
+    return model
+
+
+@torch.no_grad()
+def moved(model: nn.Module) -> nn.Module:
+    """The model with what is trained off the zeros that methods start from."""
+    for weight in trained(model):
+        weight.add_(torch.randn_like(weight), alpha=0.01)
     return model
 
 
@@ -192,6 +206,8 @@ def _own(module: nn.Module) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, tuple | list):
             todo += value
+        elif type(value).__name__ in _SCALED:
+            todo += vars(value).values()
 
 
 def kept_bytes(model: nn.Module, base: nn.Module) -> int:

@@ -38,7 +38,7 @@ def picture(records: list[dict[str, Any]], hardware: str, path: Path) -> None:
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
     figure.suptitle(f"Forward and backward, rank {rank}", x=0.01, ha="left", fontsize=12)
     figure.supxlabel(hardware, fontsize=8, color="#444444")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _bars(axes: Any, records: list[dict[str, Any]], column: str) -> None:
@@ -76,7 +76,7 @@ def _bars(axes: Any, records: list[dict[str, Any]], column: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     """Write the picture whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -18,7 +18,7 @@ from typing import Any
 import harness
 import step_decoding
 import torch
-from step_memory import optimizer_bytes, peak_bytes, saved_bytes
+from step_memory import optimizer_bytes, peak_bytes, prepared, saved_bytes
 from step_models import (
     FROZEN,
     LENGTH,
@@ -77,7 +77,7 @@ def measure(setting: Setting, options: argparse.Namespace, bar: tqdm) -> list[di
             "trained": sum(weight.numel() for weight in trained(step.model)),
             "kept": kept_bytes(step.model, base),
             "optimizer": optimizer_bytes(step.model),
-            "saved": saved_bytes(step),
+            "saved": saved_bytes(step.model, step.forward),
         }
     seconds = harness.alternate(steps, options.repeats)
     for name, record in records.items():
@@ -88,7 +88,8 @@ def measure(setting: Setting, options: argparse.Namespace, bar: tqdm) -> list[di
         record["to_lora"] = ratio(mine, seconds[peer]) if peer in seconds else None
     del models, steps, base
     for name, record in records.items():
-        record["peak"] = peak_bytes(name, setting) if options.peak else None
+        peak = peak_bytes(setting.device, prepared, name, setting) if options.peak else None
+        record["peak"] = peak
         bar.update()
     return list(records.values())
 
