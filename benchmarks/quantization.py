@@ -143,7 +143,6 @@ def arguments() -> argparse.Namespace:
     # In the train part QDoTA has QLoRA's size anyway.
     known = [name for name in METHODS if options.part == "steps" or name != EQUAL]
     options.methods = [n for n in known if n in {QLORA, *(options.methods or known)}]
-    options.note = f" ({options.note})" if options.note else ""
     shape = [options.shape] * (options.part == "steps" and options.shape != "llama")
     device = [options.device] * (options.device != "cpu")
     options.output = options.output or "_".join(["quantization", options.part, *shape, *device])

@@ -10,6 +10,7 @@ from typing import Any
 import fine_tuning
 import harness
 import torch
+from quantization_models import model_name
 from step_picture import save
 from torch import nn
 from tqdm import tqdm
@@ -59,7 +60,7 @@ def one(name: str, linear: nn.Linear, ranks: list[int]) -> dict[str, Any]:
         left = relative_distance(network.delta(cores), weight)
         record |= {f"residual {rank}": residual.deviation, f"energy {rank}": 1 - left**2}
         record[f"size {rank}"] = network.n_params / weight.numel()
-    return record
+    return {k: round(v, 6) if isinstance(v, float) else v for k, v in record.items()}
 
 
 def kinds(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -89,7 +90,7 @@ def table(records: list[dict[str, Any]], ranks: list[int]) -> str:
 
 def caption(records: list[dict[str, Any]], options: argparse.Namespace) -> str:
     return (
-        f"{options.model.name}{options.note}, {len(records)} weights in float32. NF4, blocks of "
+        f"{model_name(options)}, {len(records)} weights in float32. NF4, blocks of "
         "64, scales in 8 bits. Relative error in the Frobenius norm against W_0, median over the "
         "layers of a kind: of the quantised weight, Q(W_0), and of Q(W_0 - MPO(theta_0)) + "
         "MPO(theta_0), where MPO(theta_0) is W_0 decomposed with three modes a side and bonds of "
@@ -114,6 +115,10 @@ def picture(records: list[dict[str, Any]], ranks: list[int], path: Path) -> None
         sizes, taken = ([found[f"{p} {rank}"] for rank in ranks] for p in ("size", "energy"))
         energies.plot([100 * x for x in sizes], [100 * y for y in taken], **style)
     errors.set(title="error of the weight in 4 bits", ylabel="relative Frobenius error, %")
+    # An operator that took no more than the values it has.
+    even = [k / 100 for k in range(20, 10001, 20)]
+    energies.plot(even, even, color="gray", linestyle="--", linewidth=1, zorder=0)
+    energies.annotate("as large a share", (30, 30), (36, 20), fontsize=9, color="#444444")
     errors.set_xticks(places, ["none", *map(str, ranks)])
     errors.set(xlabel="rank of the operator that is not quantised", ylim=(0, None))
     energies.set(title="what the operator takes", ylabel="share of |W_0|², %")

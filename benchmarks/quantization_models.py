@@ -5,6 +5,7 @@ QLoRA is what the ecosystem has: PEFT's LoRA over bitsandbytes' own layers.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import warnings
 from collections.abc import Callable
@@ -140,3 +141,8 @@ def byte_counts(model: nn.Module, forward: Callable[[], Tensor]) -> dict[str, in
 def _entries(module: nn.Module) -> int:
     adapted = hasattr(module, "base_layer") and hasattr(module, "in_features")
     return module.in_features * module.out_features if adapted else 0  # type: ignore[operator]
+
+
+def model_name(options: argparse.Namespace) -> str:
+    """How a result calls the model of a folder."""
+    return f"{options.model.name} ({options.note})" if options.note else options.model.name

@@ -19,6 +19,7 @@ from quantization_models import (
     built,
     byte_counts,
     equal_rank,
+    model_name,
     trained_values,
 )
 from step_memory import peak_bytes, trim_memory, unpooled
@@ -116,7 +117,7 @@ def caption(records: list[dict[str, Any]], options: argparse.Namespace) -> str:
     ranks = {record["rank"] for record in records if record["rank"]}
     dota = f"DoTA of rank {ranks.pop()}, which trains nearest to as many values; " if ranks else ""
     return (
-        f"{options.model.name}{options.note}, float32 where not in 4 bits; LoRA of rank 8 "
+        f"{model_name(options)}, float32 where not in 4 bits; LoRA of rank 8 "
         f"(alpha=16) on PEFT's default targets, queries and values, {dota}other methods at their "
         f"defaults. {options.steps} steps of {BATCH} chunks of {TOKENS} tokens of {texts}; "
         f"perplexity of {HELD_OUT} chunks from all over {options.held_out.name}, which is not "
