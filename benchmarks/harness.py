@@ -18,15 +18,17 @@ from typing import Any
 PATIENCE = 20.0
 
 
-def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def alternate(
+    runs: Mapping[str, Callable[[], Any]], repeats: int, patience: float = PATIENCE
+) -> dict[str, list[float]]:
     """Seconds of every run, all of them once per round, so that drift hits all alike.
 
-    Runs that took longer than `PATIENCE` are left out of further rounds.
+    Runs that took longer than `patience` seconds are left out of further rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            if any(spent > PATIENCE for spent in seconds[name]):
+            if any(spent > patience for spent in seconds[name]):
                 continue
             start = time.perf_counter()
             run()

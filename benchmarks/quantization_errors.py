@@ -115,10 +115,10 @@ def picture(records: list[dict[str, Any]], ranks: list[int], path: Path) -> None
         sizes, taken = ([found[f"{p} {rank}"] for rank in ranks] for p in ("size", "energy"))
         energies.plot([100 * x for x in sizes], [100 * y for y in taken], **style)
     errors.set(title="error of the weight in 4 bits", ylabel="relative Frobenius error, %")
-    # An operator that took no more than the values it has.
     even = [k / 100 for k in range(20, 10001, 20)]
-    energies.plot(even, even, color="gray", linestyle="--", linewidth=1, zorder=0)
-    energies.annotate("as large a share", (30, 30), (36, 20), fontsize=9, color="#444444")
+    style = {"color": "gray", "linestyle": "--", "linewidth": 1, "zorder": 0}
+    energies.plot(even, even, label="equal shares", **style)
+    energies.legend(loc="upper left", frameon=False)
     errors.set_xticks(places, ["none", *map(str, ranks)])
     errors.set(xlabel="rank of the operator that is not quantised", ylim=(0, None))
     energies.set(title="what the operator takes", ylabel="share of |W_0|², %")
