@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-SOURCES := tnlib tnlib_adapters tnlib_adapters_cli.py tests examples benchmarks
+SOURCES := tnlib tnlib_adapters tnlib_adapters_cli.py tests examples benchmarks docs
 
-.PHONY: demo test slow docs bench clean
+.PHONY: demo test slow docs docs-check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -19,8 +19,15 @@ test: $(VENV)/.dev
 slow: $(VENV)/.dev build/peft-oldest
 	OLDEST_PEFT=$(CURDIR)/build/peft-oldest $(BIN)/python -m pytest -m slow $(ARGS)
 
+# The site, its tutorials executed. docs-check builds it without, and follows its links.
 docs: $(VENV)/.docs
-	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+	$(BIN)/python examples/hub.py docs/_build/hub
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html $(ARGS)
+	$(BIN)/python docs/check_links.py docs/_build/html
+
+docs-check: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going -D nb_execution_mode=off -b html docs docs/_build/check
+	$(BIN)/python docs/check_links.py docs/_build/check
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/decompose.py $(ARGS)
@@ -42,4 +49,4 @@ build/peft-oldest: $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) docs/_build docs/reference/generated build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -31,6 +31,16 @@ class Info:
         Relative error after every iteration. For trains and Tucker it comes from the norms of data
         and approximation and cannot show less than the square root of the unit roundoff, as the
         result's `error` can.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tnlib import tt_svd
+    >>> info = tt_svd(np.ones((4, 5, 6)), eps=1e-6, method="svd").info
+    >>> info.kernels, info.eps, info.compute_dtype
+    (('svd', 'svd'), 1e-06, 'float64')
+    >>> info.converged, info.reason
+    (True, 'direct')
     """
 
     kernels: tuple[str, ...]

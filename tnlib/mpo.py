@@ -47,6 +47,16 @@ class MPO(Chain):
     ------
     TypeError, ValueError
         If the cores are not a closed chain of four-way arrays of one library and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> W = np.random.default_rng(0).standard_normal((64, 96))
+    >>> mpo = mpo_decompose(W, ranks=8)
+    >>> mpo
+    MPO(shape=(64, 96), ranks=(1, 8, 1), n_params=1280, error=0.828)
+    >>> (mpo @ mpo.T).shape, (mpo @ mpo.T).ranks
+    ((64, 64), (1, 64, 1))
     """
 
     def __post_init__(self) -> None:
@@ -71,6 +81,13 @@ class MPO(Chain):
         """The dense matrix, of shape ``shape``, in the dtype of the cores.
 
         Differentiable with respect to torch cores. Half precision is contracted in float32.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> W = np.arange(24.0).reshape(4, 6)
+        >>> np.allclose(mpo_decompose(W, eps=1e-9).to_matrix(), W)
+        True
         """
         xp = _array.namespace(*self.cores)
         flat = _train.dense(self._merged())
@@ -104,6 +121,13 @@ class MPO(Chain):
             If `x` is of another library or dtype.
         ValueError
             If the last axis of `x` is not n.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> mpo, x = mpo_decompose(np.eye(64), ranks=1), np.ones((10, 64))
+        >>> np.allclose(mpo.matvec(x), x)
+        True
         """
         _array.namespace(x, *self.cores)
         rows, columns = self.shape
@@ -150,13 +174,28 @@ class MPO(Chain):
         )
 
     def entry(self, i: int, j: int) -> Array:
-        """Entry (i, j) as an array without axes, without forming the matrix."""
+        """Entry (i, j) as an array without axes, without forming the matrix.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> mpo = mpo_decompose(np.arange(24.0).reshape(4, 6), eps=1e-9)
+        >>> round(float(mpo.entry(1, 2)), 6)
+        8.0
+        """
         return self.row(i)[np.unravel_index(_checks.index("j", j, self.shape[1]), self.col_dims)]
 
     def row(self, i: int) -> TT:
         """Row i as a tensor train over the column modes, without forming the matrix.
 
         ``mpo.row(i).to_dense().reshape(-1)`` is the row as a vector.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> mpo = mpo_decompose(np.arange(24.0).reshape(4, 6), eps=1e-9)
+        >>> mpo.row(1).to_dense().reshape(-1).round(6)
+        array([ 6.,  7.,  8.,  9., 10., 11.])
         """
         digits = np.unravel_index(_checks.index("i", i, self.shape[0]), self.row_dims)
         return TT(
@@ -164,7 +203,15 @@ class MPO(Chain):
         )
 
     def column(self, j: int) -> TT:
-        """Column j as a tensor train over the row modes, without forming the matrix."""
+        """Column j as a tensor train over the row modes, without forming the matrix.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> mpo = mpo_decompose(np.arange(24.0).reshape(4, 6), eps=1e-9)
+        >>> mpo.column(2).to_dense().reshape(-1).round(6)
+        array([ 2.,  8., 14., 20.])
+        """
         return self.T.row(_checks.index("j", j, self.shape[1]))
 
     @property
@@ -218,10 +265,10 @@ def mpo_decompose(
         unfoldings so that little is lost (:func:`rank_profile`). With `ranks` as well, neither
         is exceeded; with `eps`, the budget wins where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
-        Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
+        Kernel of the truncated SVDs, see ``tnlib.lowrank``.
     refine : int, optional
         Sweeps of alternating least squares that follow, at the ranks found; each lowers the
-        error or leaves it (:mod:`tnlib.refinement`).
+        error or leaves it (``tnlib.refinement``).
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel; None is the fixed seed 0.
     dtype : dtype or str, optional

@@ -73,6 +73,13 @@ class TT(Chain):
         """The array that the cores stand for, of shape ``shape``, in their dtype.
 
         Differentiable with respect to torch cores. Half precision is contracted in float32.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X = np.arange(24.0).reshape(2, 3, 4)
+        >>> np.allclose(tt_svd(X, eps=1e-12).to_dense(), X)
+        True
         """
         return _train.dense(self.cores).reshape(self.shape)
 
@@ -81,6 +88,15 @@ class TT(Chain):
 
         `key` is one integer or slice for each axis, or an ellipsis for several whole axes.
         Integers remove an axis.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> train = tt_svd(np.arange(24.0).reshape(2, 3, 4), eps=1e-12)
+        >>> round(float(train[1, 2, 3]), 6)
+        23.0
+        >>> train[0].shape, train[..., ::2].shape
+        ((3, 4), (2, 3, 2))
         """
         xp = array_namespace(*self.cores)
         kept: list[Array] = []
@@ -156,10 +172,10 @@ def tt_svd(
         unfoldings so that little is lost (:func:`rank_profile`). With `ranks` as well, neither
         is exceeded; with `eps`, the budget wins where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
-        Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
+        Kernel of the truncated SVDs, see ``tnlib.lowrank``.
     refine : int, optional
         Sweeps of alternating least squares that follow, at the ranks found; each lowers the
-        error or leaves it (:mod:`tnlib.refinement`).
+        error or leaves it (``tnlib.refinement``).
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel; None is the fixed seed 0.
     dtype : dtype or str, optional

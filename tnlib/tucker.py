@@ -50,6 +50,17 @@ class Tucker(Format):
     ------
     TypeError, ValueError
         If the arrays are not a core and matching matrices of one library and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> i, j, k = np.ogrid[:8, :9, :10]
+    >>> tucker = tucker_hosvd(np.sin(i + j + k), eps=1e-10)
+    >>> tucker
+    Tucker(shape=(8, 9, 10), ranks=(2, 2, 2), n_params=62, error=...)
+    >>> core, factors = tucker
+    >>> core.shape, tucker.to_dense().shape
+    ((2, 2, 2), (8, 9, 10))
     """
 
     core: Array
@@ -119,7 +130,7 @@ def tucker_hosvd(
         unfoldings so that little is lost (:func:`rank_profile`). With `ranks` as well, neither
         is exceeded; with `eps`, the budget wins where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
-        Kernel of the truncated SVDs, see :mod:`tnlib.lowrank`.
+        Kernel of the truncated SVDs, see ``tnlib.lowrank``.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel; None is the fixed seed 0.
     dtype : dtype or str, optional

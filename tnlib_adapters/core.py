@@ -33,6 +33,13 @@ class Core:
         cores of one name and group are one tensor.
     frozen : bool
         Whether it is kept as it starts.
+
+    Examples
+    --------
+    >>> from tnlib_adapters import normal
+    >>> core = Core("u", ("out", "rank"), normal(0.02), group="768x768")
+    >>> core.key, str(core.start), core.frozen
+    ('u_768x768', 'N(0, 0.02^2)', False)
     """
 
     name: str

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from tnlib._table import aligned
+from tnlib_adapters.lora import declared
 from tnlib_adapters.plugin import targets
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.sites import find_sites
@@ -39,6 +41,11 @@ class CountRow:
         Shape of one; of a module, its number of values.
     number : int
         How many there are.
+
+    Examples
+    --------
+    >>> CountRow("g", "weight", (8, 8), number=24).values
+    1536
     """
 
     name: str
@@ -64,6 +71,17 @@ class Count:
         Names of the weights that are adapted.
     anchored : int
         Frozen values that are saved beside the trained ones (theta_0 of DoTA).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoTRConfig
+    >>> model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(64, 48)})
+    >>> found = count(model, LoTRConfig(target_modules=["q_proj"]))
+    >>> [(row.name, row.shape, row.values) for row in found.rows]
+    [('u', (48, 8), 384), ('g', (8, 8), 64), ('v', (64, 8), 512)]
+    >>> found.targets, found.adapter
+    (('q_proj',), 960)
     """
 
     rows: tuple[CountRow, ...]
@@ -72,12 +90,26 @@ class Count:
 
     @property
     def adapter(self) -> int:
-        """Trained values of the cores."""
+        """Trained values of the cores.
+
+        Examples
+        --------
+        >>> rows = CountRow("g", "weight", (8, 8), 24), CountRow("classifier", "module", (1538,), 1)
+        >>> Count(rows, targets=("query",), anchored=0).adapter
+        1536
+        """
         return sum(row.values for row in self.rows if row.owner != "module")
 
     @property
     def total(self) -> int:
-        """All trained values: cores and modules trained in full."""
+        """All trained values: cores and modules trained in full.
+
+        Examples
+        --------
+        >>> rows = CountRow("g", "weight", (8, 8), 24), CountRow("classifier", "module", (1538,), 1)
+        >>> Count(rows, targets=("query",), anchored=0).total
+        3074
+        """
         return sum(row.values for row in self.rows)
 
     def __str__(self) -> str:
@@ -90,7 +122,7 @@ class Count:
         return f"{table}\n{self.total:,} trained values over {len(self.targets)} weights"
 
 
-def count(model: nn.Module | str | Path | Any, config: NetworkConfig) -> Count:
+def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfig) -> Count:
     """Count what a method would train in a model, without building the adapter.
 
     Parameters
@@ -98,8 +130,8 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig) -> Count:
     model : torch.nn.Module, path, or transformers configuration
         A model, also on the meta device; or a configuration, a ``config.json`` or its folder, of
         which no weights are made.
-    config : NetworkConfig
-        Configuration of the method.
+    config : NetworkConfig or peft.LoraConfig
+        Configuration of the method, or PEFT's LoRA for comparison.
 
     Returns
     -------
@@ -110,10 +142,27 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig) -> Count:
     TypeError
         If `config` is not a configuration of these methods, or matches what is not linear.
     ValueError
-        If no weight matches the targets.
+        If no weight matches the targets, or a LoRA is more than two factors of one rank.
+
+    Examples
+    --------
+    >>> import transformers
+    >>> from tnlib_adapters import LoTRConfig, count
+    >>> llama = transformers.LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    >>> print(count(llama, LoTRConfig(r=8, target_modules=["q_proj", "v_proj"])))
+    core  owner   shape  number  values
+    u     64x64   64x8   1       512
+    g     weight  8x8    4       256
+    v     64x64   64x8   1       512
+    1,280 trained values over 4 weights
     """
+    if isinstance(config, LoraConfig):
+        config = declared(config)
     if not isinstance(config, NetworkConfig):
-        raise TypeError(f"config must be one of these methods', got {type(config).__name__}")
+        raise TypeError(
+            "config must be one of these methods' or a peft.LoraConfig, "
+            f"got {type(config).__name__}"
+        )
     if not isinstance(model, nn.Module):
         model = skeleton(model)
     heads = _HEADS.get(config.task_type or "", ())

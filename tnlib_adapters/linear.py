@@ -122,6 +122,14 @@ class NetworkLinear(nn.Module):
             The cores that this layer shares with others.
         generator : torch.Generator, optional
             Randomness of the initial cores, torch's global generator by default.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from tnlib_adapters import LoTRConfig
+        >>> layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48), LoTRConfig(r=4))
+        >>> [name for name, p in layer.named_parameters() if p.requires_grad]
+        ['update.g', 'shared.u_48x64', 'shared.v_48x64']
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
@@ -130,17 +138,45 @@ class NetworkLinear(nn.Module):
         return cls(linear, network, cores, shared=shared)
 
     def delta_weight(self) -> Tensor:
-        """The dense update (out_features, in_features); differentiable."""
+        """The dense update (out_features, in_features); differentiable.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from tnlib_adapters import DoTAConfig
+        >>> layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48), DoTAConfig(r=4))
+        >>> layer.delta_weight().shape, layer.delta_weight().norm().item()
+        (torch.Size([48, 64]), 0.0)
+        """
         return self.update.delta()
 
     def as_tnlib(self) -> UpdateView:
-        """The update as tnlib objects that share the parameters; see :class:`UpdateView`."""
+        """The update as tnlib objects that share the parameters; see :class:`UpdateView`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from tnlib_adapters import DoTAConfig
+        >>> layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48), DoTAConfig(r=4))
+        >>> layer.as_tnlib().tensor
+        MPO(shape=(48, 64), ranks=(1, 8, 8, 1), n_params=1248, error=None)
+        """
         return view(self.update)
 
     def merged(self) -> nn.Linear:
         """A new plain layer with the update added to the weight, in float32 before the cast.
 
         Over a layer in 4 bits it is a layer with a bfloat16 weight that takes any activations.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from tnlib_adapters import LoTRConfig
+        >>> config = LoTRConfig(r=4, init_weights=False)
+        >>> layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48), config)
+        >>> x = torch.randn(2, 64)
+        >>> torch.allclose(layer.merged()(x), layer(x), atol=1e-5)
+        True
         """
         total = (dense_weight(self.base) + self.delta_weight()).detach()
         if not self.base.weight.is_floating_point():

@@ -56,6 +56,20 @@ class Network(Declared):
     ------
     ValueError
         If legs and sizes do not fit together.
+
+    Examples
+    --------
+    >>> from tnlib_adapters import Core, normal, zeros
+    >>> lora = Network(
+    ...     cores=(Core("A", ("r", "in"), normal(0.02)), Core("B", ("out", "r"), zeros)),
+    ...     sizes={"in": 64, "out": 48, "r": 4},
+    ...     out_legs=("out",),
+    ...     in_legs=("in",),
+    ... )
+    >>> print(lora)
+    Network 48 x 64, 448 values
+      A(r 4, in 64)  this weight, N(0, 0.02^2)
+      B(out 48, r 4)  this weight, zeros
     """
 
     cores: tuple[Core, ...]
@@ -119,7 +133,14 @@ class Network(Declared):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every core by its key, shared ones in full."""
+        """Shape of every core by its key, shared ones in full.
+
+        Examples
+        --------
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> LoTRConfig(r=4).network(Site("query", 48, 64)).shapes
+        {'u_48x64': (48, 4), 'g': (4, 4), 'v_48x64': (64, 4)}
+        """
         return {core.key: tuple(self.sizes[leg] for leg in core.legs) for core in self.cores}
 
     def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
@@ -131,6 +152,13 @@ class Network(Declared):
             Values by key.
         anchor : mapping of str to Tensor, optional
             Initial values, required exactly when the network is anchored.
+
+        Examples
+        --------
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> network = LoTRConfig(r=4).network(Site("query", 48, 64))
+        >>> network.delta(network.initial()).shape
+        torch.Size([48, 64])
         """
         self._check_anchor(anchor)
         # Half precision would round away what the cores know, and the difference to the anchor.
@@ -156,6 +184,15 @@ class Network(Declared):
         -------
         Tensor, shape (..., out_features)
             In the dtype of the cores, autocast's, or that of `x` where the update is formed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> network = LoTRConfig(r=4).network(Site("query", 48, 64))
+        >>> cores, x = network.initial(zeros=False), torch.randn(2, 64)
+        >>> torch.allclose(network.apply(x, cores), x @ network.delta(cores).T, atol=1e-6)
+        True
         """
         self._check_anchor(anchor)
         route = self.route(x, fusible=False)
@@ -188,7 +225,7 @@ class Network(Declared):
     def joint(self, x: Tensor, *, packed: bool = False) -> Route | None:
         """The way for ``x``, if it computes a base layer in the same go, else None.
 
-        The fastest one, but for `packed` weights, see :meth:`Routes.over_packed`; thin factors
+        The fastest one, but for `packed` weights, see ``Routes.over_packed``; thin factors
         stay apart from those.
         """
         if packed:

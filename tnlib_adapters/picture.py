@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
@@ -36,17 +37,33 @@ def draw(declaration: Declaration) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
+        Outside pyplot; a notebook shows it.
 
     Raises
     ------
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from tnlib_adapters import DoTAConfig, Site, draw
+    >>> figure = draw(DoTAConfig(r=16).network(Site("q_proj", 576, 576)))
+    >>> figure.axes[0].get_title()
+    '576 x 576, 18,704 values'
     """
     from matplotlib.figure import Figure
 
+    class Drawing(Figure):
+        """Notebooks show it as a picture, also where pyplot was not used before."""
+
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            self.savefig(picture, format="png")
+            return picture.getvalue()
+
     networks = _networks(declaration)
     width = 1.6 * max(len(network.cores) for network in networks) + 1
-    figure = Figure(figsize=(width, 3.0 * len(networks)), layout="constrained")
+    figure = Drawing(figsize=(width, 3.0 * len(networks)), layout="constrained")
     for k, network in enumerate(networks):
         _draw(network, figure.add_subplot(len(networks), 1, k + 1))
     return figure

@@ -34,6 +34,17 @@ class LayerPlan:
         Whether its update may be added to the base weight.
     packed : bool
         Whether that weight is in 4 bits, and made dense in every call.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoTRConfig, NetworkLinear
+    >>> (layer,) = plans(NetworkLinear.from_linear(torch.nn.Linear(64, 48), LoTRConfig())).layers
+    >>> layer.starts(training=False)[-1][1].name
+    'fused'
+    >>> way, cost = layer.costs(512, training=False)[0]
+    >>> way.name, cost.flops
+    ('factors', 923648)
     """
 
     name: str
@@ -69,6 +80,14 @@ class Plans:
         One for every network that differs.
     tokens : int
         Number of tokens for which the costs are shown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoTRConfig, NetworkLinear
+    >>> found = plans(NetworkLinear.from_linear(torch.nn.Linear(64, 48), LoTRConfig()), tokens=32)
+    >>> [(layer.network.n_params, layer.layers) for layer in found.layers], found.tokens
+    ([(960, 1)], 32)
     """
 
     layers: tuple[LayerPlan, ...]
@@ -121,6 +140,25 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
     ------
     ValueError
         If the model has no adapted layers, or `tokens` is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoTRConfig, NetworkLinear, plans
+    >>> layer = NetworkLinear.from_linear(torch.nn.Linear(768, 768), LoTRConfig(r=8))
+    >>> print(plans(torch.nn.ModuleDict({"q_proj": layer}), tokens=512))
+    1 x q_proj, 768 x 768, 12,352 values
+      training, by tokens: from 1 factors, from 341 factors
+      inference, by tokens: from 1 factors, from 769 factors, from 2,466 fused
+      512 tokens          forward   backward  kept    predicted
+      training: factors   1.27e+07  2.54e+07  16 KiB  1.06 ms
+      training: factors   1.26e+07  2.53e+07  32 KiB  1.06 ms
+      training: fused     9.54e+06  6.33e+08  0 KiB   10.1 ms
+      training: dense     6.14e+08  1.24e+09  0 KiB   20.4 ms
+      inference: factors  1.26e+07                    0.349 ms
+      inference: factors  1.27e+07                    0.35 ms
+      inference: fused    9.54e+06                    2.5 ms
+      inference: dense    6.14e+08                    8.36 ms
     """
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         raise ValueError(f"tokens must be a positive int, got {tokens!r}")

@@ -178,6 +178,14 @@ def dequantize_base(
         If `model` is no module, or `dtype` is not a floating dtype.
     ValueError
         If the model has adapters, no layer in 4 bits, or one that bitsandbytes has rewritten.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters.quantization import dequantize_base, quantize_base
+    >>> model = quantize_base(torch.nn.Sequential(torch.nn.Linear(128, 128)))
+    >>> dequantize_base(model, torch.float16)[0].weight.dtype
+    torch.float16
     """
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating torch.dtype, got {dtype!r}")

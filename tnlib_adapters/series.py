@@ -34,6 +34,18 @@ class Series(Declared):
         Factor of what is added.
     dropout : float
         Probability with which entries of h are dropped in training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoRETTAConfig, Site
+    >>> config = LoRETTAConfig(variant="adp", bottleneck=8)
+    >>> adapter = config.network(Site("attention.output.dense", 64, 64))
+    >>> adapter.side, adapter.down.out_features, adapter.n_params
+    ('output', 8, 632)
+    >>> cores, h = adapter.initial(), torch.randn(2, 64)
+    >>> torch.equal(adapter.shift(h, cores, training=False), h)
+    True
     """
 
     down: Network
@@ -104,6 +116,16 @@ class Replacement(Declared):
     ----------
     network : Network
         The weight.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoRETTAConfig, Site
+    >>> layer = LoRETTAConfig(tt_head=True).network(Site("pooler.dense", 64, 64))
+    >>> type(layer).__name__, layer.n_params
+    ('Replacement', 544)
+    >>> layer.replace(torch.randn(2, 64), layer.initial()).shape
+    torch.Size([2, 64])
     """
 
     network: Network

@@ -15,6 +15,17 @@ class SharedCores(nn.Module):
 
     Pass one to every :class:`NetworkLinear` whose method shares cores. Trainable cores are
     parameters, frozen ones persistent buffers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoTRConfig, NetworkLinear
+    >>> shared, linears = SharedCores(), [torch.nn.Linear(64, 48) for _ in range(2)]
+    >>> layers = [NetworkLinear.from_linear(x, LoTRConfig(r=4), shared=shared) for x in linears]
+    >>> shared
+    SharedCores(u_48x64: 48x4, v_48x64: 64x4, values=448)
+    >>> layers[0].shared is layers[1].shared
+    True
     """
 
     def __init__(self) -> None:

@@ -65,6 +65,15 @@ class Site:
         Numbers of query heads and of key and value heads; 1 where the model does not say.
     interleaved : bool
         Whether a fused projection has its rows head group by head group.
+
+    Examples
+    --------
+    >>> from tnlib_adapters import DoTAConfig, LoRTAConfig
+    >>> DoTAConfig(r=4).network(Site("q_proj", 576, 576)).n_params
+    1604
+    >>> site = Site("layers.3.q_proj", 576, 576, layer=3, depth=30, role="q", heads=9, kv_heads=3)
+    >>> LoRTAConfig(r=4).network(site).at
+    {'layer': 3, 'matrix': 0}
     """
 
     name: str

@@ -59,6 +59,16 @@ class Stacked(Declared):
     ------
     ValueError
         If the parts have different columns, do not fit `groups`, or share a key by mistake.
+
+    Examples
+    --------
+    >>> from tnlib_adapters import Core, Network, zeros
+    >>> def lora(role):
+    ...     cores = Core(f"A_{role}", ("r", "in")), Core(f"B_{role}", ("out", "r"), zeros)
+    ...     return Network(cores, {"in": 64, "out": 48, "r": 4}, ("out",), ("in",))
+    >>> qkv = Stacked((lora("q"), lora("k"), lora("v")))
+    >>> qkv.out_features, qkv.delta(qkv.initial()).shape
+    (144, torch.Size([144, 64]))
     """
 
     parts: tuple[Network, ...]

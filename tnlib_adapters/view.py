@@ -62,6 +62,14 @@ class UpdateView:
         One a network: the roles of a fused projection, otherwise a single one.
     groups : int
         How the rows of several blocks take turns; see :class:`Stacked`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoTRConfig, NetworkLinear
+    >>> layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48), LoTRConfig(r=4))
+    >>> layer.as_tnlib().tensor
+    Tucker(shape=(48, 64), ranks=(4, 4), n_params=464, error=None)
     """
 
     blocks: tuple[Block, ...]
@@ -81,7 +89,17 @@ class UpdateView:
         return self.blocks[0].tensor
 
     def to_dense(self) -> Tensor:
-        """The dense update of shape (out_features, in_features)."""
+        """The dense update of shape (out_features, in_features).
+
+        Examples
+        --------
+        >>> import torch
+        >>> from tnlib_adapters import LoTRConfig, NetworkLinear
+        >>> config = LoTRConfig(r=4, init_weights=False)
+        >>> layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48), config)
+        >>> torch.allclose(layer.as_tnlib().to_dense(), layer.delta_weight(), atol=1e-6)
+        True
+        """
         return interleaved([block.to_matrix().mT for block in self.blocks], self.groups).mT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 
@@ -178,3 +179,27 @@ def test_a_count_from_a_configuration_file_alone(tmp_path):
     anchored = count(tmp_path, DoTAConfig(r=8, target_modules=["q_proj"]))
     assert anchored.anchored == anchored.adapter
     assert "80" in str(anchored)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["query", "dense"], "exclude_modules": ["classifier.dense"]},
+        {"layers_to_transform": [1, 2], "bias": "lora_only"},
+        {"modules_to_save": ["classifier", "pooler"], "bias": "all"},
+    ],
+)
+def test_a_lora_is_counted_as_peft_counts_it(fields):
+    config = peft.LoraConfig(r=8, task_type="SEQ_CLS", **fields)
+    model = peft.get_peft_model(copy.deepcopy(on_meta("roberta-base")), config)
+    assert count(on_meta("roberta-base"), config).total == model.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"use_dora": True}, {"rank_pattern": {"query": 4}}, {"trainable_token_indices": [1]}]
+)
+def test_a_lora_of_another_form_is_not_counted(fields):
+    with pytest.raises(ValueError, match=f"{next(iter(fields))}.*cannot be counted"):
+        count(on_meta("roberta-base"), peft.LoraConfig(r=8, **fields))

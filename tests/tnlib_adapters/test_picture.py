@@ -26,6 +26,7 @@ def test_every_core_and_every_open_leg_is_drawn(config, tmp_path):
     assert f"{network.n_params:,} values" in ax.get_title()
     figure.savefig(tmp_path / "network.png")
     assert (tmp_path / "network.png").stat().st_size > 1000
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
 
 
 def test_declarations_of_several_networks_have_one_below_the_other():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 
+from tests.tnlib_adapters.models import make
 from tnlib import CP, TT, Tucker
-from tnlib_adapters import Core, Network, SharedCores, Stacked
+from tnlib_adapters import Core, DoTAConfig, Network, SharedCores, Stacked
 from tnlib_adapters.update import Update
 from tnlib_adapters.view import view
 
@@ -100,3 +102,17 @@ def test_shared_cores_of_two_shapes_are_refused():
                 Update(network, shared)
     with pytest.raises(ValueError, match="pass shared=SharedCores"):
         Update(network)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_layers_of_an_adapted_model_show_the_update_of_each_adapter():
+    config = DoTAConfig(r=4, target_modules=["query"], init_weights=False)
+    model = peft.get_peft_model(make("bert"), config)
+    model.add_adapter("other", config)
+    layers = [module for module in model.modules() if hasattr(module, "as_tnlib")]
+    assert len(layers) == 2
+    for layer in layers:
+        for adapter in ("default", "other"):
+            seen = layer.as_tnlib(adapter)
+            torch.testing.assert_close(seen.to_dense(), layer.get_delta_weight(adapter))
+        assert not torch.equal(layer.as_tnlib().to_dense(), layer.as_tnlib("other").to_dense())

@@ -38,6 +38,17 @@ class Allocation:
         For comparison, the largest equal ranks within the same budget.
     equal_estimate : float
         Their estimate of the same.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> flat = np.random.default_rng(0).standard_normal((64, 64))
+    >>> steep = flat @ np.diag(0.5 ** np.arange(64))
+    >>> print(allocate_ranks({"flat": flat, "steep": steep}, 4000, format="tt"))
+    array  ranks  values  error up to  equal ranks
+    flat   30     3840    0.3617       15
+    steep  1      128     0.4988       15
+    total         3968    0.3644       0.6247
     """
 
     ranks: dict[Any, Ranks]

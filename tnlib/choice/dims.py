@@ -32,6 +32,14 @@ class DimsSuggestion:
         Number of values.
     error : float
         Relative error of the decomposition, measured.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> W = np.random.default_rng(0).standard_normal((12, 16))
+    >>> best = suggest_dims(W, max_params=100, orders=(2,))[0]
+    >>> best.row_dims, best.col_dims, best.ranks, best.n_params, round(best.error, 2)
+    ((4, 3), (4, 4), (1, 3, 1), 84, 0.63)
     """
 
     row_dims: tuple[int, ...]

@@ -45,6 +45,14 @@ class RankProfile:
         whole array; it lies between the bounds.
     spectra : Spectra
         The singular values of every unfolding that they come from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> i, j = np.ogrid[:32, :64]
+    >>> profile = rank_profile(1.0 / (1 + abs(i - j)), [1, 2, 4])
+    >>> profile.n_params, [round(error, 3) for error in profile.estimate]
+    ((96, 192, 384), [0.301, 0.168, 0.007])
     """
 
     format: str
@@ -74,6 +82,14 @@ class RankProfile:
         ------
         ValueError
             If not exactly one of them is given, or none of the points meets it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> i, j = np.ogrid[:32, :64]
+        >>> profile = rank_profile(1.0 / (1 + abs(i - j)), [1, 2, 4, 8])
+        >>> profile.best_ranks(max_params=400), profile.best_ranks(eps=0.2)
+        ((4,), (2,))
         """
         if (max_params is None) == (eps is None):
             raise ValueError("give either max_params= or eps=")
@@ -110,6 +126,15 @@ class RankProfile:
         Returns
         -------
         matplotlib.axes.Axes
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from matplotlib.figure import Figure
+        >>> profile = rank_profile(np.random.default_rng(0).standard_normal((32, 64)), [1, 4, 16])
+        >>> axes = profile.plot(Figure().subplots(), label="noise")
+        >>> axes.lines[0].get_label()
+        'noise'
         """
         from matplotlib import pyplot
 

@@ -32,6 +32,12 @@ class PlansBySize:
         Plan k + 1 is better than plan k from ``breakeven[k]`` on; one entry less than plans.
     largest : int
         Size up to which this was looked at; the last plan serves larger ones too.
+
+    Examples
+    --------
+    >>> found = plan_by_size("bi,ir,ro->bo", ("tokens", 64), (64, 48), (48, 64))
+    >>> found.breakeven, [[step.equation for step in plan.steps] for plan in found.plans]
+    ((97,), [['bi,ir->br', 'br,ro->bo'], ['ir,ro->io', 'bi,io->bo']])
     """
 
     plans: tuple[Plan, ...]
@@ -39,7 +45,14 @@ class PlansBySize:
     largest: int
 
     def at(self, size: int) -> Plan:
-        """The plan for a size."""
+        """The plan for a size.
+
+        Examples
+        --------
+        >>> found = plan_by_size("bi,ir,ro->bo", ("tokens", 64), (64, 48), (48, 64))
+        >>> found.at(1).path, found.at(4096).path
+        (((0, 1), (0, 1)), ((1, 2), (0, 1)))
+        """
         _checks.positive_int("size", size, least=0)
         return self.plans[bisect.bisect_right(self.breakeven, size)]
 

@@ -40,6 +40,16 @@ class Plan:
         Indices over whose values the steps are repeated.
     seconds : float or None
         Predicted time of a call with its backward pass, where a roofline was given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tnlib import plan_contraction
+    >>> plan = plan_contraction("bi,ij,jk->bk", (4, 30), (30, 2), (2, 5))
+    >>> plan.path, plan.flops
+    (((0, 1), (0, 1)), 560)
+    >>> plan(np.ones((4, 30)), np.ones((30, 2)), np.ones((2, 5))).shape
+    (4, 5)
     """
 
     network: Network
@@ -170,6 +180,14 @@ class Plan:
         ------
         ValueError
             If the shapes do not fit the equation, or constants are folded already.
+
+        Examples
+        --------
+        >>> from tnlib import plan_contraction
+        >>> plan = plan_contraction("bi,ij,jk->bk", (4, 30), (30, 2), (2, 5))
+        >>> larger = plan.resized((400, 30), (30, 2), (2, 5))
+        >>> larger.path == plan.path, larger.flops
+        (True, 56000)
         """
         if self._known:
             raise ValueError("constants are folded; resize the plan before")
@@ -211,7 +229,7 @@ class Plan:
         Parameters
         ----------
         *constants : arrays
-            One for each of :attr:`constants`, in that order; gradients do not flow to them.
+            One for each of ``constants``, in that order; gradients do not flow to them.
 
         Returns
         -------
@@ -222,6 +240,16 @@ class Plan:
         ------
         ValueError
             If the constants are folded already, or are not as many as the plan has.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tnlib import plan_contraction
+        >>> shapes = (100, 8), (8, 9), (9, 7)
+        >>> plan = plan_contraction("bi,ij,jk->bk", *shapes, constants=(1, 2))
+        >>> known = plan.folded(np.ones((8, 9)), np.ones((9, 7)))
+        >>> plan.folding_flops, known(np.ones((100, 8))).shape
+        (1008, (100, 7))
         """
         if self._known:
             raise ValueError("the constants of this plan are folded already")

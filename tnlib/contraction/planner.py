@@ -39,7 +39,7 @@ def plan_contraction(
 
     Up to nine operands every order is considered, outer products included: rebuilding a matrix and
     applying it, going through the activations, and all between. Larger networks are searched by
-    heuristics whose best results are repaired (:mod:`tnlib.contraction.search`); no result costs
+    heuristics whose best results are repaired (``tnlib.contraction.search``); no result costs
     more operations than opt_einsum's ``auto``. Plans are kept, so that asking again is free.
 
     Parameters

@@ -54,6 +54,15 @@ class Roofline:
     ------
     ValueError
         If a rate is not positive and finite, or an overhead is negative.
+
+    Examples
+    --------
+    >>> from tnlib import plan_contraction
+    >>> rates = (1e11, 1e10, 1e10, 4e9, 2e9)
+    >>> roofline = Roofline("torch", "cpu", "float32", 4, *rates, 1e-5, 1e-7)
+    >>> plan = plan_contraction("bi,ij->bj", (512, 768), (768, 768))
+    >>> f"{1e3 * plan.predicted(roofline):.1f} ms"
+    '18.8 ms'
     """
 
     library: str
@@ -83,7 +92,18 @@ class Roofline:
                 raise ValueError(f"{entry.name} must be positive and finite, got {value!r}")
 
     def save(self, path: str | Path) -> None:
-        """Write the rates to a JSON file, whole or not at all."""
+        """Write the rates to a JSON file, whole or not at all.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> rates = (1e11, 1e10, 1e10, 4e9, 2e9)
+        >>> roofline = Roofline("torch", "cpu", "float32", 4, *rates, 1e-5, 1e-7)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     roofline.save(f"{folder}/cpu.json")
+        ...     Roofline.load(f"{folder}/cpu.json") == roofline
+        True
+        """
         _disk.replace(Path(path), (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
@@ -94,6 +114,16 @@ class Roofline:
         ------
         ValueError
             If the file is not one.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> rates = (1e11, 1e10, 1e10, 4e9, 2e9)
+        >>> written = Roofline("torch", "cpu", "float32", 4, *rates, 1e-5, 1e-7)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written.save(f"{folder}/cpu.json")
+        ...     Roofline.load(f"{folder}/cpu.json").flops_per_second
+        100000000000.0
         """
         try:
             values = json.loads(Path(path).read_text())

@@ -37,6 +37,15 @@ class CP(Format):
     ------
     TypeError, ValueError
         If the arrays are not weights and matching matrices of one library and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> cp = CP(np.array([2.0, 1.0]), (np.ones((3, 2)), np.eye(4)[:, :2]))
+    >>> cp
+    CP(shape=(3, 4), ranks=(2,), n_params=16, error=None)
+    >>> cp.to_dense()[0]
+    array([2., 1., 0., 0.])
     """
 
     weights: Array
@@ -79,6 +88,14 @@ class CP(Format):
         -------
         array, shape (R, R)
             Symmetric, in at least single precision; rows of terms that are zero are zero.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> same, near = np.ones((5, 2)), np.array([[1.0, 1.0], [0.0, 0.1]])
+        >>> CP(np.array([1.0, -1.0]), (same, near, near)).congruence().round(2)
+        array([[ 1.  , -0.99],
+               [-0.99,  1.  ]])
         """
         xp = _array.namespace(self.weights, *self.factors)
         wide = _array.working_dtype(xp, self.weights.dtype)

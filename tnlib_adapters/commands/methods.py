@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
 from typing import Any
 
-from tnlib_adapters.core import Core
+from tnlib_adapters.lora import CountedLoRA
 from tnlib_adapters.methods import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig
-from tnlib_adapters.network import Network
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.plugin.targets import ALL_LINEAR
-from tnlib_adapters.sites import Site
-from tnlib_adapters.start import uniform, zeros
 
 _LISTS = (
     "target_modules",
@@ -23,25 +19,6 @@ _LISTS = (
     "layers_to_transform",
 )
 _WORDS = {"true": True, "false": False, "none": None}
-
-
-@dataclass
-class CountedLoRA(NetworkConfig, method="counted_lora"):
-    """LoRA, declared for comparison: to train one, use PEFT's own."""
-
-    r: int = 8
-
-    def network(self, site: Site) -> Network:
-        """Two factors a weight."""
-        return Network(
-            cores=(
-                Core("b", ("out", "rank"), zeros),
-                Core("a", ("rank", "in"), uniform(site.in_features**-0.5)),
-            ),
-            sizes={"out": site.out_features, "in": site.in_features, "rank": self.r},
-            out_legs=("out",),
-            in_legs=("in",),
-        )
 
 
 CONFIGS: dict[str, type[NetworkConfig]] = {

@@ -27,6 +27,12 @@ class ConvertedWeight:
         old update is zero and the new one too, inf where only the old one is.
     norm : float
         ``||old||``.
+
+    Examples
+    --------
+    >>> weight = ConvertedWeight("q_proj", (64, 48), (4,), n_params=448, error=0.05, norm=2.0)
+    >>> weight.ranks, weight.error
+    ((4,), 0.05)
     """
 
     name: str
@@ -49,6 +55,17 @@ class Conversion:
         Values that several weights share.
     n_bytes : int
         Size of the tensor file that was written.
+
+    Examples
+    --------
+    >>> def weight(name, error, norm):
+    ...     return ConvertedWeight(name, (64, 48), (4,), n_params=448, error=error, norm=norm)
+    >>> found = Conversion((weight("q_proj", 0.3, 1.0), weight("v_proj", 0.0, 2.0)), 0, 4000)
+    >>> print(found)
+    weight  shape  ranks  values  error
+    q_proj  64x48  4      448     3.00e-01
+    v_proj  64x48  4      448     0.00e+00
+    896 values; 4,000 bytes; relative error 0.134
     """
 
     weights: tuple[ConvertedWeight, ...]

@@ -107,8 +107,19 @@ def from_lora(
 
     Examples
     --------
-    >>> from_lora("lora", "lotr", LoTRConfig(r=32))  # doctest: +SKIP
-    >>> from_lora("lora", "lotr", LoTRConfig(r=256), eps=0.1)  # doctest: +SKIP
+    >>> import tempfile
+    >>> import peft
+    >>> import torch
+    >>> from tnlib_adapters import LoTRConfig, from_lora
+    >>> base = torch.nn.ModuleDict({name: torch.nn.Linear(64, 64) for name in ("q_proj", "v_proj")})
+    >>> lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     adapted = peft.get_peft_model(base, lora)
+    ...     adapted.save_pretrained(f"{folder}/lora")
+    ...     plain = adapted.unload()
+    ...     found = from_lora(f"{folder}/lora", f"{folder}/lotr", LoTRConfig(r=8), base=plain)
+    >>> [(weight.name, weight.ranks) for weight in found.weights], found.error < 1e-5
+    ([('q_proj', (8,)), ('v_proj', (8,))], True)
     """
     _check_config(config)
     check_target(None, eps)

@@ -44,6 +44,14 @@ class MergeReport:
         Dtypes of the merged weights as written.
     n_bytes : int
         Size of the weight files that were written.
+
+    Examples
+    --------
+    >>> import torch
+    >>> report = MergeReport({"q": 0.01, "k": 0.02, "v": 0.04}, (), (), (torch.bfloat16,), 12_288)
+    >>> print(report)
+    3 weights merged (bfloat16), 0 tensors replaced, 0 added; 12,288 bytes
+    rounding takes 2.0% of the update in the median weight and 4.0% in the worst
     """
 
     rounding: dict[str, float]
@@ -59,12 +67,28 @@ class MergeReport:
 
     @property
     def median(self) -> float:
-        """Rounding of the median weight."""
+        """Rounding of the median weight.
+
+        Examples
+        --------
+        >>> import torch
+        >>> rounding = {"q": 0.01, "k": 0.02, "v": 0.04}
+        >>> MergeReport(rounding, (), (), (torch.bfloat16,), 12_288).median
+        0.02
+        """
         return sorted(self.rounding.values())[self.n_weights // 2]
 
     @property
     def worst(self) -> float:
-        """Largest rounding."""
+        """Largest rounding.
+
+        Examples
+        --------
+        >>> import torch
+        >>> rounding = {"q": 0.01, "k": 0.02, "v": 0.04}
+        >>> MergeReport(rounding, (), (), (torch.bfloat16,), 12_288).worst
+        0.04
+        """
         return max(self.rounding.values())
 
     def __str__(self) -> str:
@@ -117,6 +141,26 @@ def merge(
         If the adapter does not fit the checkpoint, or that is quantised or not in safetensors.
     FileNotFoundError, FileExistsError
         If there is no adapter or base, or `output` is not empty.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import warnings
+    >>> import peft
+    >>> import transformers
+    >>> from tnlib_adapters import LoTRConfig, merge
+    >>> small = transformers.LlamaConfig(
+    ...     hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=100
+    ... )
+    >>> base = transformers.LlamaForCausalLM(small)
+    >>> config = LoTRConfig(r=4, target_modules=["q_proj", "v_proj"], init_weights=False)
+    >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
+    ...     base.save_pretrained(f"{folder}/base")
+    ...     peft.get_peft_model(base, config).save_pretrained(f"{folder}/adapter")
+    ...     report = merge(f"{folder}/adapter", f"{folder}/merged", base=f"{folder}/base")
+    >>> print(report)
+    4 weights merged (float32), 0 tensors replaced, 0 added; ... bytes
+    rounding takes 0.0% of the update in the median weight and 0.0% in the worst
     """
     target = check_free(output)
     cast = _dtype(dtype)

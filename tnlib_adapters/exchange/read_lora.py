@@ -19,24 +19,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from tnlib_adapters.exchange.folder import read_json
+from tnlib_adapters.lora import MORE_THAN_TWO_FACTORS
 from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
 
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
-# Fields that make the update of a weight more than a product of two factors, or not one of a
-# linear layer's weight.
-_REFUSED = {
-    "use_dora": "weights are rescaled by a magnitude",
-    "lora_bias": "the factor B has a bias",
-    "trainable_token_indices": "single tokens are trained",
-    "layer_replication": "layers are repeated",
-    "target_parameters": "bare parameters are adapted",
-    "alora_invocation_tokens": "the update depends on the tokens",
-    "use_qalora": "activations are pooled",
-    "use_bdlora": "factors are block-diagonal",
-    "arrow_config": "several adapters are mixed",
-    "monteclora_config": "factors are drawn at random",
-    "kasa_config": "there is a third factor",
-}
 # Starts that take something out of the base weight, so that B A alone is not the change.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -127,7 +113,7 @@ def _check_kind(config: Mapping[str, Any]) -> None:
     """Raise ValueError if the configuration says more than a product of two factors a weight."""
     if config.get("peft_type") != "LORA":
         raise ValueError(f"peft_type is {config.get('peft_type')!r}; only 'LORA' can be converted")
-    for field, reason in _REFUSED.items():
+    for field, reason in MORE_THAN_TWO_FACTORS.items():
         if config.get(field):
             raise ValueError(
                 f"{field}={config[field]!r}: {reason}, so this LoRA is not a product of two "

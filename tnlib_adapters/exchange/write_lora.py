@@ -80,6 +80,20 @@ def to_lora(
         does not fit the base.
     FileNotFoundError, FileExistsError
         If there is no adapter or base, or `output` is not empty.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import peft
+    >>> import torch
+    >>> from tnlib_adapters import LoTRConfig, to_lora
+    >>> base = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(64, 48)})
+    >>> config = LoTRConfig(r=4, target_modules=["q_proj"], init_weights=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(to_lora(peft.get_peft_model(base, config), f"{folder}/lora"))
+    weight  shape  ranks  values  error
+    q_proj  48x64  4      448     ...
+    448 values; ... bytes; relative error ...
     """
     check_target(rank, eps)
     target = check_free(output)

@@ -35,6 +35,12 @@ class FootprintRow:
     deviation : float
         Median of the relative Frobenius distances from the weights they were made of; nan where
         that is not known.
+
+    Examples
+    --------
+    >>> row = FootprintRow("layers.*.q_proj", 24, (768, 768), "nf4, blocks of 64", 7_962_624, 0.09)
+    >>> row.bits
+    4.5
     """
 
     name: str
@@ -58,6 +64,15 @@ class Footprint:
     ----------
     rows : tuple of FootprintRow
         In the model's order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters.quantization import quantize_base
+    >>> layers = {"q_proj": torch.nn.Linear(256, 128), "score": torch.nn.Linear(256, 2)}
+    >>> found = footprint(quantize_base(torch.nn.ModuleDict(layers)))
+    >>> [(row.name, round(row.bits, 2), row.nbytes) for row in found.rows]
+    [('q_proj', 4.13, 16908), ('score', 32.0, 2048)]
     """
 
     rows: tuple[FootprintRow, ...]
@@ -69,7 +84,15 @@ class Footprint:
 
     @property
     def bits(self) -> float:
-        """Bits a weight."""
+        """Bits a weight.
+
+        Examples
+        --------
+        >>> dense = FootprintRow("score", 1, (2, 768), "float32", 6_144, 0.0)
+        >>> packed = FootprintRow("q_proj", 1, (768, 768), "nf4, blocks of 64", 331_776, 0.09)
+        >>> round(Footprint((packed, dense)).bits, 3)
+        4.571
+        """
         return 8 * self.nbytes / sum(row.layers * math.prod(row.shape) for row in self.rows)
 
     def __str__(self) -> str:
@@ -105,6 +128,17 @@ def footprint(model: nn.Module) -> Footprint:
     ------
     ValueError
         If bitsandbytes has rewritten a layer for inference, or there are no layers to report.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters.quantization import footprint, quantize_base
+    >>> layers = {"q_proj": torch.nn.Linear(256, 128), "score": torch.nn.Linear(256, 2)}
+    >>> print(footprint(quantize_base(torch.nn.ModuleDict(layers))))
+    layers      shape    format                                  bits a weight  MB    off W by
+    1 x q_proj  128x256  nf4, blocks of 64, double quantisation  4.128          0.02  9...%
+    1 x score   2x256    float32                                 32.000         0.00
+    0.02 MB, 4.557 bits a weight
     """
     found: dict[tuple[str, tuple[int, int], str], list[tuple[int, float]]] = {}
     for name, module in model.named_modules():

@@ -89,6 +89,14 @@ def prevent_repacking(model: nn.Module) -> None:
     ------
     ValueError
         If a layer was rewritten already, naming it.
+
+    Examples
+    --------
+    >>> import bitsandbytes
+    >>> layer = bitsandbytes.nn.Linear4bit(64, 48)
+    >>> prevent_repacking(layer)
+    >>> layer.support_avx512bf16_for_cpu
+    False
     """
     for name, module in model.named_modules():
         if is_foreign(module):

@@ -58,6 +58,24 @@ class NetworkConfig(PeftConfig):
         How the base is in 4 bits, as arguments of :func:`tnlib_adapters.quantization.quantize_base`
         and whether the initial cores were taken out before ("residual"). Set by adapting and by
         quantising; loading warns where the base differs from it.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> from tnlib_adapters import Core, Network, NetworkConfig, Site, zeros
+    >>> @dataclass
+    ... class PlainConfig(NetworkConfig, method="plain"):
+    ...     r: int = 8
+    ...
+    ...     def network(self, site):
+    ...         return Network(
+    ...             cores=(Core("A", ("r", "in")), Core("B", ("out", "r"), zeros)),
+    ...             sizes={"in": site.in_features, "out": site.out_features, "r": self.r},
+    ...             out_legs=("out",),
+    ...             in_legs=("in",),
+    ...         )
+    >>> PlainConfig(r=4).network(Site("q_proj", 48, 64)).n_params
+    448
     """
 
     target_modules: list[str] | str | None = field(default=None)
@@ -114,7 +132,14 @@ class NetworkConfig(PeftConfig):
         choice("init_weights", self.init_weights, self.starts)
 
     def network(self, site: Site) -> Declaration:
-        """The network that adapts the weight at `site`."""
+        """The network that adapts the weight at `site`.
+
+        Examples
+        --------
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> LoTRConfig(r=4).network(Site("q_proj", 48, 64)).n_params
+        464
+        """
         raise NotImplementedError(f"{type(self).__name__} needs a method network(self, site)")
 
     def initial_cores(
@@ -123,7 +148,16 @@ class NetworkConfig(PeftConfig):
         weight: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Initial cores by key; `weight` is the dense base weight for methods that use it."""
+        """Initial cores by key; `weight` is the dense base weight for methods that use it.
+
+        Examples
+        --------
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> config = LoTRConfig(r=4)
+        >>> cores = config.initial_cores(config.network(Site("q_proj", 48, 64)))
+        >>> {key: (tuple(core.shape), bool(core.any())) for key, core in cores.items()}
+        {'u_48x64': ((48, 4), True), 'g': ((4, 4), False), 'v_48x64': ((64, 4), True)}
+        """
         return network.initial(generator, zeros=self.init_weights is not False)
 
     def default_targets(

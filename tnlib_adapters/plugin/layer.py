@@ -20,6 +20,7 @@ from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.shared import SharedCores
 from tnlib_adapters.sites import features, is_transposed
 from tnlib_adapters.update import Declaration, Update
+from tnlib_adapters.view import UpdateView, view
 
 # Where the store of shared cores sits in the model; without "_", so that no prefix is in it.
 STORE = "corestore"
@@ -167,6 +168,10 @@ class NetworkLayer(AdapterPart):
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The dense update of one adapter, laid out as the base layer's weight."""
         return self._oriented(self.update(adapter).delta())
+
+    def as_tnlib(self, adapter: str = "default") -> UpdateView:
+        """The update of one adapter as tnlib objects; see :class:`~tnlib_adapters.UpdateView`."""
+        return view(self.update(adapter))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer, plus the active updates unless disabled or merged."""
