@@ -44,6 +44,7 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_merge_streams = True
 nb_output_stderr = "remove"
+nb_render_markdown_format = "myst"
 # Without execution the kernel does not say how its language is highlighted.
 suppress_warnings = ["myst-nb.lexer"]
 copybutton_exclude = ".linenos, .gp, .go"
