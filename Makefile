@@ -23,11 +23,11 @@ slow: $(VENV)/.dev build/peft-oldest
 docs: $(VENV)/.docs
 	$(BIN)/python examples/hub.py docs/_build/hub
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html $(ARGS)
-	$(BIN)/python docs/check_links.py docs/_build/html
+	$(BIN)/python docs/check_site.py docs/_build/html
 
 docs-check: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -W --keep-going -D nb_execution_mode=off -b html docs docs/_build/check
-	$(BIN)/python docs/check_links.py docs/_build/check
+	$(BIN)/python docs/check_site.py docs/_build/check
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/decompose.py $(ARGS)

@@ -6,6 +6,7 @@ their outputs out). They load models by their hub names from ``_build/hub``, whi
 """
 
 import os
+import re
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -89,3 +90,15 @@ html_theme_options = {
     "pygments_dark_style": "github-dark",
 }
 html_sidebars = {"index": []}
+
+
+def public_signature(app, what, name, obj, options, signature, returned):
+    """Leave private parameters out of the signatures of classes that users do not build."""
+    if signature:
+        signature = re.sub(r", _\w+=(\([^)]*\)|[^,)]+)", "", signature)
+    return signature, returned
+
+
+def setup(app):
+    """Connect what Sphinx has no setting for."""
+    app.connect("autodoc-process-signature", public_signature)

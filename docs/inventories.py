@@ -69,7 +69,7 @@ WORDS = {
     "arrays": "numpy.ndarray",
     "Tensor": "torch.Tensor",
     "Path": "pathlib.Path",
-    "bool": "python:bool",
+    "bool": "bool",
     "callable": "collections.abc.Callable",
     "mapping": "collections.abc.Mapping",
     "sequence": "collections.abc.Sequence",
@@ -90,10 +90,10 @@ def _rows() -> list[tuple[str, str, str, str]]:
 
 
 def aliases() -> dict[str, str]:
-    """What a word in the type of a parameter refers to."""
+    """What a word in the type of a parameter refers to, as reStructuredText."""
     own = {name: f"{package}.{name}" for package, names in OURS.items() for name in names.split()}
     others = {name: name for site, name, _, _ in _rows() if site != "python"}
-    return {**WORDS, **own, **others}
+    return {word: f":obj:`{word} <{name}>`" for word, name in (WORDS | own | others).items()}
 
 
 def mapping(folder: Path) -> dict[str, tuple[str, str]]:

@@ -1,7 +1,8 @@
 """The site's code runs as it is printed, and every public name is on it.
 
 Pages load a model of the hub by name and film reviews by `tutorial.reviews`; here a random BERT of
-two layers and made-up sentences take their places.
+two layers and made-up sentences take their places, so that what is tested is that every block runs
+and that the assertions on the pages hold. `make docs` runs them on the real model.
 """
 
 from __future__ import annotations
@@ -127,5 +128,3 @@ def test_the_reference_lists_the_public_names_and_no_others(page):
     package = REFERENCE[page]
     text = (DOCS / "reference" / f"{page}.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^   (\w+)$", text, re.MULTILINE)) == sorted(package.__all__)
-    for name in package.__all__:
-        assert getattr(package, name).__doc__, name

@@ -58,7 +58,7 @@ def tucker_hooi(
     init : {"hosvd", "random"} or Tucker, optional
         Factors to start from; those of a Tucker need not be orthonormal.
     method : {"auto", "svd", "gram", "krylov"}, optional
-        Kernel of the truncated SVDs, see ``tnlib.lowrank``.
+        Kernel of the truncated SVDs, see :doc:`/explanations/error`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of a random start and of the Krylov kernel; None is the fixed seed 0.
     dtype : dtype or str, optional

@@ -265,10 +265,10 @@ def mpo_decompose(
         unfoldings so that little is lost (:func:`rank_profile`). With `ranks` as well, neither
         is exceeded; with `eps`, the budget wins where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
-        Kernel of the truncated SVDs, see ``tnlib.lowrank``.
+        Kernel of the truncated SVDs, see :doc:`/explanations/error`.
     refine : int, optional
         Sweeps of alternating least squares that follow, at the ranks found; each lowers the
-        error or leaves it (``tnlib.refinement``).
+        error or leaves it.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel; None is the fixed seed 0.
     dtype : dtype or str, optional

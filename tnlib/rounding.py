@@ -57,7 +57,7 @@ def tt_round(
         unfoldings so that little is lost. With `ranks` as well, neither
         is exceeded; with `eps`, the budget wins where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
-        Kernel of the truncations, see ``tnlib.lowrank``.
+        Kernel of the truncations, see :doc:`/explanations/error`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel; None is the fixed seed 0.
 

@@ -130,7 +130,7 @@ def tucker_hosvd(
         unfoldings so that little is lost (:func:`rank_profile`). With `ranks` as well, neither
         is exceeded; with `eps`, the budget wins where both cannot be had.
     method : {"auto", "svd", "gram", "krylov"}, optional
-        Kernel of the truncated SVDs, see ``tnlib.lowrank``.
+        Kernel of the truncated SVDs, see :doc:`/explanations/error`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel; None is the fixed seed 0.
     dtype : dtype or str, optional

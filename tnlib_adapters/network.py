@@ -171,7 +171,7 @@ class Network(Declared):
         return self.dense.pieces(self.values(cores))
 
     def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
-        """``x @ delta.T`` in the way that is predicted to be fastest; see :attr:`routes`.
+        """``x @ delta.T`` in the way that is predicted to be fastest; see ``routes``.
 
         Parameters
         ----------

@@ -51,7 +51,10 @@ def draw(declaration: Declaration) -> Figure:
     >>> figure.axes[0].get_title()
     '576 x 576, 18,704 values'
     """
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("draw needs matplotlib: pip install matplotlib") from error
 
     class Drawing(Figure):
         """Notebooks show it as a picture, also where pyplot was not used before."""

@@ -94,7 +94,8 @@ def allocate_ranks(
     Parameters
     ----------
     arrays : mapping of arrays, or sequence of arrays
-        Matrices for "mpo", for example the weights of a model by name.
+        Matrices for "mpo", for example the linear weights of a model by name. Near full ranks a
+        decomposition has more values than its array: such an array is better left out and kept.
     max_params : int
         Largest number of values of all decompositions together.
     format : {"mpo", "tt", "tucker"}, optional
@@ -141,7 +142,7 @@ def allocate_ranks(
         raise ValueError("arrays is empty; give at least one")
     factors = _weights(weights, len(named))
     generator = _array.as_generator(rng)
-    readings = [reading(array, format, row_dims, col_dims) for array in named.values()]
+    readings = [_read(name, array, format, row_dims, col_dims) for name, array in named.items()]
     spectra = []
     for how in tqdm(readings, desc="spectra", disable=not progress):
         prepared = prepare(how.array, None, how.axes)
@@ -164,6 +165,14 @@ def allocate_ranks(
         equal_ranks=dict(zip(named, level, strict=True)),
         equal_estimate=math.sqrt(task.loss(level) / whole),
     )
+
+
+def _read(name: Any, array: Array, *how: Any) -> Any:
+    """What `reading` gives, or its error with the array's name."""
+    try:
+        return reading(array, *how)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"arrays[{name!r}]: {error}") from error
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -127,6 +127,11 @@ class RankProfile:
         -------
         matplotlib.axes.Axes
 
+        Raises
+        ------
+        ImportError
+            Without `axes`, if matplotlib is not installed.
+
         Examples
         --------
         >>> import numpy as np
@@ -136,9 +141,11 @@ class RankProfile:
         >>> axes.lines[0].get_label()
         'noise'
         """
-        from matplotlib import pyplot
-
         if axes is None:
+            try:
+                from matplotlib import pyplot
+            except ImportError as error:
+                raise ImportError("plot needs matplotlib: pip install matplotlib") from error
             axes = pyplot.subplots(layout="constrained")[1]
             axes.set_xlabel("values, as a share of the dense array")
             axes.set_ylabel("relative error")

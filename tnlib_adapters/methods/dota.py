@@ -42,6 +42,8 @@ class DoTAConfig(NetworkConfig, method="dota"):
     The public sources do not give the paper's ranks, targets or learning rates; the defaults are
     ours.
 
+    Beside these it has the attributes of :class:`NetworkConfig`.
+
     Attributes
     ----------
     r : int
@@ -58,8 +60,6 @@ class DoTAConfig(NetworkConfig, method="dota"):
         paper's baseline: the same cores at random, the last one zero, no theta_0. "saved" only
         allocates (what a saved configuration says, so that loading decomposes nothing). False
         draws theta and theta_0 at random, for debugging: the update is then not zero.
-
-    Other attributes are those of :class:`NetworkConfig` and of PEFT's configurations.
 
     Raises
     ------

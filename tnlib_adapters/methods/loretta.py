@@ -36,6 +36,8 @@ _GATED = ("gate_proj", "up_proj", "gate_up_proj")
 class LoRETTAConfig(NetworkConfig, method="loretta"):
     """Configuration of LoRETTA.
 
+    Beside these it has the attributes of :class:`NetworkConfig`.
+
     Attributes
     ----------
     variant : str
@@ -60,8 +62,6 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
     tt_head : bool
         Put a tensor-train layer in the place of the dense layer of a classification head (never
         the identity at the start).
-
-    Other attributes are those of :class:`NetworkConfig` and of PEFT's configurations.
 
     Raises
     ------

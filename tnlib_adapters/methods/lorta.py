@@ -33,6 +33,8 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
     o are targeted. Other matrices of a layer form one CP tensor for every pair of widths, with
     H = 1. Fused projections are split into q, k and v as the architecture lays them out.
 
+    Beside these it has the attributes of :class:`NetworkConfig`.
+
     Attributes
     ----------
     r : int
@@ -46,8 +48,6 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
         k, v and the inputs of o. The two official codes use one and the other.
     num_heads, num_kv_heads : int, optional
         Numbers of heads, where the model's configuration does not say.
-
-    Other attributes are those of :class:`NetworkConfig` and of PEFT's configurations.
 
     Raises
     ------

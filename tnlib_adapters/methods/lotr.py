@@ -27,6 +27,8 @@ class LoTRConfig(NetworkConfig, method="lotr"):
     another shape (grouped keys and values, the feed-forward part) form a sharing group of their
     own.
 
+    Beside these it has the attributes of :class:`NetworkConfig`.
+
     Attributes
     ----------
     r : int
@@ -36,8 +38,6 @@ class LoTRConfig(NetworkConfig, method="lotr"):
     init : str
         Distribution of U and V: "scaled" is N(0, 1/d) for a side of width d; "normal" is the
         paper's N(0, 1), which needs far smaller learning rates. G starts at zero in both.
-
-    Other attributes are those of :class:`NetworkConfig` and of PEFT's configurations.
 
     Raises
     ------

@@ -33,6 +33,9 @@ class NetworkConfig(PeftConfig):
 
             def network(self, site): ...
 
+    Fields that are not listed (``task_type``, ``base_model_name_or_path``, ``revision``,
+    ``inference_mode``, ...) are PEFT's: :class:`peft.PeftConfig`.
+
     Attributes
     ----------
     target_modules : list of str, str, optional

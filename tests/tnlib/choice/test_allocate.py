@@ -122,6 +122,11 @@ BAD = [
     (lambda: allocate_ranks([SQUARE], 99, weights=[-1]), ValueError, "at least 0"),
     (lambda: allocate_ranks([SQUARE], 99, format="cp"), ValueError, "no spectrum"),
     (lambda: allocate_ranks([np.ones((2, 2, 2))], 99), ValueError, "must be a matrix"),
+    (
+        lambda: allocate_ranks({"b": np.ones(3)}, 99),
+        ValueError,
+        r"arrays\['b'\]: .*must be a matrix",
+    ),
     (lambda: suggest_dims(np.ones(4)), ValueError, "must be a matrix"),
     (lambda: suggest_dims(SQUARE, max_params=9, eps=0.1), ValueError, "not both"),
     (lambda: suggest_dims(SQUARE, orders=()), ValueError, "orders must not be empty"),

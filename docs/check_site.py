@@ -1,12 +1,14 @@
-"""Check that every link inside a built site leads somewhere: ``python docs/check_links.py SITE``.
+"""Check a built site: ``python docs/check_site.py SITE``.
 
-Pages, files and anchors; other sites are not asked. (LinkChecker does the same, but gives up root's
-rights when it runs as root and then may not be able to read the site.)
+Every link inside it leads to a page, a file or an anchor that is there (other sites are not asked),
+and no text shows markup that was not rendered. (LinkChecker follows links as well, but gives up
+root's rights when it runs as root and then may not be able to read the site.)
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -45,18 +47,40 @@ def broken_links(site: Path) -> list[str]:
     return broken
 
 
+# A table's rule, a role, a reference with its inventory, strong text.
+_MARKUP = re.compile(r"\| ?:?---|:\w+:`|\bpython:\w|\*\*\w[^*\n]*\*\*")
+
+
+def raw_markup(site: Path) -> list[str]:
+    """``page: text`` wherever a page shows markup outside of code."""
+    shown = []
+    for page in pages_of(site):
+        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        article = soup.find("article")
+        if article is None:
+            continue
+        for code in article.find_all(["pre", "code", "script"]):
+            code.decompose()
+        text = article.get_text()
+        for found in _MARKUP.finditer(text):
+            around = text[max(0, found.start() - 20) : found.end() + 20]
+            shown.append(f"{page.relative_to(site)}: {' '.join(around.split())}")
+    return shown
+
+
 def main() -> int:
-    """Print what is broken; 1 if anything is."""
-    parser = argparse.ArgumentParser(description="Check the links inside a built site.")
+    """Print what is wrong; 1 if anything is."""
+    parser = argparse.ArgumentParser(description="Check links and markup of a built site.")
     parser.add_argument("site", type=Path, metavar="SITE", help="folder of the built pages")
     site = parser.parse_args().site.resolve()
     pages = len(pages_of(site))
     if not pages:
         print(f"no pages in {site}", file=sys.stderr)
         return 1
-    broken = broken_links(site)
-    print("\n".join([*broken, f"{pages} pages, {len(broken)} broken links inside the site"]))
-    return int(bool(broken))
+    broken, shown = broken_links(site), raw_markup(site)
+    print("\n".join([*broken, *shown]))
+    print(f"{pages} pages, {len(broken)} broken links, {len(shown)} places with raw markup")
+    return int(bool(broken or shown))
 
 
 if __name__ == "__main__":
