@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-SOURCES := tnlib tnlib_adapters tnlib_adapters_cli.py tests examples benchmarks docs
+SOURCES := tnlib tnlib_adapters tnlib_adapters_cli.py tests examples benchmarks $(wildcard docs/*.py)
 
 .PHONY: demo test slow docs docs-check bench clean
 

@@ -1,9 +1,10 @@
 """What the tutorials share: film reviews, a classifier, its training and its test.
 
-tokenizer = AutoTokenizer.from_pretrained(name)
-train, test = reviews(tokenizer)
-model = fit(peft.get_peft_model(classifier(name), config), tokenizer, train, rate=0.01)
-print(accuracy(model, tokenizer, test))
+    train, test = reviews(tokenizer)
+    model = fit(peft.get_peft_model(classifier(name), config), tokenizer, train, rate=0.01)
+    print(accuracy(model, tokenizer, test))
+
+where `tokenizer` and `name` belong to an encoder of the hub.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Plan:
 
     Attributes
     ----------
-    network : Network
+    network : parsed equation and shapes
         The operands' indices and shapes.
     steps : tuple of Step
         What is done, in order; ``step.inputs`` numbers the operands first, then the results of
