@@ -48,7 +48,7 @@ def broken_links(site: Path) -> list[str]:
 
 
 # A table's rule, a role, a reference with its inventory, strong text.
-_MARKUP = re.compile(r"\| ?:?---|:\w+:`|\bpython:\w|\*\*\w[^*\n]*\*\*")
+_MARKUP = re.compile(r"\| ?:?---|:\w+:`|python:\w|\*\*\w[^*\n]*\*\*")
 
 
 def raw_markup(site: Path) -> list[str]:
@@ -78,7 +78,8 @@ def main() -> int:
         print(f"no pages in {site}", file=sys.stderr)
         return 1
     broken, shown = broken_links(site), raw_markup(site)
-    print("\n".join([*broken, *shown]))
+    for problem in broken + shown:
+        print(problem)
     print(f"{pages} pages, {len(broken)} broken links, {len(shown)} places with raw markup")
     return int(bool(broken or shown))
 
