@@ -233,7 +233,9 @@ def _infeasible(
     """The message for a limit that nothing keeps, with the smallest peak there is."""
     least = replace(objective, minimize="memory", limit=None, requires_grad=0)
     lowest = candidates(Ways(network, least), max_repeats)[0].peak * itemsize
-    advice = "raise it" if slices else "raise it, or allow slices=True"
+    advice = (
+        "no slices keep the limit either; raise it" if slices else "raise it, or allow slices=True"
+    )
     return (
         f"no order of contraction was found that keeps the memory limit; the smallest peak "
         f"found is {lowest} bytes for intermediate arrays and the result: {advice}"
