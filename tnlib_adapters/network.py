@@ -304,7 +304,8 @@ class Network(Declared):
 
     def planned(self) -> None:
         """Work out all ways now: a graph that is compiled cannot."""
-        _ = self.routes.table, self.out_features, self.in_features, self._in_sizes
+        _ = self.routes.table, self.routes.keeping
+        _ = self.out_features, self.in_features, self._in_sizes
 
     @cached_property
     def _in_sizes(self) -> tuple[int, ...]:

@@ -56,10 +56,13 @@ class LayerPlan:
     def starts(self, *, training: bool) -> list[tuple[int, Route]]:
         """The ways that are taken, with the number of tokens from which each is."""
         routes = self.network.routes
-        if self.packed and training and (way := routes.over_packed(1, training=True)).steps is None:
-            return [(1, way)]
         starts, ways = routes.table[training, self.fusible]
-        return [(max(start, 1), way) for start, way in zip(starts, ways, strict=True)]
+        found = [(max(start, 1), way) for start, way in zip(starts, ways, strict=True)]
+        if not (self.packed and training):
+            return found
+        packed = [(start, routes.over_packed(start, training=True)) for start, _ in found]
+        last = [None, *(way for _, way in packed)]
+        return [pair for pair, before in zip(packed, last, strict=False) if pair[1] is not before]
 
     def costs(self, tokens: int, *, training: bool) -> list[tuple[Route, Cost]]:
         """Every way with its cost for a number of tokens, the fastest first."""

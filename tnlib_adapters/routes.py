@@ -148,12 +148,23 @@ class Routes:
     def over_packed(self, tokens: int, *, training: bool) -> Route:
         """The way over a base weight that has to be made dense for every call.
 
-        In training a network without thin factors is always added there: that keeps nothing for
-        the backward pass, and costs one product more than the base alone.
+        In training the update is added there instead of a way that would keep more for the
+        backward pass than the activations that come in: that keeps nothing, and costs one product
+        more than the base alone.
         """
-        if training and not any(way.factors for way in self.ways):
+        way = self.at(tokens, training=training, fusible=True)
+        if training and any(way is keeping for keeping in self.keeping):
             return self.ways[-1]
-        return self.at(tokens, training=training, fusible=True)
+        return way
+
+    @cached_property
+    def keeping(self) -> tuple[Route, ...]:
+        """The ways that keep more for the backward pass than the activations that come in."""
+        tokens = 256
+        size = 4 * tokens * math.prod(self.subject.in_sizes)
+        return tuple(
+            way for way in self.ways if self.cost(way, tokens, training=True).kept_bytes > size
+        )
 
     def usable(self, *, training: bool, fusible: bool) -> list[int]:
         """Numbers of the ways that there are to choose from."""

@@ -167,6 +167,21 @@ def test_the_chosen_way_is_the_one_with_the_least_predicted_time(config, trainin
         assert costs[chosen] <= min(costs.values()) * 1.02
 
 
+@pytest.mark.parametrize("widths", [(4096, 4096), (11_008, 4096), (4096, 11_008)])
+@pytest.mark.parametrize(
+    "config", [DoTAConfig(), LoTRConfig(), LoRTAConfig(), LoRETTAConfig()], ids=lambda c: c.method
+)
+def test_over_4_bits_no_way_keeps_more_than_the_activations_that_come_in(config, widths):
+    out, width = widths
+    routes = config.network(Site("layers.0.up", out, width, depth=32, layer=0)).routes
+    for tokens in (1, 32, 256, 4096):
+        way = routes.over_packed(tokens, training=True)
+        kept = routes.cost(way, tokens, training=True).kept_bytes
+        assert kept <= 4 * width * max(tokens, 256)
+        # Forming the update costs a product more than the base: only what keeps much is formed.
+        assert (way.name == "fused") == (config.method == "dota"), (tokens, way.name)
+
+
 def test_low_rank_methods_are_applied_as_thin_factors_and_dota_by_one_fused_weight():
     site = Site("q", 576, 576, depth=6, role="q", slots=4, heads=9, kv_heads=9)
     for config in (LoTRConfig(r=8), LoRTAConfig(r=8), LoRETTAConfig(variant="rep")):
