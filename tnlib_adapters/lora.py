@@ -71,8 +71,7 @@ def declared(config: LoraConfig) -> CountedLoRA:
     """
     refused = {**MORE_THAN_TWO_FACTORS, "rank_pattern": "ranks differ by module"}
     for field, why in refused.items():
-        if getattr(config, field, None):
-            value = getattr(config, field)
+        if value := getattr(config, field, None):
             raise ValueError(
                 f"{field}={value!r}: {why}, which cannot be counted; build the model with "
                 "peft.get_peft_model and call print_trainable_parameters()"
