@@ -10,40 +10,50 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 
 
-def pages_of(site: Path) -> list[Path]:
+class Page(NamedTuple):
+    """What is checked of a page: its links, its anchors, and its text outside of code."""
+
+    links: list[str]
+    anchors: set[str]
+    text: str
+
+
+def read(site: Path) -> dict[Path, Page]:
     """The pages, without what the theme keeps among its files."""
-    return [page for page in sorted(site.rglob("*.html")) if site / "_static" not in page.parents]
+    paths = [path for path in sorted(site.rglob("*.html")) if site / "_static" not in path.parents]
+    return {path: _parsed(path.read_text(encoding="utf-8")) for path in paths}
 
 
-def broken_links(site: Path) -> list[str]:
+def _parsed(html: str) -> Page:
+    soup = BeautifulSoup(html, "html.parser")
+    tags = soup.find_all(True)
+    links = [link for tag in tags if (link := tag.get("href") or tag.get("src"))]
+    anchors = {anchor for tag in tags if (anchor := tag.get("id"))}
+    article = soup.find("article") or soup.new_tag("article")
+    for code in article.find_all(["pre", "code", "script"]):
+        code.decompose()
+    return Page(links, anchors, article.get_text())
+
+
+def broken_links(pages: dict[Path, Page], site: Path) -> list[str]:
     """``page: link`` for every link to a missing file of the site or a missing anchor."""
-
-    @cache
-    def parsed(page: Path) -> tuple[list[str], set[str]]:
-        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
-        links = [tag.get("href") or tag.get("src") or "" for tag in soup.find_all(True)]
-        return links, {value for tag in soup.find_all(True) if (value := tag.get("id"))}
-
     broken = []
-    for page in pages_of(site):
-        for link in parsed(page)[0]:
+    for path, page in pages.items():
+        for link in page.links:
             parts = urlsplit(link)
-            if not link or parts.scheme or parts.netloc:
+            if parts.scheme or parts.netloc:
                 continue
-            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
-            if not target.is_file():
-                broken.append(f"{page.relative_to(site)}: {link}")
-                continue
-            anchor = unquote(parts.fragment) if target.suffix == ".html" else ""
-            if anchor and anchor not in parsed(target)[1]:
-                broken.append(f"{page.relative_to(site)}: {link}")
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            anchor = unquote(parts.fragment) if target in pages else ""
+            if not target.is_file() or (anchor and anchor not in pages[target].anchors):
+                broken.append(f"{path.relative_to(site)}: {link}")
     return broken
 
 
@@ -51,20 +61,13 @@ def broken_links(site: Path) -> list[str]:
 _MARKUP = re.compile(r"\| ?:?---|:\w+:`|python:\w|\*\*\w[^*\n]*\*\*")
 
 
-def raw_markup(site: Path) -> list[str]:
+def raw_markup(pages: dict[Path, Page], site: Path) -> list[str]:
     """``page: text`` wherever a page shows markup outside of code."""
     shown = []
-    for page in pages_of(site):
-        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
-        article = soup.find("article")
-        if article is None:
-            continue
-        for code in article.find_all(["pre", "code", "script"]):
-            code.decompose()
-        text = article.get_text()
-        for found in _MARKUP.finditer(text):
-            around = text[max(0, found.start() - 20) : found.end() + 20]
-            shown.append(f"{page.relative_to(site)}: {' '.join(around.split())}")
+    for path, page in pages.items():
+        for found in _MARKUP.finditer(page.text):
+            around = page.text[max(0, found.start() - 20) : found.end() + 20]
+            shown.append(f"{path.relative_to(site)}: {' '.join(around.split())}")
     return shown
 
 
@@ -73,14 +76,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check links and markup of a built site.")
     parser.add_argument("site", type=Path, metavar="SITE", help="folder of the built pages")
     site = parser.parse_args().site.resolve()
-    pages = len(pages_of(site))
+    pages = read(site)
     if not pages:
         print(f"no pages in {site}", file=sys.stderr)
         return 1
-    broken, shown = broken_links(site), raw_markup(site)
+    broken, shown = broken_links(pages, site), raw_markup(pages, site)
     for problem in broken + shown:
         print(problem)
-    print(f"{pages} pages, {len(broken)} broken links, {len(shown)} places with raw markup")
+    print(f"{len(pages)} pages, {len(broken)} broken links, {len(shown)} places with raw markup")
     return int(bool(broken or shown))
 
 

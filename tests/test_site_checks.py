@@ -33,14 +33,14 @@ def site(tmp_path):
 
 
 def test_a_good_site_has_no_complaints(check, site):
-    assert check.broken_links(site) == []
-    assert check.raw_markup(site) == []
+    assert check.broken_links(check.read(site), site) == []
+    assert check.raw_markup(check.read(site), site) == []
 
 
 @pytest.mark.parametrize("link", ["#nowhere", "b.html#nowhere", "c.html", "_static/b.png", "sub/"])
 def test_a_link_that_leads_nowhere_is_found(check, site, link):
     (site / "c2.html").write_text(f'<article><a href="{link}">x</a></article>')
-    assert check.broken_links(site) == [f"c2.html: {link}"]
+    assert check.broken_links(check.read(site), site) == [f"c2.html: {link}"]
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_a_link_that_leads_nowhere_is_found(check, site, link):
 )
 def test_markup_that_was_not_rendered_is_found(check, site, text):
     (site / "c.html").write_text(f"<article><p>{text}</p></article>")
-    (shown,) = check.raw_markup(site)
+    (shown,) = check.raw_markup(check.read(site), site)
     assert shown.startswith("c.html: ")
