@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -102,20 +103,21 @@ class Plans:
 
     def _lines(self, layer: LayerPlan) -> Iterator[str]:
         network = layer.network
+        title = partial(_title, ways=network.routes.ways)
         yield (
             f"{layer.layers} x {layer.name}, {network.out_features} x {network.in_features}, "
             f"{network.n_params:,} values"
         )
         for training, word in ((True, "training"), (False, "inference")):
             starts = layer.starts(training=training)
-            ways = ", ".join(f"from {start:,} {way.name}" for start, way in starts)
+            ways = ", ".join(f"{title(way)} from {start:,}" for start, way in starts)
             yield f"  {word}, by tokens: {ways}"
         rows = [(f"  {self.tokens:,} tokens", "forward", "backward", "kept", "predicted")]
         for training in (True, False):
             for way, cost in layer.costs(self.tokens, training=training):
                 rows.append(
                     (
-                        f"  {'training' if training else 'inference'}: {way.name}"
+                        f"  {'training' if training else 'inference'}: {title(way)}"
                         f"{', rebuilt' if way.rebuilt else ''}",
                         f"{cost.flops:.3g}",
                         f"{cost.backward_flops:.3g}" if training else "",
@@ -151,17 +153,17 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
     >>> layer = NetworkLinear.from_linear(torch.nn.Linear(768, 768), LoTRConfig(r=8))
     >>> print(plans(torch.nn.ModuleDict({"q_proj": layer}), tokens=512))
     1 x q_proj, 768 x 768, 12,352 values
-      training, by tokens: from 1 factors, from 341 factors
-      inference, by tokens: from 1 factors, from 769 factors, from 2,466 fused
-      512 tokens          forward   backward  kept    predicted
-      training: factors   1.27e+07  2.54e+07  16 KiB  1.06 ms
-      training: factors   1.26e+07  2.53e+07  32 KiB  1.06 ms
-      training: fused     9.54e+06  6.33e+08  0 KiB   10.1 ms
-      training: dense     6.14e+08  1.24e+09  0 KiB   20.4 ms
-      inference: factors  1.26e+07                    0.349 ms
-      inference: factors  1.27e+07                    0.35 ms
-      inference: fused    9.54e+06                    2.5 ms
-      inference: dense    6.14e+08                    8.36 ms
+      training, by tokens: factors 768-8-8-768 from 1, factors 768-8-768 from 341
+      inference, by tokens: factors 768-8-8-768 from 1, factors 768-8-768 from 769, fused from 2,466
+      512 tokens                      forward   backward  kept    predicted
+      training: factors 768-8-768     1.27e+07  2.54e+07  16 KiB  1.06 ms
+      training: factors 768-8-8-768   1.26e+07  2.53e+07  32 KiB  1.06 ms
+      training: fused                 9.54e+06  6.33e+08  0 KiB   10.1 ms
+      training: dense                 6.14e+08  1.24e+09  0 KiB   20.4 ms
+      inference: factors 768-8-8-768  1.26e+07                    0.349 ms
+      inference: factors 768-8-768    1.27e+07                    0.35 ms
+      inference: fused                9.54e+06                    2.5 ms
+      inference: dense                6.14e+08                    8.36 ms
     """
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         raise ValueError(f"tokens must be a positive int, got {tokens!r}")
@@ -177,6 +179,17 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
                 count = found[key][1] + 1 if key in found else 1
                 found[key] = LayerPlan(title, count, network, fusible, packed), count
     return Plans(tuple(plan for plan, _ in found.values()), tokens)
+
+
+def _title(way: Route, ways: Sequence[Route]) -> str:
+    """The name of a way, with what tells it apart from others: widths of a chain, or a number."""
+    if way.factors:
+        widths = (way.factors[0].shape[0], *(factor.shape[1] for factor in way.factors))
+        return f"{way.name} {'-'.join(map(str, widths))}"
+    orders = list(dict.fromkeys(w.steps.order for w in ways if w.steps and not w.factors))
+    if way.steps is None or len(orders) == 1:
+        return way.name
+    return f"{way.name} ({orders.index(way.steps.order) + 1})"
 
 
 def _networks(declaration: Declaration) -> list[tuple[str, Network]]:
