@@ -10,33 +10,29 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gzip
 import itertools
 import math
+import statistics
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import harness
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
-from torch import Tensor, nn
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from text_tasks import BATCH, HELD_OUT, TOKENS, Batch, DemoError, Task, film_reviews, novel
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, NetworkConfig, count
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import sentiment as demo
-from assets import DemoError, fetch
-from sentences import read_sentences, split_by_review
+from sentiment import adapter_bytes, learning_rate_factor
 from task import positive, silence
 
 RESULT = Path(__file__).parent / "results" / "fine_tuning.json"
-TOKENS, BATCH, HELD_OUT = 128, 4, 32  # of the language task: chunk length, and numbers of chunks
+LORA = "LoRA (peft)"
 # Ranks, targets and starts are the configurations' defaults; only LoRA's alpha is not.
 METHODS: dict[str, Callable[..., PeftConfig]] = {
     "DoTA": DoTAConfig,
@@ -45,7 +41,7 @@ METHODS: dict[str, Callable[..., PeftConfig]] = {
     "LoRTA": LoRTAConfig,
     "LoRETTA rep": partial(LoRETTAConfig, variant="rep"),
     "LoRETTA adp": partial(LoRETTAConfig, variant="adp"),
-    "LoRA (peft)": partial(LoraConfig, r=8, lora_alpha=16),
+    LORA: partial(LoraConfig, r=8, lora_alpha=16),
 }
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 # Where --tune starts on GRID. For sentiment the best of three rates in runs of 30 steps, by loss on
@@ -56,89 +52,6 @@ RATES = {
 }
 # Okabe and Ito's palette, as in the demo's picture, and a marker each for print without colour.
 COLORS = ["#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#000000"]
-Batch = dict[str, Tensor]
-Score = tuple[float, float | None]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A frozen model, endless batches by seed, and loss (and accuracy) on data not trained on."""
-
-    name: str
-    base: nn.Module
-    kind: TaskType
-    batches: Callable[[int], Iterator[Batch]]
-    validate: Callable[[PeftModel], Score]
-    test: Callable[[PeftModel], Score]
-
-
-def film_reviews(options: argparse.Namespace) -> Task:
-    """The demo's task: its encoder, sentences, split and order of batches."""
-    source = demo.Source(str(fetch("minilm")))
-    splits = split_by_review(read_sentences(fetch("vader-movies")))
-    encoder = demo.make_encoder(source)
-    torch.manual_seed(options.seed)
-    base = demo.load_pretrained(AutoModelForSequenceClassification, source.model, num_labels=2)
-    for module in base.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # as in the demo
-    lengths = [len(sentence.text) for sentence in splits.train]
-
-    def batches(seed: int) -> Iterator[Batch]:
-        for numbers in demo.batch_order(lengths, demo.Settings(0.0).batch_size, seed):
-            inputs, labels = encoder([splits.train[i] for i in numbers])
-            yield {**inputs, "labels": labels}
-
-    validate = partial(demo.evaluate, encoder=encoder, sentences=splits.validation)
-    test = partial(demo.evaluate, encoder=encoder, sentences=splits.test)
-    return Task("sentiment", base, TaskType.SEQ_CLS, batches, validate, test)
-
-
-def novel(options: argparse.Namespace) -> Task:
-    """Chunks of a text: the last ones are the test, those before them validation."""
-    if not (options.model / "config.json").is_file():
-        raise DemoError(f"--model {options.model} is no folder with a config.json")
-    base = demo.load_pretrained(AutoModelForCausalLM, str(options.model), dtype=torch.float32)
-    chunks = read_chunks(options.text, options.model)
-    if len(chunks) < 3 * HELD_OUT:
-        raise DemoError(
-            f"--text {options.text} has {len(chunks)} chunks; {3 * HELD_OUT} are needed"
-        )
-    return language(base, *chunks.split([len(chunks) - 2 * HELD_OUT, HELD_OUT, HELD_OUT]))
-
-
-def language(base: nn.Module, training: Tensor, validation: Tensor, test: Tensor) -> Task:
-    """A causal model on chunks of text."""
-
-    def batches(seed: int) -> Iterator[Batch]:
-        for numbers in demo.batch_order([TOKENS] * len(training), BATCH, seed):
-            yield {"input_ids": training[numbers], "labels": training[numbers]}
-
-    scores = [partial(chunk_loss, chunks=chunks) for chunks in (validation, test)]
-    return Task("language", base, TaskType.CAUSAL_LM, batches, *scores)
-
-
-def read_chunks(text: Path, model: Path) -> Tensor:
-    """The tokens of a text in chunks, a row each; the rest is left out."""
-    tokenizer = demo.load_pretrained(AutoTokenizer, str(model))
-    tokens = tokenizer(read_text(text), return_tensors="pt").input_ids[0]
-    return tokens[: len(tokens) // TOKENS * TOKENS].view(-1, TOKENS)
-
-
-def read_text(path: Path) -> str:
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            return file.read()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DemoError(f"cannot read --text {path}: {error}") from error
-
-
-@torch.inference_mode()
-def chunk_loss(model: PeftModel, chunks: Tensor) -> Score:
-    """Mean cross-entropy of the next token, in nats."""
-    model.eval()
-    losses = [model(input_ids=x, labels=x).loss.item() * len(x) for x in chunks.split(BATCH)]
-    return sum(losses) / len(chunks), None
 
 
 def adapted(task: Task, method: str, seed: int) -> PeftModel:
@@ -170,7 +83,7 @@ def stepper(model: PeftModel, batches: list[Batch], rate: float, bar: tqdm) -> C
     """A function that does the next step of training, as the demo does."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
-    factor = partial(demo.learning_rate_factor, steps=len(batches))
+    factor = partial(learning_rate_factor, steps=len(batches))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     following = iter(batches)
 
@@ -187,31 +100,46 @@ def stepper(model: PeftModel, batches: list[Batch], rate: float, bar: tqdm) -> C
 
 
 def train(
-    task: Task, models: dict[str, PeftModel], rates: dict[str, float], options: argparse.Namespace
+    task: Task, models: dict[str, PeftModel], rates: dict[str, float], steps: int, seed: int
 ) -> dict[str, list[float]]:
     """Train models side by side, a step each in turn on the same batch; seconds of the steps."""
-    steps = options.steps
-    batches = list(itertools.islice(task.batches(options.seed), steps))
+    batches = list(itertools.islice(task.batches(seed), steps))
     with tqdm(total=steps * len(models), desc=f"{task.name}, steps") as bar:
         step = {n: stepper(m, batches, rates[n], bar) for n, m in models.items()}
         return harness.alternate(step, steps, patience=math.inf)
 
 
-def measure(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One record a method."""
-    rates = RATES[task.name]
-    models = {name: adapted(task, name, options.seed) for name in METHODS}
-    kept = {name: sizes(task, name, model) for name, model in models.items()}
-    scored = tqdm(models.items(), f"{task.name}, loss before")
-    before = {name: task.test(model)[0] for name, model in scored}
-    seconds = train(task, models, rates, options)
-    records = []
-    for name, model in tqdm(models.items(), f"{task.name}, loss after"):
-        after, accuracy = task.test(model)
-        record = {"task": task.name, "method": name, "rate": rates[name], **kept[name]}
-        record |= {"bytes": demo.adapter_bytes(model), "before": before[name], "after": after}
-        records.append(record | {"accuracy": accuracy, "seconds": harness.summary(seconds[name])})
-    return records
+def measure(make: Callable[[int], Task], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One record a method, with a run for every seed."""
+    records: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    for seed in options.seeds:
+        task = make(seed)
+        rates = RATES[task.name]
+        models = {name: adapted(task, name, seed) for name in METHODS}
+        for name, model in models.items():
+            about = {"task": task.name, "method": name, "rate": rates[name]}
+            about |= {**sizes(task, name, model), "bytes": adapter_bytes(model), "runs": []}
+            records.setdefault(name, about)
+        before = task.test(task.base)[0]  # every method starts as the base
+        for name, spent in train(task, models, rates, options.steps, seed).items():
+            seconds[name] += spent
+        for name, model in tqdm(models.items(), f"{task.name}, seed {seed}, loss after"):
+            after, accuracy = task.test(model)
+            run = {"seed": seed, "before": before, "after": after, "accuracy": accuracy}
+            records[name]["runs"].append(run)
+    for name, record in records.items():
+        record["gain"] = gains(record["runs"], records[LORA]["runs"])
+        record["seconds"] = harness.summary(seconds[name])
+    return list(records.values())
+
+
+def gains(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
+    """The fall of the loss in units of the other runs' with the same seeds."""
+    pairs = zip(runs, others, strict=True)
+    return [
+        (run["before"] - run["after"]) / (other["before"] - other["after"]) for run, other in pairs
+    ]
 
 
 def next_rate(losses: dict[float, float], start: float) -> float | None:
@@ -221,16 +149,18 @@ def next_rate(losses: dict[float, float], start: float) -> float | None:
     return next((rate for rate in around if rate not in losses), None)
 
 
-def tune(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
+def tune(make: Callable[[int], Task], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every method's loss on validation data by rate, until no neighbour of the best is left."""
+    seed = options.seeds[0]
+    task = make(seed)
     tried: dict[str, dict[float, float]] = {name: {} for name in METHODS}
     while rates := {
         name: rate
         for name, losses in tried.items()
         if (rate := next_rate(losses, RATES[task.name][name])) is not None
     }:
-        models = {name: adapted(task, name, options.seed) for name in rates}
-        train(task, models, rates, options)
+        models = {name: adapted(task, name, seed) for name in rates}
+        train(task, models, rates, options.steps, seed)
         for name, model in models.items():
             loss = task.validate(model)[0]
             tried[name][rates[name]] = loss if math.isfinite(loss) else math.inf
@@ -243,16 +173,26 @@ def tune(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def table(records: list[dict[str, Any]]) -> str:
     header = ["task", "method", "rate", "adapter", "norms", "head", "file kB", "loss before"]
-    header += ["after", "accuracy", "s / step"]
-    rows = [
-        [r["task"], r["method"], f"{r['rate']:g}"]
-        + [f"{r[part]:,}" for part in ("adapter", "norms", "head")]
-        + [f"{r['bytes'] / 1000:,.0f}", f"{r['before']:.4f}", f"{r['after']:.4f}"]
-        + ["" if r["accuracy"] is None else f"{r['accuracy']:.1%}"]
-        + [f"{r['seconds']['median']:.3f}"]
-        for r in records
-    ]
+    header += ["after", "gain", "accuracy", "s / step"]
+    rows = []
+    for r in records:
+        rows.append([r["task"], r["method"], f"{r['rate']:g}"])
+        rows[-1] += [f"{r[part]:,}" for part in ("adapter", "norms", "head")]
+        rows[-1] += [f"{r['bytes'] / 1000:,.0f}"]
+        rows[-1] += [spread([run[key] for run in r["runs"]], ".4f") for key in ("before", "after")]
+        rows[-1] += [spread(r["gain"], ".2f")]
+        rows[-1] += [spread([run["accuracy"] for run in r["runs"]], ".1%")]
+        rows[-1] += [f"{r['seconds']['median']:.3f}"]
     return harness.table(header, rows)
+
+
+def spread(values: list[float | None], form: str) -> str:
+    """The median, and the lowest and the highest value in brackets."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return ""
+    shown = [format(value, form) for value in (statistics.median(known), known[0], known[-1])]
+    return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 def caption(about: dict[str, Any], options: argparse.Namespace) -> str:
@@ -262,11 +202,14 @@ def caption(about: dict[str, Any], options: argparse.Namespace) -> str:
         f"{options.model.name}, {options.steps} steps of {BATCH} chunks of {TOKENS} tokens of "
         f"{options.text.name}. Loss (nats) and accuracy (known to about two points) are on data "
         f"neither trained nor tuned on: the demo's test sentences, the last {HELD_OUT} chunks. "
-        f"Seed {options.seed} only. Every method at its default rank and targets (LoRA: r=8, "
-        "alpha=16), so sizes differ. Rates: for sentiment the best of three in runs of 30 steps, "
-        "by validation loss; for language about a third of that, not tuned. All models of a task "
-        "are trained side by side, one step each in turn on the same batch; seconds are medians of "
-        "these steps. DoTA's file also has the cores it started from."
+        f"Seeds {', '.join(map(str, options.seeds))}: medians, and the least and the most in "
+        "brackets. A seed is that of the adapter's start, of the order of the batches and of the "
+        "classifier's head. Gain: fall of the loss in units of LoRA's with the same seed. Every "
+        "method at its default rank and targets (LoRA: r=8, alpha=16), so sizes differ. Rates: for "
+        "sentiment the best of three in runs of 30 steps, by validation loss; for language about a "
+        "third of that, not tuned. All models of a task are trained side by side, one step each in "
+        "turn on the same batch; seconds are medians of these steps. DoTA's file also has the "
+        "cores it started from."
     )
 
 
@@ -277,10 +220,14 @@ def picture(records: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(9.2, 4.8), dpi=150, layout="constrained")
     for axes, task in zip(figure.subplots(1, 2, sharex=True), RATES, strict=True):
         mine = [r for r in records if r["task"] == task]
-        axes.axhline(mine[0]["before"], color="gray", linestyle="--", label="before training")
+        before = statistics.median(run["before"] for run in mine[0]["runs"])
+        axes.axhline(before, color="gray", linestyle="--", label="before training")
         for r, (color, marker) in zip(mine, zip(COLORS, "osv^DP*", strict=True), strict=True):
-            style = {"color": color, "marker": marker, "markersize": 9, "linestyle": "none"}
-            axes.plot(r["adapter"] + r["norms"], r["after"], label=r["method"], **style)
+            losses = [run["after"] for run in r["runs"]]
+            middle = statistics.median(losses)
+            reach = [[middle - min(losses)], [max(losses) - middle]]
+            style = {"color": color, "fmt": marker, "markersize": 9, "capsize": 3}
+            axes.errorbar(r["adapter"] + r["norms"], middle, reach, label=r["method"], **style)
         axes.set(xscale="log", xlabel="trained values, without the head")
         axes.set(ylabel="held-out loss (nats)", title=task)
         axes.grid(alpha=0.3)
@@ -291,19 +238,19 @@ def picture(records: list[dict[str, Any]], path: Path) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, or tune, and report."""
-    tasks = [film_reviews(options), novel(options)]
+    tasks = [film_reviews, lambda seed: novel(options.model, options.text)]
     about = harness.machine(["tnlib", "torch", "transformers", "peft"])
     about |= {"threads": torch.get_num_threads()}
     # Names only: where the files are is this machine's business.
     about |= {key: getattr(value, "name", value) for key, value in vars(options).items()}
     if options.tune:
-        found = [record for task in tasks for record in tune(task, options)]
+        found = [record for make in tasks for record in tune(make, options)]
         path = options.output.with_name(f"{options.output.stem}_rates.json")
         rows = [[*map(str, list(r.values())[:3]), str(r["validation"])] for r in found]
         text = harness.table(["task", "method", "best rate", "validation loss by rate"], rows)
         harness.report(path, about, found, text + "\n")
         return
-    records = [record for task in tasks for record in measure(task, options)]
+    records = [record for make in tasks for record in measure(make, options)]
     text = f"{caption(about, options)}\n\n{table(records)}\n"
     harness.report(options.output, about, records, text)
     picture(records, options.output.with_suffix(".png"))
@@ -314,7 +261,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of a causal model")
     parser.add_argument("--text", type=Path, required=True, help="UTF-8 text, .gz or not")
     parser.add_argument("--steps", type=positive, default=40, help="of training (default 40)")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each (default 0 1 2)"
+    )
     parser.add_argument(
         "--tune", action="store_true", help="only find rates, on validation data: *_rates.json"
     )

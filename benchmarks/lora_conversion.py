@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
 import harness
 import safetensors.torch
 import torch
-from fine_tuning import Task, novel, stepper
+from fine_tuning import LORA, RATES, stepper
 from peft import LoraConfig, PeftModel, get_peft_model
 from task import positive, silence
+from text_tasks import BATCH, HELD_OUT, TOKENS, DemoError, Task, novel
 from tqdm import tqdm
 
 from tnlib_adapters import LoRETTAConfig, LoRTAConfig, LoTRConfig, NetworkConfig
@@ -52,7 +52,7 @@ def train(task: Task, options: argparse.Namespace, folder: Path) -> None:
     model = get_peft_model(fresh(task), config)
     batches = list(itertools.islice(task.batches(options.seed), options.steps))
     with tqdm(total=len(batches), desc="training the LoRA, steps") as bar:
-        step = stepper(model, batches, fine_tuning.RATES["language"]["LoRA (peft)"], bar)
+        step = stepper(model, batches, RATES["language"][LORA], bar)
         for _ in batches:
             step()
     model.save_pretrained(folder)
@@ -135,8 +135,8 @@ def caption(about: dict[str, Any], options: argparse.Namespace) -> str:
     return (
         f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; float32. "
         f"{options.model.name} with a LoRA (r={options.rank}) on queries and values, "
-        f"{options.steps} steps of {fine_tuning.BATCH} chunks of {fine_tuning.TOKENS} tokens of "
-        f"{options.text.name}; perplexity on the last {fine_tuning.HELD_OUT} chunks, which are not "
+        f"{options.steps} steps of {BATCH} chunks of {TOKENS} tokens of "
+        f"{options.text.name}; perplexity on the last {HELD_OUT} chunks, which are not "
         "trained on. Error: relative, in the Frobenius norm over all updates together. Gain kept: "
         "share of the LoRA's fall in loss that is left after conversion. Truncated: the best LoRA "
         "of that rank for every weight. No adapter was trained after its conversion. Seed "
@@ -158,8 +158,8 @@ def main() -> None:
     silence()
     options = parser.parse_args()
     try:
-        task = novel(options)
-    except fine_tuning.DemoError as error:
+        task = novel(options.model, options.text)
+    except DemoError as error:
         raise SystemExit(f"error: {error}") from error
     about = harness.machine(["tnlib", "torch", "transformers", "peft"])
     about |= {"threads": torch.get_num_threads()}

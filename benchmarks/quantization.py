@@ -22,10 +22,10 @@ import quantization_errors
 import quantization_steps
 import quantization_train
 import torch
-from fine_tuning import DemoError
 from quantization_models import EQUAL, METHODS, QLORA
 from step_models import LENGTH
 from task import positive, silence
+from text_tasks import DemoError
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = {"train": quantization_train, "steps": quantization_steps, "errors": quantization_errors}

@@ -7,14 +7,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
 import harness
 import torch
 from quantization_models import model_name
 from step_picture import save
+from text_tasks import causal_model
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
 from tnlib_adapters import DoTAConfig, Site
 from tnlib_adapters.fourbit.layer import relative_distance
@@ -30,9 +29,7 @@ MARKERS = "os^vDP*"
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One record a layer; errors relative in the Frobenius norm."""
-    model = fine_tuning.demo.load_pretrained(
-        AutoModelForCausalLM, str(options.model), dtype=torch.float32
-    )
+    model = causal_model(options.model)
     output = model.get_output_embeddings()
     layers = {
         name: module

@@ -11,7 +11,7 @@ from typing import Any
 import fine_tuning
 import harness
 import torch
-from fine_tuning import BATCH, HELD_OUT, TOKENS, DemoError, Task, stepper
+from fine_tuning import LORA, stepper
 from peft import TaskType
 from quantization_models import (
     METHODS,
@@ -25,36 +25,27 @@ from quantization_models import (
 from step_memory import peak_bytes, trim_memory, unpooled
 from step_models import ratio
 from task import silence
+from text_tasks import BATCH, HELD_OUT, TOKENS, DemoError, Task, causal_model, language, read_chunks
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
 FULL_RATE = 1e-4
 
 
-def load(folder: Path) -> nn.Module:
-    if not (folder / "config.json").is_file():
-        raise DemoError(f"--model {folder} is no folder with a config.json")
-    base: nn.Module = fine_tuning.demo.load_pretrained(
-        AutoModelForCausalLM, str(folder), dtype=torch.float32
-    )
-    return base
-
-
 def novels(options: argparse.Namespace) -> Task:
     """Chunks of all texts to train on, and some from all over another one to measure on."""
-    held_out = fine_tuning.read_chunks(options.held_out, options.model)
+    held_out = read_chunks(options.held_out, options.model)
     if len(held_out) < HELD_OUT:
         raise DemoError(f"--held-out {options.held_out} has {len(held_out)} chunks, not {HELD_OUT}")
     test = held_out[torch.linspace(0, len(held_out) - 1, HELD_OUT).long()]
-    training = [fine_tuning.read_chunks(text, options.model) for text in options.text]
-    return fine_tuning.language(load(options.model), torch.cat(training), test, test)
+    training = [read_chunks(text, options.model) for text in options.text]
+    return language(causal_model(options.model), torch.cat(training), test, test)
 
 
 def adapter_of(method: str) -> str:
     """The name that the table of fine-tuning has for a method's adapter."""
     adapter = METHODS[method].adapter
-    return "LoRA (peft)" if adapter == "LoRA" else str(adapter)
+    return LORA if adapter == "LoRA" else str(adapter)
 
 
 def rate(method: str) -> float:
@@ -73,7 +64,7 @@ def made(base: nn.Module, method: str, rank: int, seed: int) -> nn.Module:
 def prepared(folder: Path, method: str, rank: int, seed: int) -> Callable[[], Any]:
     """The second step of training, optimizer included; its tokens are random."""
     silence()
-    model = made(load(folder), method, rank, seed)
+    model = made(causal_model(folder), method, rank, seed)
     tokens = torch.randint(model.config.vocab_size, (BATCH, TOKENS))  # type: ignore[union-attr]
     batch = {"input_ids": tokens, "labels": tokens}
     step = stepper(model, [batch, batch], rate(method), tqdm(disable=True))
@@ -99,7 +90,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         model.train()
         records.append(record | byte_counts(model, lambda model=model: model(**batch).loss))
     rates = {name: rate(name) for name in models}
-    seconds = fine_tuning.train(task, models, rates, options)
+    seconds = fine_tuning.train(task, models, rates, options.steps, options.seed)
     for record in tqdm(records, "loss after"):
         name = record["method"]
         record["after"] = math.exp(task.test(models[name])[0])
