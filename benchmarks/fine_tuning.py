@@ -227,6 +227,8 @@ def picture(records: list[dict[str, Any]], path: Path) -> None:
             middle = statistics.median(losses)
             reach = [[middle - min(losses)], [max(losses) - middle]]
             style = {"color": color, "fmt": marker, "markersize": 9, "capsize": 3}
+            if "random" in r["method"]:  # of DoTA's size: both are to be seen
+                style |= {"markerfacecolor": "none", "markersize": 12, "capsize": 6}
             axes.errorbar(r["adapter"] + r["norms"], middle, reach, label=r["method"], **style)
         axes.set(xscale="log", xlabel="trained values, without the head")
         axes.set(ylabel="held-out loss (nats)", title=task)
