@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tnlib_adapters.core import Core, Cores, Declared
+from tnlib_adapters.costs import Route, Subject
 from tnlib_adapters.dense import Dense, Pieces, dense_form
 from tnlib_adapters.factored import factored_linear
 from tnlib_adapters.rebuilt import rebuilt_linear
-from tnlib_adapters.routes import Route, Routes, Subject, routes
+from tnlib_adapters.routes import Routes, routes
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,9 +11,9 @@ from torch import nn
 
 from tnlib._table import aligned
 from tnlib_adapters.base import quantized_weight, takes_updates
+from tnlib_adapters.costs import Cost, Route
 from tnlib_adapters.inference import adapted_layers
 from tnlib_adapters.network import Network
-from tnlib_adapters.routes import Cost, Route
 from tnlib_adapters.series import Series
 from tnlib_adapters.stacked import Stacked
 from tnlib_adapters.update import Declaration

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from tnlib_adapters.core import Core, Cores, Declared
+from tnlib_adapters.costs import Route
 from tnlib_adapters.dense import Pieces
 from tnlib_adapters.network import Network
-from tnlib_adapters.routes import Route
 
 
 @dataclass(frozen=True)
