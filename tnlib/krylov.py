@@ -6,11 +6,16 @@ flat (Musco and Musco, NeurIPS 2015). It is kept orthonormal as Q; its image M^H
 step needs anyway, gives the projected matrix Q^H M without another pass, and the squared Ritz
 values of that projection say how much energy the best rank-r basis inside Q captures. The space
 grows until a step adds next to nothing to it.
+
+Of equal singular values such a space finds no more than a block has columns, however long it
+grows. So before it is taken, a second random block is tried, and has to add next to nothing too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -31,6 +36,8 @@ from tnlib._basis import (
 # Stop when a step captures less than this share of what is still discarded: on flat spectra the
 # error is then within 0.05 % of the least possible.
 GAIN = 5e-4
+# Columns of a fresh random block that is to find nothing more either.
+_PROBE = 8
 
 
 def krylov_basis(
@@ -43,7 +50,7 @@ def krylov_basis(
         count = gram.shape[0]
         if count < target.limit and not (target.open_rank or complete):
             continue
-        captured = np.cumsum(np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None))
+        captured = _captured(gram)
         if captured[-1] > target.energy * (1 + unresolved):
             return None
         tail = np.clip(target.energy - np.append(0.0, captured), 0.0, None)
@@ -55,9 +62,13 @@ def krylov_basis(
             settled = rank == before_rank
         else:
             settled = before_left - left <= GAIN * left
+        if settled and not complete and left > target.allowed:
+            probed = _probed(matrix, space, images, gram, rng)
+            if probed[rank - 1] - captured[rank - 1] > GAIN * left:
+                return None
         if settled or complete:
             found = _extract(matrix, space, images, gram, rank, target)
-            return found if _is_sound(matrix, found, target, complete) else None
+            return _sound(matrix, found, target, complete)
         before_rank, before_left = rank, left
     return None
 
@@ -88,25 +99,44 @@ def _krylov_spaces(
             yield space, images, gram, True
             return
         newest = _image(matrix, direction)
+        images_of_newest = _array.astype(newest, wide)
+        gram = _bordered(gram, images, images_of_newest)
         space = xp.concat([space, direction], axis=1)
-        images = xp.concat([images, _array.astype(newest, wide)], axis=1)
-        border = inner(images, images[:, gram.shape[0] :])
-        old = gram.shape[0]
-        gram = np.block([[gram, border[:old]], [border.conj().T]])
+        images = xp.concat([images, images_of_newest], axis=1)
 
 
-def _is_sound(matrix: Array, found: Basis, target: Target, complete: bool) -> bool:
-    """Whether a basis can be trusted where energies, being squares, resolve too little.
+def _bordered(gram: Vector, images: Array, newest: Array) -> Vector:
+    """The Gram matrix of the images with the newest after them."""
+    border = inner(images, newest)
+    return np.block([[gram, border], [border.conj().T, inner(newest, newest)]])
+
+
+def _captured(gram: Vector) -> Vector:
+    """Energies that the best bases of 1, 2, ... vectors inside the space capture."""
+    return np.cumsum(np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None))
+
+
+def _probed(matrix: Array, space: Array, images: Array, gram: Vector, rng: Any) -> Vector:
+    """What the space would capture with a fresh random block of directions outside it."""
+    start = _array.normal(rng, (matrix.shape[1], _PROBE), matrix)
+    fresh = _image(matrix, orthonormal(matrix @ start, space))
+    return _captured(_bordered(gram, images, _array.astype(fresh, images.dtype)))
+
+
+def _sound(matrix: Array, found: Basis, target: Target, complete: bool) -> Basis | None:
+    """A basis that can be trusted where energies, being squares, resolve too little, or None.
 
     They do down to a relative error of 1e-3 in single and 1e-6 in double precision. Below it, and
-    for a space that stopped growing, only a basis that leaves no more than is allowed is kept;
-    what it leaves is measured.
+    for a space that stopped growing, only a basis that leaves no more than is allowed is kept.
+    What it leaves is measured from ten times that on, since the norm of a projection that was
+    computed in single precision is off by more than a rounding error.
     """
     floor = 1e-3 if is_single(matrix) else 1e-6
-    if found.discarded > floor**2 * target.energy and not complete:
-        return True
+    if found.discarded > (10 * floor) ** 2 * target.energy and not complete:
+        return found
     left = _array.residual_energy(matrix, found.vectors, found.rest)
-    return left <= target.allowed
+    resolved = left > floor**2 * target.energy and not complete
+    return replace(found, discarded=left) if resolved or left <= target.allowed else None
 
 
 def _image(matrix: Array, vectors: Array) -> Array:

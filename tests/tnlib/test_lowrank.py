@@ -122,3 +122,36 @@ def test_steep_spectra_are_as_good_as_the_svd_to_rounding(spectrum, dtype, metho
     assert residual <= 1.001 * best + 50 * u
     overlap = basis.vectors.conj().T @ basis.vectors
     np.testing.assert_allclose(overlap, np.eye(overlap.shape[0]), atol=50 * u)
+
+
+REPEATED = {
+    "60 equal, then a flat tail": np.r_[np.ones(60), np.full(460, 0.01)],
+    "90 equal": np.r_[np.ones(90), np.full(430, 0.1)],
+    "plateaus of 40": np.repeat(2.0 ** -np.arange(13), 40),
+    "one more than a block": np.r_[np.ones(25), np.full(495, 0.02)],
+    "1 and 40 small": np.r_[1.0, np.full(40, 0.05), np.full(479, 1e-4)],
+}
+
+
+@pytest.mark.parametrize("spectrum", sorted(REPEATED))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("method", ["auto", "krylov"])
+def test_equal_singular_values_are_all_found(spectrum, dtype, method):
+    values = REPEATED[spectrum]
+    matrix = with_spectrum(values, 520, 600).astype(dtype)
+    basis = basis_of(matrix, method, max_rank=48)
+    residual = np.linalg.norm(matrix - basis.vectors @ basis.rest)
+    assert residual <= 1.001 * np.linalg.norm(values[48:])
+    resolved = np.finfo(dtype).eps * np.sum(values**2)
+    assert basis.discarded == pytest.approx(residual**2, rel=1e-3, abs=resolved)
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.8, 0.7])
+def test_single_precision_below_what_its_norms_resolve(ratio):
+    values = ratio ** np.arange(1024.0)
+    matrix = with_spectrum(values, 1024, 1024).astype(np.float32)
+    for rank in (32, 64, 96, 127):
+        basis = basis_of(matrix, "auto", max_rank=rank)
+        residual = np.linalg.norm(matrix - basis.vectors @ basis.rest)
+        best = np.linalg.norm(values[rank:])
+        assert residual <= 1.001 * best + 1e-6 * np.linalg.norm(values)

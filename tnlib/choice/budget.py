@@ -65,8 +65,10 @@ def bond_ranks(cores: Sequence[Array], ranks: Ranks | None, budget: int) -> Rank
             -1, *following.shape[1:]
         )
     total = float(energies[0].sum()) or 1.0
-    known = tuple(values[:limit] / total for values, limit in zip(energies, limits, strict=True))
-    return _chosen(Spectra(ChainCount(modes), known, total), budget)
+    pairs = list(zip(energies, limits, strict=True))
+    known = tuple(values[:limit] / total for values, limit in pairs)
+    beyond = tuple(float(values[limit:].sum()) / total for values, limit in pairs)
+    return _chosen(Spectra(ChainCount(modes), known, beyond, total), budget)
 
 
 def _most(count: Count, ranks: Ranks | None, budget: int) -> Ranks | None:

@@ -41,6 +41,9 @@ class Spectra:
         The format's values as a function of its ranks.
     energies : tuple of float64 arrays
         Squared singular values, descending, of every bond or mode; perhaps only the leading ones.
+    beyond : tuple of float
+        What the others sum up to. One minus the known ones would cancel: in single precision the
+        norm of the array is known to a 10^-8 of its square only.
     energy, exponent : float, int
         The squared Frobenius norm of the array is energy * 4^exponent.
     roundoff : float
@@ -49,6 +52,7 @@ class Spectra:
 
     count: Count
     energies: tuple[Vector, ...]
+    beyond: tuple[float, ...]
     energy: float
     exponent: int = 0
     roundoff: float = 0.0
@@ -56,15 +60,10 @@ class Spectra:
     @cached_property
     def tails(self) -> tuple[Vector, ...]:
         """Share of the energy that every rank from 0 on leaves out, for every bond or mode."""
-        found = []
-        for values, limit in zip(self.energies, self.count.limits, strict=True):
-            tail = np.maximum(1.0 - np.concatenate([[0.0], np.cumsum(values)]), 0.0)
-            if self.energy == 0.0:
-                tail = np.zeros(len(values) + 1)
-            elif len(values) == limit:
-                tail = np.concatenate([np.cumsum(values[::-1])[::-1], [0.0]])
-            found.append(tail)
-        return tuple(found)
+        return tuple(
+            np.cumsum(np.concatenate([[rest], values[::-1]]))[::-1]
+            for values, rest in zip(self.energies, self.beyond, strict=True)
+        )
 
     @property
     def limits(self) -> tuple[int, ...]:
@@ -77,8 +76,8 @@ class Spectra:
         Singular values below 3e-8 of the norm are not resolved, since energies are squares.
         """
         lost = self._lost(ranks)
-        low = math.sqrt(max(max(lost, default=0.0) - _RESOLVED, 0.0))
-        return low, min(math.sqrt(math.fsum(lost)), 1.0) + self.roundoff
+        low = math.sqrt(max(max(lost, default=0.0) - _RESOLVED, 0.0)) - self.roundoff
+        return max(low, 0.0), min(math.sqrt(math.fsum(lost)), 1.0) + self.roundoff
 
     def loss(self, ranks: Sequence[int]) -> float:
         """An estimate of the squared error, between the squares of the bounds.
@@ -129,25 +128,29 @@ def _spectra(
     most: Sequence[int | None],
     rng: Any,
 ) -> Spectra:
-    energies = []
+    found = []
     for matrix, limit, asked in zip(unfoldings, count.limits, most, strict=True):
         rank = limit if asked is None else min(limit, asked)
-        energies.append(_energies(matrix, rank, prepared.energy, rng))
+        found.append(_energies(matrix, rank, prepared.energy, rng))
     arrays = math.sqrt(len(unfoldings) + 1)
     unit = _array.unit_roundoff(prepared.data.dtype)
     return Spectra(
         count,
-        tuple(energies),
+        tuple(values for values, _ in found),
+        tuple(rest for _, rest in found),
         prepared.energy,
         prepared.exponent,
         arrays * max(_array.unit_roundoff(prepared.out), NOISE * unit) if prepared.energy else 0.0,
     )
 
 
-def _energies(matrix: Array, rank: int, energy: float, rng: Any) -> Vector:
-    """The largest `rank` squared singular values over `energy`, descending."""
+def _energies(matrix: Array, rank: int, energy: float, rng: Any) -> tuple[Vector, float]:
+    """The largest `rank` squared singular values, descending, and the sum of the others.
+
+    As shares of the sum of all.
+    """
     if energy == 0.0:
-        return np.zeros(rank)
+        return np.zeros(rank), 0.0
     side = min(matrix.shape)
     if side >= lowrank.KRYLOV_SIDE and rank <= side * _FEW:
         basis = lowrank.truncated_basis(
@@ -156,10 +159,12 @@ def _energies(matrix: Array, rank: int, energy: float, rng: Any) -> Vector:
         rows = [_array.energy(row) for row in basis.rest]
         values = np.zeros(rank)
         values[: len(rows)] = sorted(rows, reverse=True)
+        rest, total = _array.residual_energy(matrix, basis.vectors, basis.rest), energy
     else:
         wide = matrix if matrix.shape[0] <= matrix.shape[1] else _array.adjoint(matrix)
-        values = eigenvalues(_gram.gram(wide))[::-1][:rank]
-    return np.maximum(values, 0.0) / energy
+        values = np.maximum(eigenvalues(_gram.gram(wide))[::-1], 0.0)
+        values, rest, total = values[:rank], math.fsum(values[rank:]), math.fsum(values)
+    return values / total, rest / total
 
 
 def eigenvalues(hermitian: Array) -> Vector:

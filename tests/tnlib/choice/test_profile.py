@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tnlib
-from tests.arrays import LIBRARIES, matrices, tensors
+from tests.arrays import LIBRARIES, matrices, tensors, with_spectrum
 from tnlib import cp_als, mpo_decompose, rank_profile, tt_round, tt_svd, tucker_hooi, tucker_hosvd
 
 DECOMPOSE = {"mpo": mpo_decompose, "tt": tt_svd, "tucker": tucker_hosvd}
@@ -39,6 +39,29 @@ def test_every_point_bounds_the_decomposition(array, format, library):
         assert low - slack <= result.error <= high + slack
     for low, guess, high in zip(profile.lower, profile.estimate, profile.upper, strict=True):
         assert low - slack <= guess <= high + slack
+
+
+@given(
+    st.lists(st.integers(2, 6), min_size=2, max_size=4),
+    st.floats(0.2, 0.9),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["tt", "tucker"]),
+)
+def test_every_point_bounds_single_precision(shape, ratio, seed, format):
+    steps = np.indices(shape).sum(axis=0)
+    noise = np.random.default_rng(seed).standard_normal(shape)
+    array = (noise * ratio ** (3 * steps)).astype(np.float32)
+    profile = rank_profile(array, format=format, points=6)
+    for ranks, low, high in zip(profile.ranks, profile.lower, profile.upper, strict=True):
+        assert low <= DECOMPOSE[format](array, ranks).error <= high
+
+
+@pytest.mark.parametrize("ratio", [0.4, 0.5, 0.6])
+def test_ranks_for_a_tolerance_keep_it_in_single_precision(ratio):
+    array = with_spectrum(ratio ** np.arange(64.0), 64, 64).astype(np.float32)
+    profile = rank_profile(array, range(1, 30), format="tt")
+    for eps in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
+        assert tt_svd(array, profile.best_ranks(eps=eps)).error <= eps
 
 
 @given(matrices(), st.integers(1, 3))
