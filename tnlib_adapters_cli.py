@@ -173,7 +173,8 @@ def _from_lora(commands: Any) -> None:
         "from-lora",
         ("exchange", "from_lora_command"),
         "write a LoRA as an adapter of another method",
-        f"""{_SPEC}
+        """
+A METHOD is a name, with what sets its size: lotr:r=16, lorta:r=16, loretta:tt_rank=8,bottleneck=8.
 Targets, saved modules and task are the LoRA's.
 
 examples:

@@ -33,14 +33,15 @@ def sweeps(
     prepared = prepare(array.reshape(-1, *rows, *columns), dtype, axes)
     modes = paired_modes(rows, columns)
     batch = prepared.data.reshape(array.shape[0], -1)
-    cores, kernels = _split(batch, modes, limits)
-    info = Info(kernels, (), None, prepared.compute_name)
+    cores, discarded, kernels = _split(batch, modes, limits)
     floor = 1e-3 if is_single(batch) else GRAM_FLOOR
     found: list[Swept | None] = []
     for k, data in enumerate(batch):
         own = Prepared(data, prepared.exponent, _array.energy(data), prepared.out)
         swept = None
         if is_moderate(own.energy, data):
+            lost = tuple(float(split[k]) / own.energy for split in discarded)
+            info = Info(kernels, lost, None, prepared.compute_name)
             swept = finished([core[k] for core in cores], own, array, None, info)
         truncated = "gram" in kernels
         found.append(None if swept is None or (truncated and swept.error < floor) else swept)
@@ -49,34 +50,37 @@ def sweeps(
 
 def _split(
     rest: Array, modes: Sequence[int], limits: Sequence[int]
-) -> tuple[list[Array], tuple[str, ...]]:
-    """Cores (b, r, n, r) and the kernel of every split."""
+) -> tuple[list[Array], list[Array], tuple[str, ...]]:
+    """Cores (b, r, n, r), and of every split the discarded energies (b,) and the kernel."""
     batch, rank = rest.shape[0], 1
-    cores, kernels = [], []
+    cores, discarded, kernels = [], [], []
     for mode, limit in zip(modes[:-1], limits, strict=True):
         matrix = rest.reshape(batch, rank * mode, -1)
-        vectors, kernel = _vectors(matrix, limit)
+        vectors, lost, kernel = _vectors(matrix, limit)
         rest = _array.adjoint(vectors) @ matrix
         cores.append(vectors.reshape(batch, rank, mode, -1))
         rank = vectors.shape[2]
+        discarded.append(lost)
         kernels.append(kernel)
     cores.append(rest.reshape(batch, rank, modes[-1], 1))
-    return cores, tuple(kernels)
+    return cores, discarded, tuple(kernels)
 
 
-def _vectors(matrix: Array, limit: int) -> tuple[Array, str]:
-    """Orthonormal columns of every (m, n) matrix of a batch, at most `limit`."""
+def _vectors(matrix: Array, limit: int) -> tuple[Array, Array, str]:
+    """Orthonormal columns of every (m, n) matrix of a batch, at most `limit`; what they leave."""
     xp = array_namespace(matrix)
     batch, rows, columns = matrix.shape
+    nothing = xp.zeros((batch,), device=matrix.device)
     if limit >= rows and rows <= columns:
         identity = xp.eye(rows, dtype=matrix.dtype, device=matrix.device)
-        return _array.owned(xp.broadcast_to(identity, (batch, rows, rows))), "identity"
+        return _array.owned(xp.broadcast_to(identity, (batch, rows, rows))), nothing, "identity"
     if limit >= columns:
-        return xp.linalg.qr(matrix)[0], "qr"
+        return xp.linalg.qr(matrix)[0], nothing, "qr"
     wide = _array.astype(matrix, _array.double(xp, matrix.dtype))
     flipped = wide if rows <= columns else _array.adjoint(wide)
-    _, vectors = xp.linalg.eigh(flipped @ _array.adjoint(flipped))
+    values, vectors = xp.linalg.eigh(flipped @ _array.adjoint(flipped))
+    lost = xp.sum(xp.clip(values[..., :-limit], min=0.0), axis=-1)
     leading = xp.flip(vectors, axis=-1)[..., :limit]
     if rows > columns:
         leading = xp.linalg.qr(wide @ leading)[0]
-    return _array.astype(leading, matrix.dtype), "gram"
+    return _array.astype(leading, matrix.dtype), lost, "gram"

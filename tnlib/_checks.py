@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -199,3 +200,19 @@ def flag(name: str, value: Any) -> None:
     """Refuse what is neither True, False nor None."""
     if value is not None and not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True, False or None, got {value!r}")
+
+
+def real_device(library: str, device: Any) -> Any:
+    """The torch device that was asked for; None for NumPy."""
+    if library == "numpy":
+        if str(device) != "cpu":
+            raise ValueError(f"NumPy arrays live on the CPU, got device={device!r}")
+        return None
+    torch = import_module("torch")
+    try:
+        place = torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} is not a torch device here: {error}") from error
+    if place.type == "meta":
+        raise ValueError("the meta device holds no data; choose a real one")
+    return place

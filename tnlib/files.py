@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialized
 
-from tnlib import _array, _disk, _operands
+from tnlib import _array, _checks, _disk, _operands
 from tnlib._array import Array
 from tnlib._chain import Chain
 from tnlib._format import Format
@@ -114,7 +114,7 @@ def load(
     """
     if library not in LIBRARIES:
         raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, got {library!r}")
-    place = _device(library, device)
+    place = _checks.real_device(library, device)
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             records = read_records(file.metadata() or {}, file.keys())
@@ -177,23 +177,6 @@ def _read(file: Any, name: str, record: Record, place: Any) -> Format:
             )
         arrays.append(_unpacked(values, record.dtype, place))
     return record.built(arrays)
-
-
-def _device(library: str, device: Any) -> Any:
-    """The torch device that was asked for; None for NumPy."""
-    if library == "numpy":
-        if str(device) != "cpu":
-            raise ValueError(f"NumPy arrays live on the CPU, got device={device!r}")
-        return None
-    import torch
-
-    try:
-        place = torch.empty(0, device=torch.device(device)).device
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(f"device={device!r} is not a torch device here: {error}") from error
-    if place.type == "meta":
-        raise ValueError("the meta device holds no data; load to a real one")
-    return place
 
 
 def _check_numpy(records: Mapping[str, Record]) -> None:

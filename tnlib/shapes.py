@@ -50,7 +50,8 @@ def factorize(n: int, d: int) -> tuple[int, ...]:
     """
     n = _checks.positive_int("n", n)
     d = _checks.positive_int("d", d)
-    return _best(n, d, 1)
+    most = min(d, n.bit_length())  # no number has more prime factors
+    return (1,) * (d - most) + _best(n, most, 1)
 
 
 def quantized_dims(*widths: int) -> tuple[tuple[int, ...], ...]:

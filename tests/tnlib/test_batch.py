@@ -28,6 +28,10 @@ def test_every_member_is_as_good_as_alone_and_tells_the_truth(case, ranks, libra
         assert abs(mpo.error - relative(mpo.to_matrix(), alone)) <= 1e-14
         assert mpo.error <= reference.error + 1e-9
         assert all(p <= max(ranks, 1) for p in mpo.ranks)
+        if mpo.info.kernels:
+            lost = sum(mpo.info.discarded)
+            assert len(mpo.info.discarded) == len(mpo.info.kernels)
+            assert mpo.error**2 == pytest.approx(lost, abs=1e-12)
         for core in mpo.cores[:-1]:
             left = numpy_of(core).reshape(-1, core.shape[3])
             np.testing.assert_allclose(left.T @ left, np.eye(left.shape[1]), atol=1e-12)

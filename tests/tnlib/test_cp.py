@@ -243,6 +243,19 @@ def test_the_callback_sees_every_iteration_and_can_stop():
     assert (cp.info.converged, cp.info.reason) == (False, "the callback asked to stop")
 
 
+def test_members_of_a_batch_at_another_scale_are_drawn_and_stopped_like_the_others():
+    cube = np.random.default_rng(0).standard_normal((4, 5, 6))
+    batch = [cube, cube * 1e-200]
+    seen = []
+    found = cp_als_batch(batch, 2, callback=lambda k, _: seen.append(k) or False)
+    assert [cp.info.n_iter for cp in found] == [1, 1]
+    assert seen == [1, 1]
+    options = {"init": "random", "max_iter": 2}
+    errors = [[cp.error for cp in cp_als_batch(batch, 2, rng=s, **options)] for s in (1, 1, 7)]
+    assert errors[0] == errors[1]
+    assert errors[0][1] != errors[2][1]
+
+
 def test_a_callback_that_says_nothing_or_true_does_not_stop():
     array = np.random.default_rng(0).standard_normal((5, 6, 7))
     for answer in (None, True, 1):

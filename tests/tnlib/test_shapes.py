@@ -41,6 +41,7 @@ def test_known_widths():
     assert factorize(1, 3) == (1, 1, 1)
     assert factorize(2**20, 20) == (2,) * 20
     assert factorize(11008, 3) == (16, 16, 43)
+    assert factorize(12, 2000) == (1,) * 1997 + (2, 2, 3)
 
 
 @pytest.mark.parametrize(

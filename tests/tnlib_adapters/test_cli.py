@@ -183,6 +183,7 @@ def test_to_lora_truncates_to_a_rank(folder, tmp_path, capsys):
         (["to-lora", "{dota}", "{new}"], "rank"),
         (["from-lora", "{lotr}", "{new}", "lotr"], "only 'LORA' can be converted"),
         (["from-lora", "{lora}", "{new}", "loretta:variant=adp"], "not a change of weights"),
+        (["from-lora", "{lora}", "{new}", "lotr:target_modules=v_proj"], "come from the LoRA"),
     ],
 )
 def test_work_that_fails_says_why_in_one_line(words, message, folder, tmp_path, capsys):

@@ -116,3 +116,6 @@ def test_layers_of_an_adapted_model_show_the_update_of_each_adapter():
             seen = layer.as_tnlib(adapter)
             torch.testing.assert_close(seen.to_dense(), layer.get_delta_weight(adapter))
         assert not torch.equal(layer.as_tnlib().to_dense(), layer.as_tnlib("other").to_dense())
+        for function in (layer.as_tnlib, layer.get_delta_weight, model.base_model.target_report):
+            with pytest.raises(ValueError, match=r"no adapter 'third' here; .*'default', 'other'"):
+                function("third")

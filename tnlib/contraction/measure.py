@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tnlib import _array
+from tnlib import _array, _checks
 from tnlib._array import Array
 from tnlib.contraction.kernel import compiled
 from tnlib.contraction.roofline import LARGE, SMALL, Roofline
@@ -22,7 +22,7 @@ _PATIENCE, _REPEATS = 0.3, 25
 
 
 def measure_roofline(
-    dtype: Any = "float32", *, library: str = "torch", device: str = "cpu"
+    dtype: Any = "float32", *, library: str = "torch", device: Any = "cpu"
 ) -> Roofline:
     """Measure how fast this machine multiplies, reads, writes and transposes.
 
@@ -34,8 +34,8 @@ def measure_roofline(
         Floating type of the arrays.
     library : {"torch", "numpy"}, optional
         Whose arrays are to be contracted.
-    device : str, optional
-        A torch device; "cpu" for NumPy.
+    device : str or torch.device, optional
+        Where torch computes; "cpu" for NumPy.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def measure_roofline(
     TypeError
         If the library does not have the dtype.
     ValueError
-        If the library is unknown, or NumPy is asked for another device than the CPU.
+        If the library is unknown, or the device is none here that holds data.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def measure_roofline(
     spent = clock.seconds(lambda: matrices @ matrices) - step - 2 * batch * few**3 / rate
     return Roofline(
         library=library,
-        device=device,
+        device=clock.device,
         dtype=_array.dtype_name(one.dtype),
         itemsize=itemsize,
         flops_per_second=rate,
@@ -100,13 +100,12 @@ def measure_roofline(
 class _Clock:
     """Arrays of one library, device and dtype, and the time that functions of them take."""
 
-    def __init__(self, library: str, dtype: Any, device: str) -> None:
+    def __init__(self, library: str, dtype: Any, device: Any) -> None:
         if library not in ("numpy", "torch"):
             raise ValueError(f"library must be 'numpy' or 'torch', got {library!r}")
-        if library == "numpy" and device != "cpu":
-            raise ValueError(f"NumPy computes on the CPU only, got device={device!r}")
+        place = _checks.real_device(library, device)
         self.torch = import_module("torch") if library == "torch" else None
-        self.device = device
+        self.device = "cpu" if place is None else str(place)
         namespace = import_module(f"array_api_compat.{library}")
         self.dtype = _array.resolve_dtype(namespace, dtype)
         self.rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from typing import Any
 from tnlib import _array
 from tnlib._array import Array
 from tnlib.contraction import report, slicing
+from tnlib.contraction.arguments import positions, shape_of
 from tnlib.contraction.cost import Cost, cost_of, folded_steps, gradient_counts
 from tnlib.contraction.layout import ordered
 from tnlib.contraction.network import Network, Shape
@@ -191,9 +192,8 @@ class Plan:
         """
         if self._known:
             raise ValueError("constants are folded; resize the plan before")
-        wanted = self.requires_grad if requires_grad is None else tuple(requires_grad)
-        network = self.network.resized([tuple(shape) for shape in shapes])
-        return replace(self, network=network, requires_grad=wanted, seconds=None)
+        wanted = self._wanted(requires_grad)
+        return replace(self, network=self._fitting(shapes), requires_grad=wanted, seconds=None)
 
     def predicted(
         self,
@@ -211,9 +211,18 @@ class Plan:
             Shapes of all operands; by default those of this plan.
         requires_grad : sequence of int, optional
             Operands that require a gradient; by default those of this plan.
+
+        Raises
+        ------
+        TypeError
+            If `roofline` is none, or a shape or a position is no collection of integers.
+        ValueError
+            If the shapes do not fit the equation, or there is no such operand.
         """
-        network = self.network.resized([tuple(s) for s in shapes]) if shapes else self.network
-        wanted = self.requires_grad if requires_grad is None else requires_grad
+        if not isinstance(roofline, Roofline):
+            raise TypeError(f"roofline must be a Roofline, got {type(roofline).__name__}")
+        network = self._fitting(shapes) if shapes else self.network
+        wanted = self._wanted(requires_grad)
         count = len(network.terms)
         gradients = gradient_counts(count, self.steps, wanted)
         fixed = folded_steps(count, self.steps, self.constants)
@@ -222,6 +231,14 @@ class Plan:
         one = slicing.inner(network, self.sliced)
         steps, extras = [step for step, _ in counted], [extra for _, extra in counted]
         return slicing.count(network, self.sliced) * roofline.seconds(one, steps, extras)
+
+    def _fitting(self, shapes: Sequence[Sequence[int]]) -> Network:
+        return self.network.resized([shape_of(k, shape) for k, shape in enumerate(shapes)])
+
+    def _wanted(self, requires_grad: Sequence[int] | None) -> tuple[int, ...]:
+        if requires_grad is None:
+            return self.requires_grad
+        return positions("requires_grad", requires_grad, len(self.network.terms))
 
     def folded(self, *constants: Array) -> Plan:
         """The plan that knows its constants: steps of constants alone are done once, now.

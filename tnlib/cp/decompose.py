@@ -148,6 +148,8 @@ def cp_als_batch(
         As in :func:`cp_als`.
     callback : callable, optional
         Called as ``callback(iteration, error)`` with the largest error of the batch; False stops.
+        Arrays whose entries are far smaller or larger than the others' are decomposed one by one,
+        and call it with their own error.
 
     Returns
     -------
@@ -175,15 +177,16 @@ def cp_als_batch(
     energies = [_array.energy(item) for item in prepared.data]
     # Members at another scale than the rest, zero ones among them, are decomposed alone.
     usual = [k for k, energy in enumerate(energies) if is_moderate(energy, prepared.data)]
+    generator = _array.as_generator(rng)
+    same: dict[str, Any] = {"method": "als", "init": init, "tol": tol, "max_iter": max_iter}
+    same |= {"dtype": dtype, "callback": callback, "rng": generator}
     results = {
-        k: cp_als(array[k], terms, method="als", init=init, tol=tol, max_iter=max_iter, dtype=dtype)
-        for k in set(range(len(energies))) - set(usual)
+        k: cp_als(array[k], terms, **same) for k in range(len(energies)) if k not in set(usual)
     }
     if usual:
         batch = prepared.data if len(usual) == len(energies) else prepared.data[usual]
         data = Data.of(batch, [energies[k] for k in usual])
-        start = first_terms(data, terms, init, _array.as_generator(rng))
-        found = solve(data, start, "als", course)
+        found = solve(data, first_terms(data, terms, init, generator), "als", course)
         for row, k in enumerate(usual):
             one = row_of(found, row)
             results[k] = result(array[k], prepared, item(data, row), one, course, row)

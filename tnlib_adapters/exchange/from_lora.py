@@ -33,7 +33,7 @@ _FITS: dict[str, Callable[..., dict[str, dict[str, Tensor]]]] = {
     "loretta": fit_loretta,
 }
 # Fields that say where a LoRA is and what came beside it.
-_COPIED = (
+COPIED = (
     "target_modules",
     "exclude_modules",
     "layers_to_transform",
@@ -192,7 +192,7 @@ def _sites(model: nn.Module, source: LoRA) -> dict[str, Site]:
 
 def _with_fields_of(source: LoRA, config: NetworkConfig) -> NetworkConfig:
     """A copy of a configuration with everything but the method taken from a LoRA."""
-    fields: dict[str, Any] = {name: source.config.get(name) for name in _COPIED}
+    fields: dict[str, Any] = {name: source.config.get(name) for name in COPIED}
     bias = source.config.get("bias") or "none"
     fields["bias"] = f"{config.method}_only" if bias == "lora_only" else bias
     if isinstance(config, LoRETTAConfig):

@@ -167,11 +167,16 @@ class NetworkLayer(AdapterPart):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The dense update of one adapter, laid out as the base layer's weight."""
-        return self._oriented(self.update(adapter).delta())
+        return self._oriented(self._named(adapter).delta())
 
     def as_tnlib(self, adapter: str = "default") -> UpdateView:
         """The update of one adapter as tnlib objects; see :class:`~tnlib_adapters.UpdateView`."""
-        return view(self.update(adapter))
+        return view(self._named(adapter))
+
+    def _named(self, adapter: str) -> Update:
+        if adapter not in self.held:
+            raise ValueError(f"there is no adapter {adapter!r} here; there are {[*self.held]}")
+        return self.update(adapter)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer, plus the active updates unless disabled or merged."""

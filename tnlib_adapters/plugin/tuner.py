@@ -78,6 +78,10 @@ class NetworkTuner(Merging):
 
     def target_report(self, adapter_name: str = "default") -> dict[str, list[str]]:
         """Names of the modules that every entry of an adapter's ``target_modules`` matched."""
+        if adapter_name not in self.peft_config:
+            raise ValueError(
+                f"there is no adapter {adapter_name!r} here; there are {[*self.peft_config]}"
+            )
         config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
         return targets.report(config.target_modules, self._names(self.model, adapter_name))
 

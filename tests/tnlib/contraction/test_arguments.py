@@ -123,6 +123,34 @@ def test_folding_twice_or_too_little():
         plan.folded(np.eye(2))(np.eye(2), np.eye(2))
 
 
+BAD_SIZES = {
+    "a fraction": (TypeError, "every size of operand 0", ((2.5, 2), (2, 2)), None),
+    "a negative size": (ValueError, "at least 0", ((-2, 2), (2, 2)), None),
+    "one shape": (ValueError, "operands", ((2, 2),), None),
+    "a word": (TypeError, "integer", SQUARE, ("a",)),
+    "a third operand": (ValueError, "2", SQUARE, (2,)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SIZES)
+def test_other_shapes_are_checked_as_those_of_a_plan(name):
+    error, message, shapes, wanted = BAD_SIZES[name]
+    plan = plan_contraction(MATMUL, *SQUARE)
+    with pytest.raises(error, match=message):
+        plan.resized(*shapes, requires_grad=wanted)
+    with pytest.raises(error, match=message):
+        plan.predicted(RATES, *shapes, requires_grad=wanted)
+
+
+def test_the_last_operand_of_a_resized_plan_may_be_counted_from_the_end():
+    plan = plan_contraction(MATMUL, (2, 3), (3, 4))
+    again = plan.resized((2, 3), (3, 4), requires_grad=(-1,))
+    assert again.requires_grad == (1,)
+    assert again.backward_flops == 48
+    with pytest.raises(TypeError, match="must be a Roofline"):
+        plan.predicted(1)
+
+
 def test_a_plan_is_immutable():
     plan = plan_contraction(MATMUL, *SQUARE)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -131,7 +159,9 @@ def test_a_plan_is_immutable():
 
 BAD_ROOFLINES = {
     "library": (ValueError, "must be 'numpy' or 'torch'", {"library": "jax"}),
-    "device": (ValueError, "CPU only", {"library": "numpy", "device": "cuda"}),
+    "device": (ValueError, "live on the CPU", {"library": "numpy", "device": "cuda"}),
+    "meta": (ValueError, "holds no data", {"device": torch.device("meta")}),
+    "no device": (ValueError, "is not a torch device here", {"device": "nowhere"}),
     "dtype": (TypeError, "dtype must be one of", {"library": "numpy", "dtype": "bfloat16"}),
 }
 
