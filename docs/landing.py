@@ -70,7 +70,7 @@ def plot_profiles(axes: Axes, weights: dict[str, np.ndarray]) -> None:
 def plot_methods(axes: Axes, ink: str) -> None:
     """Share of LoRA's gain against the size of the file."""
     records = [r for r in measured("fine_tuning")["records"] if r["task"] == "language"]
-    places = {"LoRA (peft)": ("center", -14), "DoTA": ("center", 13)}
+    places = {"LoRA (peft)": ("center", 13), "DoTA": ("center", -14)}
     for record in records:
         method = record["method"]
         size, gain = record["bytes"] / 1000, float(np.median(record["gain"]))
