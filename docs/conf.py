@@ -89,7 +89,7 @@ html_theme_options = {
     "pygments_light_style": "github-light",
     "pygments_dark_style": "github-dark",
 }
-html_sidebars = {"index": []}
+html_sidebars = {"index": [], "start": []}
 
 
 def public_signature(app, what, name, obj, options, signature, returned):
