@@ -117,10 +117,11 @@ def measure(make: Callable[[int], Task], options: argparse.Namespace) -> list[di
         task = make(seed)
         rates = RATES[task.name]
         models = {name: adapted(task, name, seed) for name in METHODS}
-        for name, model in models.items():
-            about = {"task": task.name, "method": name, "rate": rates[name]}
-            about |= {**sizes(task, name, model), "bytes": adapter_bytes(model), "runs": []}
-            records.setdefault(name, about)
+        if not records:
+            for name, model in models.items():
+                records[name] = {"task": task.name, "method": name, "rate": rates[name]}
+                records[name] |= sizes(task, name, model) | {"bytes": adapter_bytes(model)}
+                records[name]["runs"] = []
         before = task.test(task.base)[0]  # every method starts as the base
         for name, spent in train(task, models, rates, options.steps, seed).items():
             seconds[name] += spent
@@ -240,7 +241,8 @@ def picture(records: list[dict[str, Any]], path: Path) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, or tune, and report."""
-    tasks = [film_reviews, lambda seed: novel(options.model, options.text)]
+    text = novel(options.model, options.text)  # the same for every seed, and checked before work
+    tasks = [film_reviews, lambda seed: text]
     about = harness.machine(["tnlib", "torch", "transformers", "peft"])
     about |= {"threads": torch.get_num_threads()}
     # Names only: where the files are is this machine's business.
@@ -249,12 +251,12 @@ def run(options: argparse.Namespace) -> None:
         found = [record for make in tasks for record in tune(make, options)]
         path = options.output.with_name(f"{options.output.stem}_rates.json")
         rows = [[*map(str, list(r.values())[:3]), str(r["validation"])] for r in found]
-        text = harness.table(["task", "method", "best rate", "validation loss by rate"], rows)
-        harness.report(path, about, found, text + "\n")
+        header = ["task", "method", "best rate", "validation loss by rate"]
+        harness.report(path, about, found, harness.table(header, rows) + "\n")
         return
     records = [record for make in tasks for record in measure(make, options)]
-    text = f"{caption(about, options)}\n\n{table(records)}\n"
-    harness.report(options.output, about, records, text)
+    page = f"{caption(about, options)}\n\n{table(records)}\n"
+    harness.report(options.output, about, records, page)
     picture(records, options.output.with_suffix(".png"))
 
 

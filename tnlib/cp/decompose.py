@@ -180,9 +180,8 @@ def cp_als_batch(
     generator = _array.as_generator(rng)
     same: dict[str, Any] = {"method": "als", "init": init, "tol": tol, "max_iter": max_iter}
     same |= {"dtype": dtype, "callback": callback, "rng": generator}
-    results = {
-        k: cp_als(array[k], terms, **same) for k in range(len(energies)) if k not in set(usual)
-    }
+    alone = sorted(set(range(len(energies))) - set(usual))
+    results = {k: cp_als(array[k], terms, **same) for k in alone}
     if usual:
         batch = prepared.data if len(usual) == len(energies) else prepared.data[usual]
         data = Data.of(batch, [energies[k] for k in usual])

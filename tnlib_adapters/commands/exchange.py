@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tnlib_adapters.commands.methods import configuration
+from tnlib_adapters.commands.methods import configuration, written_fields
 from tnlib_adapters.exchange.from_lora import COPIED, from_lora
 from tnlib_adapters.exchange.merge import merge
 from tnlib_adapters.exchange.write_lora import to_lora
@@ -40,8 +40,7 @@ def to_lora_command(options: argparse.Namespace) -> str:
 def from_lora_command(options: argparse.Namespace) -> str:
     """Write a LoRA as an adapter of another method."""
     shown = False if options.quiet else None
-    fields = [entry.partition("=")[0] for entry in options.method.partition(":")[2].split(",")]
-    if given := [field for field in fields if field in COPIED]:
+    if given := [field for field in written_fields(options.method) if field in COPIED]:
         raise ValueError(f"{options.method}: {', '.join(given)} come from the LoRA; leave them out")
     report = from_lora(
         options.lora,

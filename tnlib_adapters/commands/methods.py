@@ -56,12 +56,11 @@ def configuration(text: str, **defaults: Any) -> Any:
     >>> config.r, sorted(config.target_modules)
     (16, ['q_proj', 'v_proj'])
     """
-    name, _, rest = text.partition(":")
+    name = text.partition(":")[0]
     kind = CONFIGS[name]
     known = [field.name for field in dataclasses.fields(kind) if field.init]
     fields = dict(defaults)
-    for entry in filter(None, rest.split(",")):
-        field, _, value = entry.partition("=")
+    for field, value in written_fields(text).items():
         if field not in known:
             own = [key for key in known if key not in dir(NetworkConfig)]
             raise ValueError(
@@ -73,6 +72,12 @@ def configuration(text: str, **defaults: Any) -> Any:
         return kind(**fields)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{text}: {error}") from error
+
+
+def written_fields(text: str) -> dict[str, str]:
+    """The fields of a METHOD by name, as they are written."""
+    entries = filter(None, text.partition(":")[2].split(","))
+    return {field: value for field, _, value in (entry.partition("=") for entry in entries)}
 
 
 def names(text: str) -> Any:
