@@ -37,6 +37,11 @@ def namespace(*arrays: Array) -> Any:
                 f"expected a NumPy array or a torch tensor, got {type(array).__name__}; "
                 "convert it first, for example with numpy.asarray"
             )
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(
+                "a masked array was given, and its mask would be lost; fill its holes first, "
+                "with filled()"
+            )
     if len({is_torch_array(array) for array in arrays}) > 1:
         kinds = ", ".join(type(array).__module__.split(".")[0] for array in arrays)
         raise TypeError(
@@ -49,6 +54,25 @@ def namespace(*arrays: Array) -> Any:
 def is_torch(array: Array) -> bool:
     """Whether `array` is a torch tensor."""
     return bool(is_torch_array(array))
+
+
+def base(array: Array) -> Array:
+    """`array` without the rules of a subclass: a numpy.matrix as an ndarray of its entries.
+
+    Subclasses of tensors that hold their data in another way are left as they are.
+    """
+    if isinstance(array, np.ndarray):
+        return np.asarray(array)
+    return array
+
+
+def is_wrapper(array: Array) -> bool:
+    """Whether `array` is a tensor whose entries are not those of its own memory."""
+    if not is_torch(array):
+        return False
+    torch = sys.modules["torch"]
+    dispatch = type(array).__torch_dispatch__
+    return dispatch is not torch.Tensor.__torch_dispatch__ or hasattr(array, "quant_state")
 
 
 def plain(array: Array) -> Array:

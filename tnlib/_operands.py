@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from tnlib import _array
 from tnlib._array import Array
 
@@ -15,25 +13,40 @@ from tnlib._array import Array
 def tensor(name: str, value: Any) -> Array:
     """`value` as a non-empty numeric array that holds data; finiteness is checked later."""
     xp = _array.namespace(value)
+    value = _array.base(value)
     if _array.is_torch(value):
+        if _array.is_wrapper(value):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}, whose entries are not plain data; pass an "
+                "ordinary tensor, for example from dequantize() or full_tensor()"
+            )
         if value.device.type == "meta":
             raise ValueError(f"{name} is on the meta device and holds no data; load it first")
         if value.layout != xp.strided or value.is_quantized:
             raise TypeError(
                 f"{name} must be a dense tensor, got {value.layout}; use to_dense() or dequantize()"
             )
-    elif isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; fill its holes first, with filled()")
     elif not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
     value = _array.plain(value)
-    if not xp.isdtype(value.dtype, ("bool", "numeric")) and not _array.is_half(value.dtype):
-        raise TypeError(f"{name} must be numeric, got dtype {value.dtype}")
+    if not _is_numeric(xp, value.dtype):
+        raise TypeError(
+            f"{name} must be numeric (integers, booleans, {', '.join(_array.FLOATING)}), got "
+            f"dtype {value.dtype}; cast it"
+        )
     if _array.dtype_name(value.dtype) in ("longdouble", "clongdouble", "float128", "complex256"):
         raise TypeError(f"{name} has dtype {value.dtype}, which LAPACK lacks; use float64")
     if 0 in value.shape:
         raise ValueError(f"{name} is empty: its shape is {tuple(value.shape)}")
     return value
+
+
+def _is_numeric(xp: Any, dtype: Any) -> bool:
+    """Whether the package computes with numbers of this dtype."""
+    name = _array.dtype_name(dtype)
+    if name.startswith(("float8", "float4")):
+        return False
+    return _array.is_half(dtype) or bool(xp.isdtype(dtype, ("bool", "numeric")))
 
 
 def cores(values: Any, ndim: int, layout: str) -> tuple[Array, ...]:
@@ -44,6 +57,7 @@ def cores(values: Any, ndim: int, layout: str) -> tuple[Array, ...]:
     if not arrays:
         raise ValueError("cores must not be empty")
     _array.namespace(*arrays)
+    arrays = tuple(map(_array.base, arrays))
     for k, core in enumerate(arrays):
         if core.ndim != ndim:
             raise ValueError(f"core {k} must be {layout}, got shape {tuple(core.shape)}")
@@ -104,6 +118,7 @@ def matrices(values: Any) -> tuple[Array, ...]:
     if not arrays:
         raise ValueError("factors must not be empty")
     _array.namespace(*arrays)
+    arrays = tuple(map(_array.base, arrays))
     for k, factor in enumerate(arrays):
         if factor.ndim != 2 or 0 in factor.shape:
             raise ValueError(
@@ -121,11 +136,10 @@ def finite(name: str, arrays: Sequence[Array]) -> None:
 def one_dtype(arrays: Sequence[Array], what: str) -> None:
     """Refuse arrays of different dtypes, and dtypes that are not floating point."""
     dtype = arrays[0].dtype
-    floating = _array.namespace(*arrays).isdtype(dtype, ("real floating", "complex floating"))
-    if not (floating or _array.is_half(dtype)):
+    if _array.dtype_name(dtype) not in _array.FLOATING:
         raise TypeError(
-            f"all {what} must be of floating point, got {_array.dtype_name(arrays[0].dtype)}; "
-            "cast them"
+            f"all {what} must be floating point ({', '.join(_array.FLOATING)}), got "
+            f"{_array.dtype_name(dtype)}; cast them"
         )
     if len({array.dtype for array in arrays}) > 1:
         names = ", ".join(_array.dtype_name(array.dtype) for array in arrays)

@@ -67,6 +67,7 @@ class Tucker(Format):
     factors: tuple[Array, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "core", _array.base(self.core))
         object.__setattr__(self, "factors", _operands.tucker(self.core, self.factors))
 
     def __iter__(self) -> Iterator[Any]:

@@ -269,7 +269,7 @@ BAD = [
     (lambda: TRAIN[np.array([0, 1])], TypeError, "must be an integer"),
     (lambda: TRAIN[True], TypeError, "must be an integer, got True"),
     (lambda: list(TRAIN), TypeError, "not iterable"),
-    (lambda: TT([np.ones((1, 2, 1), int)]), TypeError, "floating point, got int64"),
+    (lambda: TT([np.ones((1, 2, 1), int)]), TypeError, r"floating point \(.*\), got int64"),
     (lambda: OPERATOR @ tt_random((3, 2), 1), ValueError, r"\(2, 2\) meet the modes \(3, 2\)"),
     (lambda: OPERATOR @ OPERATOR, ValueError, "meet the modes"),
     (lambda: OPERATOR @ np.ones((4, 4)), TypeError, "for arrays use matvec"),

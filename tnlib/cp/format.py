@@ -52,6 +52,7 @@ class CP(Format):
     factors: tuple[Array, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", _array.base(self.weights))
         object.__setattr__(self, "factors", _operands.cp(self.weights, self.factors))
 
     def __iter__(self) -> Iterator[Any]:
