@@ -122,8 +122,8 @@ def is_numpy_namespace(xp: Any) -> bool:
 
 @lru_cache(maxsize=64)
 def dtype_name(dtype: Any) -> str:
-    """Name of a dtype of either library, such as ``"bfloat16"``."""
-    return str(dtype).removeprefix("torch.")
+    """Name of a dtype of either library, such as ``"bfloat16"``; NumPy's types have one too."""
+    return np.dtype(dtype).name if isinstance(dtype, type) else str(dtype).removeprefix("torch.")
 
 
 def is_complex(dtype: Any) -> bool:
