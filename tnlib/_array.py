@@ -59,10 +59,12 @@ def is_torch(array: Array) -> bool:
 def base(array: Array) -> Array:
     """`array` without the rules of a subclass: a numpy.matrix as an ndarray of its entries.
 
-    Subclasses of tensors that hold their data in another way are left as they are.
+    An ndarray of foreign byte order becomes one of the machine's. Subclasses of tensors that hold
+    their data in another way are left as they are.
     """
     if isinstance(array, np.ndarray):
-        return np.asarray(array)
+        array = np.asarray(array)
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     return array
 
 

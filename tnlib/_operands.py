@@ -26,8 +26,6 @@ def tensor(name: str, value: Any) -> Array:
             raise TypeError(
                 f"{name} must be a dense tensor, got {value.layout}; use to_dense() or dequantize()"
             )
-    elif not value.dtype.isnative:
-        value = value.astype(value.dtype.newbyteorder("="))
     value = _array.plain(value)
     if not _is_numeric(xp, value.dtype):
         raise TypeError(
