@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
-from tnlib import _checks, _operands, _sweep, _train
+from tnlib import _checks, _entries, _indices, _operands, _sweep, _train
+from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._chain import Chain
 
@@ -114,6 +115,47 @@ class TT(Chain):
             return carried[0, 0]
         kept[-1] = xp.tensordot(kept[-1], carried, axes=1)
         return TT(tuple(kept))
+
+    @own_arithmetic()
+    def gather(self, indices: Any) -> Array:
+        """Many entries at once, at given positions, without forming the array.
+
+        O(r^2) operations an entry and core. Differentiable with respect to torch cores. An entry
+        is found wherever it is itself in the range of the dtype, whatever the scales of the cores;
+        half precision is computed in float32.
+
+        Parameters
+        ----------
+        indices : integer array, shape (..., d), or tuple of d integer arrays
+            Positions with the axes last, or one array for each axis; the arrays of a tuple are
+            broadcast, as in NumPy's ``X[i, j, k]``. Of NumPy or torch; negative ones count from
+            the end.
+
+        Returns
+        -------
+        array, shape (...)
+            In the library, dtype and device of the cores.
+
+        Raises
+        ------
+        TypeError
+            If `indices` are not integers.
+        IndexError
+            If one is out of range.
+        ValueError
+            If they are not one for each axis, or do not broadcast.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> train = tt_svd(np.arange(24.0).reshape(2, 3, 4), eps=1e-12)
+        >>> train.gather(np.array([[0, 0, 1], [1, 2, -1]])).round(9)
+        array([ 1., 23.])
+        >>> train.gather((1, np.arange(3)[:, None], np.arange(4))).shape
+        (3, 4)
+        """
+        index, shape = _indices.per_axis(indices, self.shape, self.cores[0])
+        return _entries.gathered(self.cores, index).reshape(shape)
 
     def _selection(self, key: Any) -> list[int | list[int]]:
         """What `key` takes from every axis: a position, or a list of them."""

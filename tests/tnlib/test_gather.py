@@ -1,0 +1,164 @@
+"""Gathered entries are the entries of the array, whatever the scales of the cores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.arrays import LIBRARIES, numpy_of
+from tests.tolerances import assert_close, rounding
+from tnlib import MPO, TT, mpo_random, tt_random
+from tnlib.testing import operators, trains
+
+LIBRARY = st.sampled_from(sorted(LIBRARIES))
+SEED = st.integers(0, 2**32 - 1)
+
+
+def operations(chain):
+    """Additions and products behind one entry."""
+    return 2 * len(chain.cores) * max(chain.ranks)
+
+
+def bound_of(chain, absolute):
+    """The array of the absolute values of the cores, which bounds the sums of every entry."""
+    cores = tuple(np.abs(numpy_of(core)) for core in chain.cores)
+    return float(absolute(cores).to_dense().max())
+
+
+@given(trains(), LIBRARY, LIBRARY, SEED, st.integers(0, 9))
+def test_gathered_entries_of_a_train_are_those_of_the_array(train, library, other, seed, count):
+    cores = tuple(LIBRARIES[library](core) for core in train.cores)
+    dense, rng = train.to_dense(), np.random.default_rng(seed)
+    where = np.stack([rng.integers(-n, n, count) for n in train.shape], axis=-1)
+    size = bound_of(train, TT)
+    expected = dense[tuple(where.T)]
+    for given_ in (where, tuple(where.T)):
+        indices = (
+            LIBRARIES[other](given_)
+            if isinstance(given_, np.ndarray)
+            else tuple(LIBRARIES[other](np.ascontiguousarray(part)) for part in given_)
+        )
+        found = TT(cores).gather(indices)
+        assert isinstance(found, torch.Tensor) == (library == "torch")
+        assert_close(numpy_of(found), expected, operations(train), size)
+
+
+@given(operators(), LIBRARY, SEED, st.integers(0, 9))
+def test_gathered_entries_of_an_operator_are_those_of_the_matrix(operator, library, seed, count):
+    moved = MPO(tuple(LIBRARIES[library](core) for core in operator.cores))
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.integers(-n, n, count) for n in operator.shape)
+    size = bound_of(operator, MPO)
+    found = moved.gather(rows, LIBRARIES[library](columns))
+    dense = operator.to_matrix()
+    assert_close(numpy_of(found), dense[rows, columns], operations(operator), size)
+    digits = np.unravel_index(rows % operator.shape[0], operator.row_dims)
+    again = numpy_of(moved.gather(tuple(digits), columns))
+    assert_close(again, dense[rows, columns], operations(operator), size)
+    whole = moved.gather(np.arange(operator.shape[0])[:, None], np.arange(operator.shape[1]))
+    assert_close(numpy_of(whole), dense, operations(operator), size)
+
+
+@pytest.mark.parametrize("library", sorted(LIBRARIES))
+@pytest.mark.parametrize("dtype", ["float64", "float32", "complex128"])
+def test_scales_that_cancel_over_the_cores_are_carried(library, dtype):
+    large = 1e30 if dtype == "float32" else 1e200
+    one = LIBRARIES[library](np.ones((1, 2, 1), dtype))
+    train = TT([one * large] * 3 + [one * (1 / large)] * 3)
+    found = numpy_of(train.gather(np.zeros((3, 6), int)))
+    np.testing.assert_allclose(found, 1.0, rtol=rounding(dtype, 12))
+    # Within one core too: the position decides the scale.
+    uneven = LIBRARIES[library](np.array([large, 1 / large], dtype).reshape(1, 2, 1))
+    mixed = TT([uneven] * 4)
+    found = numpy_of(mixed.gather(np.array([[0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])))
+    np.testing.assert_allclose(found, [1, 1, 0], rtol=rounding(dtype, 8))
+    assert not np.isfinite(numpy_of(mixed.gather(np.zeros((1, 4), int)))).any()
+
+
+def test_long_chains_keep_the_entries_that_are_in_range():
+    core = np.full((3, 2, 3), 1e3)
+    chain = TT([core[:1], *[core] * 500, *[core * 1e-7] * 500, core[:, :, :1]])
+    exact = 6 + 500 * 3 - 500 * 4 + 1001 * np.log10(3)
+    found = chain.gather(np.zeros((2, 1002), int))
+    assert np.log10(found) == pytest.approx(exact, abs=1e-9)
+    eye = MPO([np.eye(2).reshape(1, 2, 2, 1)] * 100)
+    zero, one = (np.full(2, k) for k in (0, 1))
+    assert eye.gather((one,) * 100, (one,) * 100).tolist() == [1, 1]
+    assert eye.gather((one,) * 100, (*(one,) * 99, zero)).tolist() == [0, 0]
+
+
+def test_half_precision_is_computed_in_single():
+    rng = torch.Generator().manual_seed(0)
+    cores = [torch.randn(s, generator=rng) for s in [(1, 5, 8), (8, 5, 8), (8, 5, 1)]]
+    where = torch.randint(5, (20, 3), generator=rng)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = TT([core.to(dtype) for core in cores])
+        exact = TT([core.double() for core in half.cores]).gather(where)
+        found = half.gather(where)
+        assert found.dtype == dtype
+        assert_close(found, exact, 1, float(exact.abs().max()), dtype=dtype)
+    ladder = TT([torch.full((1, 2, 1), scale).half() for scale in (256, 256, 1 / 256, 1 / 256)])
+    assert ladder.gather(torch.zeros(1, 4, dtype=torch.int64)).item() == 1.0
+
+
+def test_gathering_is_differentiable_and_vectorises():
+    cores = tt_random((2, 3, 2), 2, rng=0, like=torch.empty(0), dtype="float64").cores
+    leaves = [core.clone().requires_grad_() for core in cores]
+    where = torch.tensor([[0, 1, 1], [1, 2, 0], [0, 1, 1]])
+    assert torch.autograd.gradcheck(lambda *c: TT(c).gather(where), leaves)
+    assert torch.autograd.gradgradcheck(lambda *c: TT(c).gather(where), leaves)
+    functional = torch.func.grad(lambda c: TT((c, *cores[1:])).gather(where).sum())(cores[0])
+    TT(leaves).gather(where).sum().backward()
+    assert_close(functional, leaves[0].grad, 20)
+
+
+def test_autocast_and_seterr_change_nothing():
+    cores = tt_random((4, 5, 6), 3, rng=0, like=torch.empty(0), dtype="float32").cores
+    where = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    plain = TT(cores).gather(where)
+    with torch.autocast("cpu"):
+        assert_close(TT(cores).gather(where), plain, 20)
+    with np.errstate(all="raise"):
+        assert TT([np.full((1, 2, 1), 1e-200)] * 3).gather((0, 0, 0)) == 0.0
+
+
+def test_shapes_follow_the_indices():
+    train = tt_random((3, 4), 2)
+    assert train.gather((1, -1)).shape == ()
+    assert train.gather((np.int64(1), np.uint8(2))).shape == ()
+    assert train.gather(np.zeros((0, 2), int)).shape == (0,)
+    assert train.gather(np.zeros((2, 5, 2), np.uint8)).shape == (2, 5)
+    operator = mpo_random((3, 2), (2, 2), 2, like=torch.empty(0))
+    assert operator.gather(np.zeros(0, int), 0).shape == (0,)
+    assert operator.gather(-1, torch.arange(4)).shape == (4,)
+
+
+TRAIN, OPERATOR = tt_random((3, 4), 2), mpo_random((3, 2), (2, 2), 2)
+BAD = [
+    (lambda: TRAIN.gather(np.array([[0, 4]])), IndexError, "axis 1 must be from -4 to 3, got 4"),
+    (lambda: TRAIN.gather((np.array([-4]), 0)), IndexError, "axis 0 must be from -3 to 2, got -4"),
+    (lambda: TRAIN.gather(np.array([0, 1, 1])), ValueError, r"shape \(..., 2\)"),
+    (lambda: TRAIN.gather(np.array(1)), ValueError, r"shape \(..., 2\)"),
+    (lambda: TRAIN.gather((0, 1, 1)), ValueError, "each of 2 axes, got 3"),
+    (lambda: TRAIN.gather([[0, 1], [1, 1]]), TypeError, r"indices\[0\] must be an integer array"),
+    (lambda: TRAIN.gather(np.array([[0.0, 1.0]])), TypeError, "must be integers, got float64"),
+    (lambda: TRAIN.gather(np.ones((3, 2), bool)), TypeError, "for a mask"),
+    (lambda: TRAIN.gather((True, 0)), TypeError, "integer array"),
+    (lambda: TRAIN.gather((np.arange(2), np.arange(3))), ValueError, r"broadcast.*\(2,\), \(3,\)"),
+    (lambda: TRAIN.gather(np.full((1, 2), 2**64 - 1, np.uint64)), IndexError, "out of range"),
+    (lambda: TRAIN.gather((2**70, 0)), IndexError, "out of range"),
+    (lambda: OPERATOR.gather(6, 0), IndexError, "rows must be from -6 to 5, got 6"),
+    (lambda: OPERATOR.gather(0, np.array([1, -5])), IndexError, "columns must be .* got -5"),
+    (lambda: OPERATOR.gather((2, 2), 0), IndexError, r"rows\[1\] must be from -2 to 1, got 2"),
+    (lambda: OPERATOR.gather((2,), 0), ValueError, "each of 2 modes, got 1"),
+    (lambda: OPERATOR.gather(0.5, 0), TypeError, "rows must be an integer array"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_bad_indices_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
