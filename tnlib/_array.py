@@ -230,13 +230,6 @@ def residual_energy(matrix: Array, left: Array, right: Array) -> float:
     return math.fsum(total)
 
 
-def triangular_factor(tall: Array) -> Array:
-    """The factor R of ``tall = Q R``, without forming Q."""
-    if is_torch(tall):
-        return sys.modules["torch"].linalg.qr(tall, mode="r").R
-    return np.linalg.qr(tall, mode="r")
-
-
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     """The values of a small array on the CPU."""
     return np.asarray(array.resolve_conj().resolve_neg().cpu() if is_torch(array) else array)
@@ -248,10 +241,15 @@ def on_cpu(array: Array) -> bool:
 
 
 def from_numpy(values: np.ndarray[Any, Any], like: Array) -> Array:
-    """`values` in the library and on the device of `like`, in the dtype of `values`."""
-    if is_torch(like):
-        return sys.modules["torch"].from_numpy(values).to(like.device)
-    return values
+    """`values` in the library and on the device of `like`, in the dtype of `values`.
+
+    Shared memory where torch can: it knows no negative strides, not even of an axis of size 1.
+    """
+    if not is_torch(like):
+        return values
+    if min(values.strides, default=0) < 0 or not values.flags.writeable:
+        values = values.copy()
+    return sys.modules["torch"].from_numpy(values).to(like.device)
 
 
 def owned(array: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array
+from tnlib import _array, _lapack
 from tnlib._array import Array
 
 Vector: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -93,7 +93,7 @@ def orthonormal(block: Array, space: Array | None = None) -> Array:
         if space is not None:
             block = block - space @ (_array.adjoint(space) @ block)
         doubled = _array.astype(block, wide)
-        values, vectors = np.linalg.eigh(inner(doubled, doubled))
+        values, vectors = _lapack.eigh(inner(doubled, doubled))
         keep = values > (max(1e-14 * values.max(initial=0.0), noise) if first else 0.25)
         scaled = vectors[:, keep] / np.sqrt(values[keep])
         block = block @ _array.astype(_array.from_numpy(scaled, block), block.dtype)
@@ -119,7 +119,7 @@ def orthogonal_factors(matrix: Array) -> tuple[Array, Array]:
     if missing and _array.energy(rest) > rounding_energy(scaled, _array.energy(scaled)):
         more = orthonormal(rest, space)
         if more.shape[1] > missing:
-            strongest = xp.linalg.svd(_array.adjoint(more) @ rest, full_matrices=False)[0]
+            strongest = _lapack.svd(_array.adjoint(more) @ rest)[0]
             more = more @ strongest[:, :missing]
         space = xp.concat([space, more], axis=1)
     if space.shape[1] == 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from tnlib import _array
+from tnlib import _array, _lapack
 from tnlib._array import Array
 from tnlib._basis import is_single
 from tnlib._prepare import Prepared, is_moderate, prepare
@@ -75,12 +75,12 @@ def _vectors(matrix: Array, limit: int) -> tuple[Array, Array, str]:
         identity = xp.eye(rows, dtype=matrix.dtype, device=matrix.device)
         return _array.owned(xp.broadcast_to(identity, (batch, rows, rows))), nothing, "identity"
     if limit >= columns:
-        return xp.linalg.qr(matrix)[0], nothing, "qr"
+        return _lapack.qr(matrix)[0], nothing, "qr"
     wide = _array.astype(matrix, _array.double(xp, matrix.dtype))
     flipped = wide if rows <= columns else _array.adjoint(wide)
-    values, vectors = xp.linalg.eigh(flipped @ _array.adjoint(flipped))
+    values, vectors = _lapack.eigh(flipped @ _array.adjoint(flipped))
     lost = xp.sum(xp.clip(values[..., :-limit], min=0.0), axis=-1)
     leading = xp.flip(vectors, axis=-1)[..., :limit]
     if rows > columns:
-        leading = xp.linalg.qr(wide @ leading)[0]
+        leading = _lapack.qr(wide @ leading)[0]
     return _array.astype(leading, matrix.dtype), lost, "gram"

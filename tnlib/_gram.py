@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from array_api_compat import array_namespace
 from scipy.linalg import blas
 
-from tnlib import _array
+from tnlib import _array, _lapack
 from tnlib._array import Array
 
 # Elements that are converted to double at a time.
 _CONVERTED = 1 << 18
-# Side up to which NumPy's BLAS and eigensolver serve; above it SciPy's, which work in place and
-# can stop at a few eigenpairs.
+# Side up to which NumPy's BLAS serves; above it SciPy's, which works in place.
 _SMALL = 512
 
 
@@ -52,26 +50,15 @@ def _accumulate(total: np.ndarray[Any, Any], block: np.ndarray[Any, Any]) -> Non
         blas.dsyrk(1.0, flipped, beta=1.0, c=total, trans=1, lower=1, overwrite_c=1)
 
 
+def energies(matrix: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Squared singular values, descending, from the Gram matrix of the smaller side."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else _array.adjoint(matrix)
+    values = _array.to_numpy(_lapack.eigvalsh(gram(wide)))
+    return np.asarray(np.maximum(values[::-1], 0.0))
+
+
 def eigh_top(hermitian: Array, count: int) -> tuple[Array, Array]:
-    """Largest `count` eigenpairs, largest first, of a Hermitian matrix, which is overwritten."""
-    if not _array.on_cpu(hermitian):
-        values, vectors = array_namespace(hermitian).linalg.eigh(hermitian)
-        return values.flip(0)[:count], vectors.flip(1)[:, :count]
-    matrix = _array.to_numpy(hermitian)
-    size = matrix.shape[0]
-    if size <= _SMALL:
-        values, vectors = np.linalg.eigh(matrix)
-    else:
-        few = count <= size // 8
-        values, vectors = scipy.linalg.eigh(
-            np.asfortranarray(matrix),
-            lower=True,
-            overwrite_a=True,
-            check_finite=False,
-            driver="evr" if few else "evd",
-            subset_by_index=(size - count, size - 1) if few else None,
-        )
-    values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
-    if isinstance(hermitian, np.ndarray):
-        return values, vectors
-    return _array.from_numpy(values.copy(), hermitian), _array.from_numpy(vectors.copy(), hermitian)
+    """Largest `count` eigenpairs, largest first, of a Hermitian matrix."""
+    xp = array_namespace(hermitian)
+    values, vectors = _lapack.eigh(hermitian, count)
+    return xp.flip(values, axis=-1), xp.flip(vectors, axis=-1)

@@ -82,8 +82,14 @@ def record_of(name: str, decomposition: Format, arrays: Sequence[Array]) -> Reco
         decomposition.error,
         decomposition.error_kind,
         decomposition.center if isinstance(decomposition, Chain) else None,
-        None if decomposition.info is None else asdict(decomposition.info),
+        None if decomposition.info is None else _info(decomposition.info),
     )
+
+
+def _info(info: Info) -> dict[str, Any]:
+    """The record of an info; without fallbacks where there are none, as files were before."""
+    entries = asdict(info)
+    return entries if info.fallbacks else {k: v for k, v in entries.items() if k != "fallbacks"}
 
 
 def written_records(records: Mapping[str, Record]) -> str:
@@ -136,6 +142,7 @@ def _checked(text: str, what: str) -> dict[str, Record]:
     for name, record in content["decompositions"].items():
         _check(record, _RECORD, f"{what}, at {name!r},")
         if record["info"] is not None:
+            record["info"] = {"fallbacks": [], **record["info"]}
             _check(record["info"], _INFO, f"{what}, at the info of {name!r},")
         records[name] = Record(**record)
         if record["center"] is not None and record["center"] >= record["arrays"]:
@@ -204,4 +211,5 @@ _INFO = {
     "converged": _is_bool,
     "reason": _is_text,
     "trace": _list_of(_is_float),
+    "fallbacks": _list_of(_is_text),
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from tnlib import _array
+from tnlib import _array, _lapack
 from tnlib._array import Array
 from tnlib._basis import NOISE, orthogonal_factors
 
@@ -92,9 +92,7 @@ def balance(cores: Sequence[Array], center: int | None) -> tuple[Array, ...]:
     roots: list[Array] = []
     for k in range(len(moving) - 1, 0, -1):
         bond, mode, right = moving[k].shape
-        left, values, rows = xp.linalg.svd(
-            moving[k].reshape(bond, mode * right), full_matrices=False
-        )
+        left, values, rows = _lapack.svd(moving[k].reshape(bond, mode * right))
         kept = _resolved(xp, values)
         moving[k] = rows[:kept].reshape(-1, mode, right)
         weighted = left[:, :kept] * values[None, :kept]

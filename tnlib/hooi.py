@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array, _checks, _operands
+from tnlib import _array, _checks, _lapack, _operands
 from tnlib._array import RNG, Array
 from tnlib._prepare import Prepared, prepare, verify
 from tnlib.choice.budget import checked, mode_ranks
@@ -191,5 +191,5 @@ def _first_factors(
             given = _array.computable(_array.plain(start.factors[k]), data)
             missing = columns.shape[1] - min(given.shape[1], columns.shape[1])
             columns = xp.concat([given, columns[:, :missing]], axis=1)
-        factors.append(xp.linalg.qr(columns)[0])
+        factors.append(_lapack.qr(columns)[0])
     return factors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tnlib._arithmetic import notes
+
 
 @dataclass(frozen=True)
 class Info:
@@ -31,6 +33,10 @@ class Info:
         Relative error after every iteration. For trains and Tucker it comes from the norms of data
         and approximation and cannot show less than the square root of the unit roundoff, as the
         result's `error` can.
+    fallbacks : tuple of str
+        Where a driver of LAPACK failed, as it can on the most regular of matrices and on GPUs,
+        what was used instead, such as "svd: gesvd instead of gesdd"; empty as a rule. The result
+        is as accurate.
 
     Examples
     --------
@@ -51,3 +57,4 @@ class Info:
     converged: bool = True
     reason: str = "direct"
     trace: tuple[float, ...] = field(default=(), repr=False)
+    fallbacks: tuple[str, ...] = field(default_factory=notes)

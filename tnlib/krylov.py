@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array, _gram
+from tnlib import _array, _gram, _lapack
 from tnlib._array import Array
 from tnlib._basis import (
     Basis,
@@ -113,7 +113,7 @@ def _bordered(gram: Vector, images: Array, newest: Array) -> Vector:
 
 def _captured(gram: Vector) -> Vector:
     """Energies that the best bases of 1, 2, ... vectors inside the space capture."""
-    return np.cumsum(np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None))
+    return np.cumsum(np.clip(_lapack.eigvalsh(gram)[::-1], 0.0, None))
 
 
 def _probed(matrix: Array, space: Array, images: Array, gram: Vector, rng: Any) -> Vector:
@@ -148,11 +148,10 @@ def _extract(
     matrix: Array, space: Array, images: Array, gram: Vector, rank: int, target: Target
 ) -> Basis:
     """The best `rank` vectors inside the space: an SVD of its projection, images^H."""
-    xp = array_namespace(matrix)
     if is_single(matrix):
         values, left = _gram.eigh_top(_array.from_numpy(gram, matrix), rank)
     else:
-        left, values, _ = xp.linalg.svd(_array.adjoint(_array.triangular_factor(images)))
+        left, values, _ = _lapack.svd(_array.adjoint(_lapack.triangular_factor(images)))
         values = values**2
     noise = rounding_energy(matrix, target.energy)
     tail = tails(_array.to_numpy(values))

@@ -17,9 +17,8 @@ Three kernels find U:
 from __future__ import annotations
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from tnlib import _array, _gram
+from tnlib import _array, _gram, _lapack
 from tnlib._array import Array
 from tnlib._basis import (
     Basis,
@@ -117,14 +116,13 @@ def _project(matrix: Array, vectors: Array, discarded: float, kernel: str) -> Ba
 
 
 def _svd(matrix: Array, target: Target) -> Basis:
-    xp = array_namespace(matrix)
     rows, columns = matrix.shape
     outer, core = None, matrix
     if columns > 2 * rows:
-        core = _array.adjoint(_array.triangular_factor(_array.adjoint(matrix)))
+        core = _array.adjoint(_lapack.triangular_factor(_array.adjoint(matrix)))
     elif rows > 2 * columns:
         outer, core = orthogonal_factors(matrix)
-    left, values, _ = xp.linalg.svd(core, full_matrices=False)
+    left, values, _ = _lapack.svd(core)
     tail = tails(_array.to_numpy(values).astype(np.float64) ** 2)
     rank = target.rank(tail)
     vectors = left[:, :rank] if outer is None else outer @ left[:, :rank]
@@ -132,7 +130,6 @@ def _svd(matrix: Array, target: Target) -> Basis:
 
 
 def _gram_basis(matrix: Array, target: Target) -> Basis:
-    xp = array_namespace(matrix)
     rows, columns = matrix.shape
     wide = rows <= columns
     product = _gram.gram(matrix if wide else _array.adjoint(matrix))
@@ -144,5 +141,5 @@ def _gram_basis(matrix: Array, target: Target) -> Basis:
     vectors = _array.astype(eigenvectors[:, :rank], matrix.dtype)
     if not wide:
         leading = matrix @ vectors
-        vectors = orthonormal(leading) if is_single(matrix) else xp.linalg.qr(leading)[0]
+        vectors = orthonormal(leading) if is_single(matrix) else _lapack.qr(leading)[0]
     return _project(matrix, vectors, float(tail[rank]), "gram")

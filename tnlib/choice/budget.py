@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tnlib import _array, _checks, _gram
+from tnlib import _array, _checks, _gram, _lapack
 from tnlib._array import Array
 from tnlib._basis import orthogonal_factors
 from tnlib._prepare import Prepared
 from tnlib.choice.choose import Task, choose
 from tnlib.choice.counts import ChainCount, Count, Ranks, TuckerCount, ceilings
-from tnlib.choice.spectra import Spectra, chain_spectra, eigenvalues, mode_spectra
+from tnlib.choice.spectra import Spectra, chain_spectra, mode_spectra
 
 
 def checked(max_params: Any, count: Count) -> int | None:
@@ -58,7 +58,7 @@ def bond_ranks(cores: Sequence[Array], ranks: Ranks | None, budget: int) -> Rank
     center = cores[0]
     for following in cores[1:]:
         matrix = center.reshape(-1, center.shape[2])
-        values = eigenvalues(_gram.gram(_array.adjoint(matrix)))[::-1]
+        values = _array.to_numpy(_lapack.eigvalsh(_gram.gram(_array.adjoint(matrix))))[::-1]
         energies.append(np.maximum(values, 0.0))
         _, rest = orthogonal_factors(matrix)
         center = (rest @ following.reshape(following.shape[0], -1)).reshape(

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from array_api_compat import array_namespace
 
 from tnlib import _array, _gram, lowrank
@@ -161,18 +160,6 @@ def _energies(matrix: Array, rank: int, energy: float, rng: Any) -> tuple[Vector
         values[: len(rows)] = sorted(rows, reverse=True)
         rest, total = _array.residual_energy(matrix, basis.vectors, basis.rest), energy
     else:
-        wide = matrix if matrix.shape[0] <= matrix.shape[1] else _array.adjoint(matrix)
-        values = np.maximum(eigenvalues(_gram.gram(wide))[::-1], 0.0)
+        values = _gram.energies(matrix)
         values, rest, total = values[:rank], math.fsum(values[rank:]), math.fsum(values)
     return values / total, rest / total
-
-
-def eigenvalues(hermitian: Array) -> Vector:
-    """Ascending eigenvalues of a matrix of which the lower triangle is read."""
-    if not _array.on_cpu(hermitian):
-        values = array_namespace(hermitian).linalg.eigvalsh(hermitian)
-        return _array.to_numpy(values).astype(np.float64)
-    values = scipy.linalg.eigvalsh(
-        _array.to_numpy(hermitian), lower=True, overwrite_a=True, check_finite=False
-    )
-    return np.asarray(values, dtype=np.float64)

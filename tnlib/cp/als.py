@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array
+from tnlib import _array, _lapack
 from tnlib._array import Array
 from tnlib._basis import Vector
 from tnlib.cp.products import Data, gram, hadamard
@@ -107,7 +107,7 @@ def _higher(terms: Terms, other: Terms) -> Vector:
 def _solve(normal: Array, right: Array) -> Array:
     """Least solution of ``normal @ x = right`` for symmetric, maybe singular matrices."""
     xp = array_namespace(normal)
-    values, vectors = xp.linalg.eigh(normal)
+    values, vectors = _lapack.eigh(normal)
     keep = values > _SINGULAR * values[..., -1:]
     inverse = xp.where(keep, 1.0 / xp.where(keep, values, 1.0), 0.0)
     return vectors @ (inverse[..., None] * (vectors.mT @ right))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array
+from tnlib import _array, _lapack
 from tnlib._array import Array
 from tnlib.cp.als import Terms, measured, normalized
 from tnlib.cp.format import CP
@@ -38,7 +38,7 @@ def _leading(data: Data, mode: int, rank: int) -> Array:
     unfolding = _array.astype(
         moved.reshape(batch, data.modes[mode], -1), _array.double(xp, moved.dtype)
     )
-    _, vectors = xp.linalg.eigh(unfolding @ unfolding.mT)
+    _, vectors = _lapack.eigh(unfolding @ unfolding.mT)
     return xp.flip(vectors, axis=-1)[..., :rank].mT
 
 
