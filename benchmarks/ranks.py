@@ -59,6 +59,9 @@ def measured(weights: dict[str, np.ndarray], ranks: dict[str, Any], format: str)
     lost = total = 0.0
     values = 0
     for name, W in weights.items():
+        if ranks[name] is None:
+            total, values = total + float(np.linalg.norm(W)) ** 2, values + W.size
+            continue
         found = decompose(W, ranks[name])
         norm = float(np.linalg.norm(W))
         lost += ((found.error or 0.0) * norm) ** 2
@@ -82,8 +85,8 @@ def compared(weights: dict[str, np.ndarray], share: float, format: str) -> dict[
         "equal": level,
         "equal_values": level_values,
         "estimate": found.estimate,
-        "ranks": {short(name): list(ranks) for name, ranks in found.ranks.items()},
-        "equal_ranks": {short(name): list(ranks) for name, ranks in found.equal_ranks.items()},
+        "ranks": {short(name): ranks for name, ranks in found.ranks.items()},
+        "equal_ranks": {short(name): ranks for name, ranks in found.equal_ranks.items()},
     }
 
 

@@ -2,8 +2,9 @@
 
 from tnlib.batch import mpo_decompose_batch
 from tnlib.choice.allocate import Allocation, allocate_ranks
-from tnlib.choice.dims import DimsSuggestion, suggest_dims
-from tnlib.choice.profile import RankProfile, rank_profile
+from tnlib.choice.dims import DimsSuggestion, DimsSuggestions, suggest_dims
+from tnlib.choice.profile import RankProfile
+from tnlib.choice.profiling import rank_profile
 from tnlib.contraction import (
     Plan,
     PlansBySize,
@@ -31,6 +32,7 @@ __all__ = [
     "TT",
     "Allocation",
     "DimsSuggestion",
+    "DimsSuggestions",
     "Info",
     "Plan",
     "PlansBySize",

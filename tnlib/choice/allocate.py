@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tnlib import _array, _checks
 from tnlib._array import RNG, Array
 from tnlib._prepare import prepare
+from tnlib._progress import bar
 from tnlib._table import aligned
 from tnlib.choice.choose import Task, choose, equal
 from tnlib.choice.counts import Ranks, ceilings
@@ -26,7 +26,8 @@ class Allocation:
     Attributes
     ----------
     ranks : dict
-        Ranks of every array, by its name or its position.
+        Ranks of every array, by its name or its position; None for one that is to be kept dense,
+        because ranks would cost as many values, or because the budget is best spent so.
     n_params : dict
         Number of values of each.
     upper : dict
@@ -35,7 +36,8 @@ class Allocation:
         Estimate of the root of the weighted sum of squared errors, relative to that of the squared
         norms.
     equal_ranks : dict
-        For comparison, the largest equal ranks within the same budget.
+        For comparison, the largest equal ranks within the same budget; None where they would have
+        as many values as the array.
     equal_estimate : float
         Their estimate of the same.
 
@@ -51,11 +53,11 @@ class Allocation:
     total         3968    0.3644       0.6247
     """
 
-    ranks: dict[Any, Ranks]
+    ranks: dict[Any, Ranks | None]
     n_params: dict[Any, int]
     upper: dict[Any, float]
     estimate: float
-    equal_ranks: dict[Any, Ranks]
+    equal_ranks: dict[Any, Ranks | None]
     equal_estimate: float
 
     def __str__(self) -> str:
@@ -70,8 +72,8 @@ class Allocation:
         return aligned(rows)
 
 
-def _spaced(ranks: Ranks) -> str:
-    return " ".join(map(str, ranks))
+def _spaced(ranks: Ranks | None) -> str:
+    return "dense" if ranks is None else " ".join(map(str, ranks))
 
 
 def allocate_ranks(
@@ -83,19 +85,19 @@ def allocate_ranks(
     col_dims: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
     relative: bool = False,
-    progress: bool = False,
+    progress: bool = True,
     rng: RNG = None,
 ) -> Allocation:
     """Divide a budget of values among arrays so that the total squared error is least.
 
     What is minimised is the sum over all arrays of the estimated squared error, which
-    :func:`rank_profile` gives.
+    :func:`rank_profile` gives. An array is kept dense where its ranks would cost as many values, or
+    where the budget is best spent so.
 
     Parameters
     ----------
     arrays : mapping of arrays, or sequence of arrays
-        Matrices for "mpo", for example the linear weights of a model by name. Near full ranks a
-        decomposition has more values than its array: such an array is better left out and kept.
+        Matrices for "mpo", for example the linear weights of a model by name.
     max_params : int
         Largest number of values of all decompositions together.
     format : {"mpo", "tt", "tucker"}, optional
@@ -108,7 +110,7 @@ def allocate_ranks(
         Whether errors are relative to each array's norm; by default they are not, so that an array
         counts by its size.
     progress : bool, optional
-        Whether to show a progress bar.
+        Whether to show a progress bar, once a few seconds have gone.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel.
 
@@ -144,7 +146,7 @@ def allocate_ranks(
     generator = _array.as_generator(rng)
     readings = [_read(name, array, format, row_dims, col_dims) for name, array in named.items()]
     spectra = []
-    for how in tqdm(readings, desc="spectra", disable=not progress):
+    for how in bar(readings, "spectra", progress):
         prepared = prepare(how.array, None, how.axes)
         spectra.append(how.spectra(prepared, ceilings(how.count, budget), generator))
     top = max((found.exponent for found in spectra if found.energy > 0), default=0)
@@ -153,16 +155,16 @@ def allocate_ranks(
     shares = [1.0 if relative else scale / largest for scale in scales]
     heaviest = max(factors) or 1.0
     scaled = tuple(w / heaviest * share for w, share in zip(factors, shares, strict=True))
-    task = Task(tuple(spectra), scaled)
+    task = Task(tuple(spectra), scaled, may_be_dense=True)
     chosen, level = choose(task, budget), equal(task, budget)
     whole = math.fsum(scaled) or 1.0
-    pairs = dict(zip(named, zip(spectra, chosen, strict=True), strict=True))
+    bounds = [s.bounds(r)[1] if r else 0.0 for s, r in zip(spectra, chosen, strict=True)]
     return Allocation(
-        ranks={name: ranks for name, (_, ranks) in pairs.items()},
-        n_params={name: found.count.values(ranks) for name, (found, ranks) in pairs.items()},
-        upper={name: found.bounds(ranks)[1] for name, (found, ranks) in pairs.items()},
+        ranks={name: ranks or None for name, ranks in zip(named, chosen, strict=True)},
+        n_params={name: task.size(k, chosen[k]) for k, name in enumerate(named)},
+        upper=dict(zip(named, bounds, strict=True)),
         estimate=math.sqrt(task.loss(chosen) / whole),
-        equal_ranks=dict(zip(named, level, strict=True)),
+        equal_ranks={name: ranks or None for name, ranks in zip(named, level, strict=True)},
         equal_estimate=math.sqrt(task.loss(level) / whole),
     )
 

@@ -7,6 +7,9 @@ settles, from above and from below. The price is found by bisection (Shoham and 
 ASSP 36, 1988, for the same problem in coding); what it leaves over is spent step by step, and for
 one array small exchanges are tried. Ranks that are all equal are a candidate too, so by the
 estimate the result is never worse than they are.
+
+An array may also be kept dense, without loss, where that costs no more than its ranks, or where the
+price makes it worth while. Ranks without an entry stand for that: a train of a single core.
 """
 
 from __future__ import annotations
@@ -26,21 +29,54 @@ _BISECTIONS, _ROUNDS = 50, 30
 _EXCHANGED_BONDS, _EXCHANGED = 4, 2
 
 
+# The ranks of an array that is kept dense.
+DENSE: Ranks = ()
+
+
 @dataclass(frozen=True)
 class Task:
-    """Arrays whose ranks are chosen together, with the weight of each one's squared error."""
+    """Arrays whose ranks are chosen together, with the weight of each one's squared error.
+
+    With `may_be_dense` an array can be kept as it is.
+    """
 
     spectra: tuple[Spectra, ...]
     weights: tuple[float, ...]
+    may_be_dense: bool = False
+
+    def size(self, array: int, ranks: Ranks) -> int:
+        """Number of values of one array."""
+        count = self.spectra[array].count
+        return count.values(ranks) if ranks else count.dense
+
+    def lost(self, array: int, ranks: Ranks) -> float:
+        """Weighted estimate of the squared error of one array."""
+        return self.weights[array] * self.spectra[array].loss(ranks) if ranks else 0.0
 
     def values(self, choice: Sequence[Ranks]) -> int:
         """Total number of values."""
-        return sum(s.count.values(ranks) for s, ranks in zip(self.spectra, choice, strict=True))
+        return sum(self.size(array, ranks) for array, ranks in enumerate(choice))
 
     def loss(self, choice: Sequence[Ranks]) -> float:
         """Weighted total of the estimated squared errors."""
-        triples = zip(self.weights, self.spectra, choice, strict=True)
-        return math.fsum(weight * s.loss(ranks) for weight, s, ranks in triples)
+        return math.fsum(self.lost(array, ranks) for array, ranks in enumerate(choice))
+
+    def cheapest(self, array: int, ranks: Ranks) -> Ranks:
+        """`ranks`, or dense where that has no more values."""
+        dense = self.may_be_dense and self.spectra[array].count.dense <= self.size(array, ranks)
+        return DENSE if dense else ranks
+
+    def level(self, rank: int) -> tuple[Ranks, ...]:
+        """One rank for everything, as far as there is something to represent."""
+        clipped = (
+            s.count.clipped(tuple(min(rank, limit) for limit in s.limits)) for s in self.spectra
+        )
+        return tuple(self.cheapest(array, ranks) for array, ranks in enumerate(clipped))
+
+    @property
+    def full(self) -> tuple[Ranks, ...]:
+        """The largest ranks."""
+        return self.level(max((max(s.limits, default=1) for s in self.spectra), default=1))
 
 
 def choose(task: Task, budget: int) -> tuple[Ranks, ...]:
@@ -51,14 +87,13 @@ def choose(task: Task, budget: int) -> tuple[Ranks, ...]:
     ValueError
         If even ranks of one need more values.
     """
-    least = tuple((1,) * len(s.limits) for s in task.spectra)
+    least = task.level(1)
     if task.values(least) > budget:
         raise ValueError(
             f"max_params={budget} is too small: ranks of 1 have {task.values(least)} values"
         )
-    full = tuple(s.count.clipped(s.limits) for s in task.spectra)
-    if task.values(full) <= budget:
-        return full
+    if task.values(task.full) <= budget:
+        return task.full
     starts = (*_priced(task, budget), equal(task, budget), least)
     found = [_filled(task, choice, budget) for choice in starts]
     if len(task.spectra) == 1 and len(least[0]) <= _EXCHANGED_BONDS:
@@ -71,15 +106,9 @@ def equal(task: Task, budget: int) -> tuple[Ranks, ...]:
     low, high = 1, max((max(s.limits, default=1) for s in task.spectra), default=1)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = task.values(_level(task, middle)) <= budget
+        fits = task.values(task.level(middle)) <= budget
         low, high = (middle, high) if fits else (low, middle - 1)
-    return _level(task, low)
-
-
-def _level(task: Task, rank: int) -> tuple[Ranks, ...]:
-    return tuple(
-        s.count.clipped(tuple(min(rank, limit) for limit in s.limits)) for s in task.spectra
-    )
+    return task.level(low)
 
 
 def _priced(task: Task, budget: int) -> list[tuple[Ranks, ...]]:
@@ -102,10 +131,14 @@ def _priced(task: Task, budget: int) -> list[tuple[Ranks, ...]]:
 
 def at_price(task: Task, price: float, above: bool) -> tuple[Ranks, ...]:
     """Ranks at which one more singular value is worth less than the values it costs."""
-    return tuple(
-        _settled(s, price / weight if weight > 0 else math.inf, above)
-        for s, weight in zip(task.spectra, task.weights, strict=True)
-    )
+    found = []
+    for array, (spectra, weight) in enumerate(zip(task.spectra, task.weights, strict=True)):
+        ranks = _settled(spectra, price / weight if weight > 0 else math.inf, above)
+        if task.may_be_dense and ranks:
+            spared = price * (spectra.count.dense - task.size(array, ranks))
+            ranks = DENSE if spared <= task.lost(array, ranks) else ranks
+        found.append(ranks)
+    return tuple(found)
 
 
 def _settled(spectra: Spectra, price: float, above: bool) -> Ranks:
@@ -157,7 +190,10 @@ def _filled(
 
     def offer(array: int) -> None:
         spectra, current = task.spectra[array], ranks[array]
-        for raised in _raises(spectra, current):
+        raises = _raises(spectra, current) if current else []
+        if task.may_be_dense and current:
+            raises.append(DENSE)
+        for raised in raises:
             queue_key = -_return(task, array, current, raised)
             if queue_key < 0:
                 heapq.heappush(queue, (queue_key, array, raised))
@@ -172,16 +208,23 @@ def _filled(
     while queue:
         _, array, raised = heapq.heappop(queue)
         current = ranks[array]
-        count = task.spectra[array].count
-        # An offer that was made for other ranks is out of date; newer ones are in the queue.
-        changed = [r - c for r, c in zip(raised, current, strict=True)]
-        if min(changed) < 0 or not 1 <= sum(changed) <= 2:
+        if not current or not _is_raise(task.spectra[array], current, raised):
             continue
-        cost = count.values(raised) - count.values(current)
-        if cost <= left and count.clipped(raised) == raised:
+        cost = task.size(array, raised) - task.size(array, current)
+        if cost <= left:
             ranks[array], left = raised, left - cost
             offer(array)
-    return tuple(ranks)
+    cheapest = tuple(task.cheapest(array, found) for array, found in enumerate(ranks))
+    return cheapest if cheapest == tuple(ranks) else _filled(task, cheapest, budget)
+
+
+def _is_raise(spectra: Spectra, ranks: Ranks, raised: Ranks) -> bool:
+    """Whether an offer still holds; one that was made for other ranks may be out of date."""
+    if not raised:
+        return True
+    changed = [r - c for r, c in zip(raised, ranks, strict=True)]
+    grows = min(changed) >= 0 and 1 <= sum(changed) <= 2
+    return grows and spectra.count.clipped(raised) == raised
 
 
 def _raises(spectra: Spectra, ranks: Ranks) -> list[Ranks]:
@@ -201,6 +244,9 @@ def _raises(spectra: Spectra, ranks: Ranks) -> list[Ranks]:
 def _return(task: Task, array: int, ranks: Ranks, raised: Ranks) -> float:
     """What the estimated loss falls by for each value that raised ranks add."""
     spectra = task.spectra[array]
+    if not raised:
+        cost = spectra.count.dense - task.size(array, ranks)
+        return task.lost(array, ranks) / cost if cost > 0 else math.inf
     if sum(raised) == sum(ranks) + 1:
         position = next(k for k, r in enumerate(raised) if r > ranks[k])
         gain, cost = spectra.gain(ranks, position), spectra.count.slope(ranks, position)

@@ -18,6 +18,10 @@ class Count(Protocol):
     def limits(self) -> Ranks:
         """Largest rank of every bond or mode for which there is something to represent."""
 
+    @property
+    def dense(self) -> int:
+        """Number of values of the array itself."""
+
     def values(self, ranks: Sequence[int]) -> int:
         """Number of values at these ranks."""
 
@@ -36,6 +40,11 @@ class ChainCount:
     """A tensor train over `modes`: core k has r_k n_k r_{k+1} values."""
 
     modes: tuple[int, ...]
+
+    @property
+    def dense(self) -> int:
+        """Number of values of the array itself."""
+        return math.prod(self.modes)
 
     @property
     def limits(self) -> Ranks:
@@ -80,6 +89,11 @@ class TuckerCount:
     """A Tucker decomposition of an array of shape `modes`: the core and n_k r_k a factor."""
 
     modes: tuple[int, ...]
+
+    @property
+    def dense(self) -> int:
+        """Number of values of the array itself."""
+        return math.prod(self.modes)
 
     @property
     def limits(self) -> Ranks:

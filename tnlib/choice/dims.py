@@ -1,21 +1,30 @@
-"""Which modes compress a matrix best: a few shapes, each decomposed and measured."""
+"""Which modes compress a matrix best: a few shapes, each decomposed and measured.
+
+The modes ``(m, 1)`` and ``(1, n)`` make an operator of two cores that is the truncated SVD, and a
+single core is the matrix itself. So plain low rank and the dense matrix are shapes like the others,
+and stand beside them: where the modes of an operator do not fit the matrix, one of them is better.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from tqdm import tqdm
+from typing import Literal, overload
 
 from tnlib import _checks, _operands
 from tnlib._array import RNG, Array
+from tnlib._progress import bar
+from tnlib._table import aligned
 from tnlib.choice.counts import ChainCount
 from tnlib.mpo import mpo_decompose
 from tnlib.shapes import factorize, paired_modes
 
 # Without a budget or a tolerance, values are this share of the matrix.
 _SHARE = 0.1
+
+Modes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class DimsSuggestion:
     >>> best = suggest_dims(W, max_params=100, orders=(2,))[0]
     >>> best.row_dims, best.col_dims, best.ranks, best.n_params, round(best.error, 2)
     ((4, 3), (4, 4), (1, 3, 1), 84, 0.63)
+    >>> best.kind
+    'mpo'
     """
 
     row_dims: tuple[int, ...]
@@ -48,6 +59,74 @@ class DimsSuggestion:
     n_params: int
     error: float
 
+    @property
+    def kind(self) -> Literal["mpo", "low rank", "dense"]:
+        """What an operator of these modes is."""
+        if len(self.row_dims) == 1:
+            return "dense"
+        split = len(self.row_dims) == 2 and self.row_dims[1] == self.col_dims[0] == 1
+        return "low rank" if split else "mpo"
+
+
+@dataclass(frozen=True, repr=False)
+class DimsSuggestions(Sequence[DimsSuggestion]):
+    """Mode shapes in order, the best first; printing them shows a table and which kind wins.
+
+    Attributes
+    ----------
+    suggestions : tuple of DimsSuggestion
+        Among them always the plain low rank and the dense matrix. Those with more values than
+        `max_params` come last.
+    max_params : int or None
+        The budget by which they were compared; None for a tolerance.
+    untried : int
+        Shapes that were left out when the time was up.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> W = np.random.default_rng(0).standard_normal((12, 16))
+    >>> print(suggest_dims(W, max_params=100, orders=(2,)))
+    kind      rows  columns  ranks  values  error
+    mpo       4 3   4 4      3      84      0.6336
+    low rank  12 1  1 16     3      84      0.6649
+    mpo       3 4   4 4      3      84      0.6843
+    dense     12    16              192     0.0000
+    best within 100 values: mpo
+    """
+
+    suggestions: tuple[DimsSuggestion, ...]
+    max_params: int | None
+    untried: int = 0
+
+    @overload
+    def __getitem__(self, position: int) -> DimsSuggestion: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[DimsSuggestion, ...]: ...
+    def __getitem__(self, position: int | slice) -> DimsSuggestion | tuple[DimsSuggestion, ...]:
+        return self.suggestions[position]
+
+    def __len__(self) -> int:
+        return len(self.suggestions)
+
+    def __iter__(self) -> Iterator[DimsSuggestion]:
+        return iter(self.suggestions)
+
+    def __repr__(self) -> str:
+        return f"DimsSuggestions({len(self)} shapes, best={self.suggestions[0]})"
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("kind", "rows", "columns", "ranks", "values", "error")]
+        for one in self.suggestions:
+            modes = (" ".join(map(str, dims)) for dims in (one.row_dims, one.col_dims))
+            ranks = " ".join(map(str, one.ranks[1:-1]))
+            rows.append((one.kind, *modes, ranks, str(one.n_params), f"{one.error:.4f}"))
+        limit = "" if self.max_params is None else f" within {self.max_params} values"
+        verdict = f"best{limit}: {self.suggestions[0].kind}"
+        if self.untried:
+            verdict += f"; {self.untried} shapes were not tried, for want of time"
+        return f"{aligned(rows)}\n{verdict}"
+
 
 def suggest_dims(
     W: Array,
@@ -55,13 +134,15 @@ def suggest_dims(
     max_params: int | None = None,
     eps: float | None = None,
     orders: Sequence[int] = (2, 3, 4),
-    progress: bool = False,
+    time_limit: float | None = None,
+    progress: bool = True,
     rng: RNG = None,
-) -> tuple[DimsSuggestion, ...]:
+) -> DimsSuggestions:
     """Try mode shapes for an MPO of a matrix, and rank them by what they achieve.
 
     For every order the balanced factors of both sides are tried, ascending and descending, which
-    decides which parts of rows and columns are paired.
+    decides which parts of rows and columns are paired. Beside them always stand the plain low rank,
+    which is the operator of the modes ``(m, 1)`` and ``(1, n)``, and the dense matrix.
 
     Parameters
     ----------
@@ -73,15 +154,17 @@ def suggest_dims(
         Relative error: the shapes are ranked by the number of values that it takes.
     orders : sequence of int, optional
         Numbers of cores to try.
+    time_limit : float, optional
+        Seconds after which no further shape is begun. The plain low rank is always tried.
     progress : bool, optional
-        Whether to show a progress bar.
+        Whether to show a progress bar, once a few seconds have gone.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel.
 
     Returns
     -------
-    tuple of DimsSuggestion
-        The best first.
+    DimsSuggestions
+        A sequence of :class:`DimsSuggestion`, the best first.
 
     Raises
     ------
@@ -105,31 +188,50 @@ def suggest_dims(
     if max_params is not None and eps is not None:
         raise ValueError("give max_params= or eps=, by which the shapes are compared, not both")
     budget = None if max_params is None else _checks.positive_int("max_params", max_params)
-    orders = _checks.sizes("orders", orders)
-    shapes = [pair for order in orders for pair in _shapes(tuple(matrix.shape), order)]
-    if eps is None and budget is None:
-        tenth = int(_SHARE * matrix.shape[0] * matrix.shape[1])
-        budget = max(tenth, min(_least(*pair) for pair in shapes))
+    tolerance = _checks.eps(eps)
+    seconds = None if time_limit is None else _checks.tolerance("time_limit", time_limit)
+    _checks.flag("progress", progress)
+    rows, columns = (int(n) for n in matrix.shape)
+    low_rank = ((rows, 1), (1, columns))
+    tried = [pair for n in _checks.sizes("orders", orders) for pair in _shapes((rows, columns), n)]
+    shapes = list(dict.fromkeys([low_rank, *(pair for pair in tried if len(pair[0]) > 1)]))
+    if tolerance is None and budget is None:
+        budget = max(int(_SHARE * rows * columns), min(_least(*pair) for pair in shapes))
     if budget is not None:
         fitting = [pair for pair in shapes if _least(*pair) <= budget]
-        if not fitting:
+        if not fitting and budget < rows * columns:
             least = min(_least(*pair) for pair in shapes)
             raise ValueError(
                 f"max_params={budget} is too small: the smallest of these shapes has {least} values"
             )
-        shapes = fitting
-    found = []
-    for rows, columns in tqdm(shapes, desc="shapes", disable=not progress):
-        mpo = mpo_decompose(
-            matrix, row_dims=rows, col_dims=columns, max_params=budget, eps=eps, rng=rng
-        )
-        found.append(DimsSuggestion(rows, columns, mpo.ranks, mpo.n_params, mpo.error or 0.0))
-    if budget is None:
-        return tuple(sorted(found, key=lambda one: (one.n_params, one.error)))
-    return tuple(sorted(found, key=lambda one: (one.error, one.n_params)))
+        shapes = list(dict.fromkeys([low_rank, *fitting]))
+    found = [DimsSuggestion((rows,), (columns,), (1, 1), rows * columns, 0.0)]
+    started = time.monotonic()
+    for pair in bar(shapes, "shapes", progress):
+        if seconds is not None and pair != low_rank and time.monotonic() - started > seconds:
+            break
+        found.append(_measured(matrix, pair, budget, tolerance, rng))
+
+    def key(one: DimsSuggestion) -> tuple[float, ...]:
+        if budget is None:
+            return one.n_params, one.error
+        return one.n_params > budget, one.error, one.n_params
+
+    ordered = tuple(sorted(found, key=key))
+    return DimsSuggestions(ordered, budget, untried=len(shapes) + 1 - len(found))
 
 
-def _shapes(shape: tuple[int, int], order: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _measured(
+    matrix: Array, dims: Modes, budget: int | None, eps: float | None, rng: RNG
+) -> DimsSuggestion:
+    """What a decomposition in these modes achieves; ranks of one where the budget is too small."""
+    fits = budget is None or _least(*dims) <= budget
+    limits = {"max_params": budget, "eps": eps} if fits else {"ranks": 1}
+    mpo = mpo_decompose(matrix, row_dims=dims[0], col_dims=dims[1], rng=rng, **limits)
+    return DimsSuggestion(*dims, mpo.ranks, mpo.n_params, mpo.error or 0.0)
+
+
+def _shapes(shape: tuple[int, int], order: int) -> list[Modes]:
     """Pairs of modes with `order` factors, without repetition."""
     rows, columns = (factorize(width, order) for width in shape)
     pairs = itertools.product((rows, rows[::-1]), (columns, columns[::-1]))

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tnlib import _array, _checks
-from tnlib._array import RNG, Array
-from tnlib._prepare import prepare
+from tnlib import _checks
 from tnlib._table import aligned
-from tnlib.choice.budget import checked
 from tnlib.choice.choose import Task, choose
-from tnlib.choice.counts import Count, Ranks, ceilings
-from tnlib.choice.read import Reading, reading
+from tnlib.choice.counts import Ranks
 from tnlib.choice.spectra import Spectra
 
 
@@ -45,10 +40,15 @@ class RankProfile:
         whole array; it lies between the bounds.
     spectra : Spectra
         The singular values of every unfolding that they come from.
+    low_rank : tuple of float or None
+        For a matrix as an operator of several cores: the error of the plain low rank, the truncated
+        SVD, with as many values as each point has at most; 1 where not even one singular vector
+        fits. None for other arrays and formats.
 
     Examples
     --------
     >>> import numpy as np
+    >>> from tnlib import rank_profile
     >>> i, j = np.ogrid[:32, :64]
     >>> profile = rank_profile(1.0 / (1 + abs(i - j)), [1, 2, 4])
     >>> profile.n_params, [round(error, 3) for error in profile.estimate]
@@ -63,6 +63,7 @@ class RankProfile:
     upper: tuple[float, ...]
     estimate: tuple[float, ...]
     spectra: Spectra
+    low_rank: tuple[float, ...] | None = None
 
     def best_ranks(self, *, max_params: int | None = None, eps: float | None = None) -> Ranks:
         """Ranks for a budget, or the fewest values whose error is surely at most `eps`.
@@ -81,11 +82,13 @@ class RankProfile:
         Raises
         ------
         ValueError
-            If not exactly one of them is given, or none of the points meets it.
+            If not exactly one of them is given, or no point with fewer values than the dense array
+            meets `eps`: then the array is best kept dense, and the message says so.
 
         Examples
         --------
         >>> import numpy as np
+        >>> from tnlib import rank_profile
         >>> i, j = np.ogrid[:32, :64]
         >>> profile = rank_profile(1.0 / (1 + abs(i - j)), [1, 2, 4, 8])
         >>> profile.best_ranks(max_params=400), profile.best_ranks(eps=0.2)
@@ -95,26 +98,59 @@ class RankProfile:
             raise ValueError("give either max_params= or eps=")
         if max_params is not None:
             budget = _checks.positive_int("max_params", max_params)
-            found = choose(Task((self.spectra,), (1.0,)), budget)[0]
-            count, limits = self.spectra.count, self.spectra.limits
-            for k, (rank, limit) in enumerate(zip(found, limits, strict=True)):
-                if rank == limit < count.limits[k] and _fits(count, k, limit + 1, budget):
-                    raise ValueError(
-                        f"the profile knows no larger ranks than {limits}, and max_params={budget} "
-                        "has room for more; make it without ranks= and with this max_params="
-                    )
-            return found
+            found = self._chosen(budget)
+            if self._reaches(found, budget):
+                return found
+            raise ValueError(
+                f"the profile knows no larger ranks than {self.spectra.limits}, and "
+                f"max_params={budget} has room for more; make it without ranks= and with this "
+                "max_params="
+            )
         tolerance = _checks.eps(eps) or 0.0
-        for ranks, upper in zip(self.ranks, self.upper, strict=True):
-            if upper <= tolerance:
+        dense = math.prod(self.shape)
+        for ranks, size, upper in zip(self.ranks, self.n_params, self.upper, strict=True):
+            if upper <= tolerance and size < dense:
                 return ranks
+        if self._needs_dense(tolerance, dense):
+            raise ValueError(
+                f"dense is the answer: no ranks with fewer than the {dense} values of the array "
+                f"itself have an error of surely at most {tolerance:g}; keep it as it is"
+            )
         raise ValueError(
-            f"no point of the profile has an error of {tolerance:g}; the least upper bound is "
-            f"{min(self.upper):.3g} with {self.n_params[-1]} values"
+            f"no point of the profile has an error of surely at most {tolerance:g}; the least "
+            f"upper bound is {min(self.upper):.3g} with {self.n_params[-1]} values, and the dense "
+            f"array has {dense}; make it with more points= or larger ranks"
         )
+
+    def _chosen(self, budget: int) -> Ranks:
+        return choose(Task((self.spectra,), (1.0,)), budget)[0]
+
+    def _reaches(self, ranks: Ranks, budget: int) -> bool:
+        """Whether no rank stops where the profile's knowledge does and not the budget."""
+        count, limits = self.spectra.count, self.spectra.limits
+        return not any(
+            rank == limit < count.limits[k] and count.values(count.around(k, limit + 1)) <= budget
+            for k, (rank, limit) in enumerate(zip(ranks, limits, strict=True))
+        )
+
+    def _needs_dense(self, eps: float, dense: int) -> bool:
+        """Whether no ranks with fewer values than the array itself surely meet a tolerance."""
+        count = self.spectra.count
+        if count.values((1,) * len(count.limits)) >= dense:
+            return True
+        most = self._chosen(dense - 1)
+        return self._reaches(most, dense - 1) and self.spectra.bounds(most)[1] > eps
+
+    @property
+    def _low_rank_wins(self) -> int:
+        """At how many points the plain low rank has the lower error."""
+        pairs = zip(self.low_rank or (), self.estimate, strict=False)
+        return sum(low < estimate for low, estimate in pairs)
 
     def plot(self, axes: Any = None, *, label: str | None = None) -> Any:
         """Draw the estimate and the band between the bounds over the number of values.
+
+        The plain low rank is a dotted line.
 
         Parameters
         ----------
@@ -135,6 +171,7 @@ class RankProfile:
         Examples
         --------
         >>> import numpy as np
+        >>> from tnlib import rank_profile
         >>> from matplotlib.figure import Figure
         >>> profile = rank_profile(np.random.default_rng(0).standard_normal((32, 64)), [1, 4, 16])
         >>> axes = profile.plot(Figure().subplots(), label="noise")
@@ -152,6 +189,8 @@ class RankProfile:
         share = np.array(self.n_params) / math.prod(self.shape)
         (line,) = axes.plot(share, self.estimate, label=label)
         axes.fill_between(share, self.lower, self.upper, alpha=0.2, color=line.get_color(), lw=0)
+        if self.low_rank is not None:
+            axes.plot(share, self.low_rank, ":", color=line.get_color())
         return axes
 
     def __len__(self) -> int:
@@ -165,124 +204,17 @@ class RankProfile:
         )
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("ranks", "values", "share", "error", "from", "to")]
+        beside = self.low_rank is not None
+        head = ("ranks", "values", "share", "error", "from", "to")
+        rows: list[tuple[str, ...]] = [(*head, "low rank") if beside else head]
         dense = math.prod(self.shape)
         for k, ranks in enumerate(self.ranks):
             size = self.n_params[k]
-            errors = (self.estimate[k], self.lower[k], self.upper[k])
+            errors = [self.estimate[k], self.lower[k], self.upper[k]]
+            errors += [self.low_rank[k]] if self.low_rank is not None else []
             cells = (f"{error:.4f}" for error in errors)
             rows.append((" ".join(map(str, ranks)), str(size), f"{size / dense:.4f}", *cells))
-        return aligned(rows)
-
-
-def rank_profile(
-    W: Array,
-    ranks: Sequence[int | Sequence[int]] | None = None,
-    *,
-    format: str = "mpo",
-    row_dims: Sequence[int] | None = None,
-    col_dims: Sequence[int] | None = None,
-    points: int = 40,
-    max_params: int | None = None,
-    rng: RNG = None,
-) -> RankProfile:
-    """Find out what ranks an array needs, from the singular values of its unfoldings.
-
-    One pass computes the spectrum of every unfolding; from these follow bounds of the error for
-    all ranks at once, and an estimate between them. Nothing is decomposed.
-
-    Parameters
-    ----------
-    W : array
-        A matrix for "mpo"; an array with at least two axes for "tt" and "tucker". A train of a
-        matrix with its two axes is its truncated SVD.
-    ranks : sequence of int or of sequences of int, optional
-        Ranks to look at: one number is the largest rank of every bond or mode. By default, for
-        `points` numbers of values, those with the least error.
-    format : {"mpo", "tt", "tucker"}, optional
-        What the array is to become.
-    row_dims, col_dims : sequence of int, optional
-        Modes of an MPO, as for :func:`mpo_decompose`.
-    points : int, optional
-        Number of points, where `ranks` is not given.
-    max_params : int, optional
-        Largest number of values to look at; by default that of the array. Ranks that cannot fit are
-        not computed, which is faster.
-    rng : None, int, numpy.random.Generator or torch.Generator, optional
-        Randomness of the Krylov kernel, which finds small parts of large spectra.
-
-    Returns
-    -------
-    RankProfile
-
-    Raises
-    ------
-    TypeError
-        If `W` is not a dense numeric array, or an argument has the wrong type.
-    ValueError
-        If `W` is empty or holds nan or inf, or modes, ranks or format do not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> i, j = np.ogrid[:32, :64]
-    >>> print(rank_profile(1.0 / (1 + abs(i - j)), [1, 2, 4, 8]))
-    ranks  values  share   error   from    to
-    1      96      0.0469  0.3013  0.3013  0.3013
-    2      192     0.0938  0.1676  0.1676  0.1676
-    4      384     0.1875  0.0068  0.0068  0.0068
-    8      768     0.3750  0.0000  0.0000  0.0000
-    """
-    how = reading(W, format, row_dims, col_dims)
-    generator = _array.as_generator(rng)
-    count = _checks.positive_int("points", points)
-    if ranks is not None and max_params is not None:
-        raise ValueError("give ranks= to look at, or max_params= up to which, not both")
-    budget = checked(max_params, how.count) or math.prod(how.shape)
-    asked = None if ranks is None else _asked(ranks, how)
-    prepared = prepare(how.array, None, how.axes)
-    if asked is None:
-        spectra = how.spectra(prepared, ceilings(how.count, budget), generator)
-        chosen = _range(spectra, budget, count)
-    else:
-        most = [max(entry[k] for entry in asked) for k in range(len(asked[0]))]
-        spectra = how.spectra(prepared, most, generator)
-        chosen = {spectra.count.clipped(_within(entry, spectra)) for entry in asked}
-    ordered = sorted(chosen, key=lambda entry: (spectra.count.values(entry), entry))
-    bounds = [spectra.bounds(entry) for entry in ordered]
-    return RankProfile(
-        format,
-        how.shape,
-        tuple(ordered),
-        tuple(spectra.count.values(entry) for entry in ordered),
-        tuple(low for low, _ in bounds),
-        tuple(high for _, high in bounds),
-        tuple(math.sqrt(spectra.loss(entry)) for entry in ordered),
-        spectra,
-    )
-
-
-def _asked(ranks: Any, how: Reading) -> list[Ranks]:
-    if isinstance(ranks, str) or not isinstance(ranks, Sequence | np.ndarray | range):
-        raise TypeError(f"ranks must be a sequence of ranks to look at, got {ranks!r}")
-    if not len(ranks):
-        raise ValueError("ranks is empty; leave it out for ranks of all sizes")
-    return [how.ranks(entry) for entry in ranks]
-
-
-def _fits(count: Count, position: int, rank: int, budget: int) -> bool:
-    return count.values(count.around(position, rank)) <= budget
-
-
-def _within(ranks: Ranks, spectra: Spectra) -> Ranks:
-    return tuple(min(rank, limit) for rank, limit in zip(ranks, spectra.limits, strict=True))
-
-
-def _range(spectra: Spectra, budget: int, points: int) -> set[Ranks]:
-    """The best ranks for numbers of values that grow evenly from the least to the budget."""
-    count = spectra.count
-    least = count.values((1,) * len(spectra.limits))
-    most = min(max(budget, least), count.values(count.clipped(spectra.limits)))
-    sizes = np.geomspace(least, most, points)
-    task = Task((spectra,), (1.0,))
-    return {choose(task, int(size * (1 + 1e-12)))[0] for size in sizes}
+        rows.append(("dense", str(dense), f"{1:.4f}", *[f"{0:.4f}"] * (4 if beside else 3)))
+        if not beside:
+            return aligned(rows)
+        return f"{aligned(rows)}\nlow rank is better at {self._low_rank_wins} of {len(self)} points"

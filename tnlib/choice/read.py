@@ -29,12 +29,15 @@ class Reading:
         The shape that was given.
     count : Count
         Values of the format as a function of its ranks.
+    format : str
+        The format.
     """
 
     array: Array
     axes: tuple[int, ...]
     shape: tuple[int, ...]
     count: Count
+    format: str
 
     def ranks(self, value: Any) -> Ranks:
         """One rank for all or one for each, as one for each."""
@@ -42,11 +45,13 @@ class Reading:
             return _checks.multilinear_ranks(value, len(self.axes)) or ()
         return _checks.required_ranks(value, len(self.count.limits) + 1)
 
-    def spectra(self, prepared: Prepared, most: Sequence[int | None], rng: Any) -> Spectra:
+    def spectra(
+        self, prepared: Prepared, most: Sequence[int | None], rng: Any, progress: bool = False
+    ) -> Spectra:
         """The spectra of all unfoldings up to given ranks."""
         if isinstance(self.count, ChainCount):
-            return chain_spectra(prepared, self.count.modes, most, rng)
-        return mode_spectra(prepared, most, rng)
+            return chain_spectra(prepared, self.count.modes, most, rng, progress)
+        return mode_spectra(prepared, most, rng, progress)
 
 
 def reading(
@@ -66,10 +71,10 @@ def reading(
         rows, columns = shapes.matrix_modes((shape[0], shape[1]), row_dims, col_dims)
         modes = shapes.paired_modes(rows, columns)
         axes = shapes.paired_axes(len(rows))
-        return Reading(array.reshape(rows + columns), axes, shape, ChainCount(modes))
+        return Reading(array.reshape(rows + columns), axes, shape, ChainCount(modes), format)
     if row_dims is not None or col_dims is not None:
         raise ValueError(f"row_dims and col_dims are for format='mpo', got format={format!r}")
     if array.ndim < 2:
         raise ValueError(f"W must have at least two axes, got shape {shape}; reshape it")
     count = ChainCount(shape) if format == "tt" else TuckerCount(shape)
-    return Reading(array, tuple(range(array.ndim)), shape, count)
+    return Reading(array, tuple(range(array.ndim)), shape, count, format)

@@ -21,6 +21,7 @@ from tnlib import _array, _gram, lowrank
 from tnlib._array import Array
 from tnlib._basis import NOISE
 from tnlib._prepare import Prepared
+from tnlib._progress import bar
 from tnlib.choice.counts import ChainCount, Count, TuckerCount
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
@@ -103,21 +104,27 @@ class Spectra:
 
 
 def chain_spectra(
-    prepared: Prepared, modes: Sequence[int], most: Sequence[int | None], rng: Any
+    prepared: Prepared,
+    modes: Sequence[int],
+    most: Sequence[int | None],
+    rng: Any,
+    progress: bool = False,
 ) -> Spectra:
     """Spectra of the unfoldings of a train, each up to a largest rank."""
     unfoldings = [prepared.data.reshape(math.prod(modes[:k]), -1) for k in range(1, len(modes))]
-    return _spectra(ChainCount(tuple(modes)), unfoldings, prepared, most, rng)
+    return _spectra(ChainCount(tuple(modes)), unfoldings, prepared, most, rng, progress)
 
 
-def mode_spectra(prepared: Prepared, most: Sequence[int | None], rng: Any) -> Spectra:
+def mode_spectra(
+    prepared: Prepared, most: Sequence[int | None], rng: Any, progress: bool = False
+) -> Spectra:
     """Spectra of the mode unfoldings of an array, each up to a largest rank."""
     xp = array_namespace(prepared.data)
     shape = tuple(prepared.data.shape)
     unfoldings = [
         xp.moveaxis(prepared.data, k, 0).reshape(size, -1) for k, size in enumerate(shape)
     ]
-    return _spectra(TuckerCount(shape), unfoldings, prepared, most, rng)
+    return _spectra(TuckerCount(shape), unfoldings, prepared, most, rng, progress)
 
 
 def _spectra(
@@ -126,9 +133,11 @@ def _spectra(
     prepared: Prepared,
     most: Sequence[int | None],
     rng: Any,
+    progress: bool,
 ) -> Spectra:
     found = []
-    for matrix, limit, asked in zip(unfoldings, count.limits, most, strict=True):
+    asked_of = list(zip(unfoldings, count.limits, most, strict=True))
+    for matrix, limit, asked in bar(asked_of, "spectra", progress):
         rank = limit if asked is None else min(limit, asked)
         found.append(_energies(matrix, rank, prepared.energy, rng))
     arrays = math.sqrt(len(unfoldings) + 1)

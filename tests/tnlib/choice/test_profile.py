@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import tnlib
 from tests.arrays import LIBRARIES, matrices, tensors, with_spectrum
+from tests.tolerances import rounding
 from tnlib import cp_als, mpo_decompose, rank_profile, tt_round, tt_svd, tucker_hooi, tucker_hosvd
 
 DECOMPOSE = {"mpo": mpo_decompose, "tt": tt_svd, "tucker": tucker_hosvd}
@@ -174,6 +175,42 @@ def test_the_profile_answers_for_a_tolerance():
         profile.best_ranks()
 
 
+@given(st.integers(0, 99), st.sampled_from([0.0, 1.0, 3.0]), st.sampled_from(sorted(LIBRARIES)))
+def test_the_low_rank_beside_an_operator_is_the_truncated_svd(seed, decay, library):
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((12, 18)) * (1.0 + np.arange(18)) ** -decay
+    profile = rank_profile(LIBRARIES[library](matrix), points=6)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    for size, low in zip(profile.n_params, profile.low_rank, strict=True):
+        kept = size // 30
+        tail = np.linalg.norm(values[kept:]) / np.linalg.norm(values)
+        # Energies are squares: what is below the root of a roundoff is not resolved.
+        assert low == pytest.approx(tail, abs=rounding(np.float64, 12 * 18) ** 0.5)
+    wins = sum(a < b for a, b in zip(profile.low_rank, profile.estimate, strict=True))
+    assert str(profile).splitlines()[-1] == f"low rank is better at {wins} of {len(profile)} points"
+    assert str(profile).splitlines()[-2].startswith("dense")
+
+
+def test_only_an_operator_of_several_cores_has_a_low_rank_beside_it():
+    matrix = np.random.default_rng(0).standard_normal((12, 18))
+    assert rank_profile(matrix, format="tt").low_rank is None
+    assert rank_profile(matrix, row_dims=(12,), col_dims=(18,)).low_rank is None
+    assert rank_profile(matrix, format="tucker").low_rank is None
+    assert rank_profile(matrix, [1]).low_rank is not None
+
+
+@pytest.mark.parametrize("format", ["mpo", "tt", "tucker"])
+def test_dense_is_the_answer_where_no_ranks_have_fewer_values(format):
+    noise = np.random.default_rng(0).standard_normal((48, 144))
+    profile = rank_profile(noise, format=format)
+    with pytest.raises(ValueError, match=r"dense is the answer.*the 6912 values"):
+        profile.best_ranks(eps=0.1)
+    # Ranks that were not looked at may still be the answer.
+    steep = with_spectrum(0.5 ** np.arange(48), 48, 144)
+    with pytest.raises(ValueError, match="larger ranks"):
+        rank_profile(steep, [1], format="tt").best_ranks(eps=0.1)
+
+
 def test_a_large_spectrum_is_found_in_part():
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.standard_normal((600, 600)))[0] for _ in range(2))
@@ -235,8 +272,9 @@ def test_the_picture_has_the_points():
     matplotlib.use("agg")
     profile = rank_profile(np.random.default_rng(0).standard_normal((16, 16)), points=5)
     axes = profile.plot(label="weight")
-    (line,) = axes.get_lines()
+    line, beside = axes.get_lines()
     np.testing.assert_allclose(line.get_ydata(), profile.estimate)
+    np.testing.assert_allclose(beside.get_ydata(), profile.low_rank)
     np.testing.assert_allclose(line.get_xdata(), np.array(profile.n_params) / 256)
     assert profile.plot(axes) is axes
     matplotlib.pyplot.close("all")
