@@ -33,6 +33,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/decompose.py $(ARGS)
 	$(BIN)/python benchmarks/tucker.py $(ARGS)
 	$(BIN)/python benchmarks/cp.py $(ARGS)
+	$(BIN)/python benchmarks/cp_defaults.py $(ARGS)
 	$(BIN)/python benchmarks/contraction.py $(ARGS)
 	$(BIN)/python benchmarks/roofline.py $(ARGS)
 

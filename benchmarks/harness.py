@@ -87,6 +87,7 @@ def machine(packages: list[str]) -> dict[str, Any]:
     return {
         "cpu": name,
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages if find_spec(name)},
