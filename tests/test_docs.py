@@ -12,6 +12,7 @@ import re
 import shlex
 from pathlib import Path
 
+import peft
 import pytest
 import tokenizers
 import torch
@@ -138,3 +139,45 @@ def test_the_reference_lists_the_public_names_and_no_others(page):
     package = REFERENCE[page]
     text = (DOCS / "reference" / f"{page}.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^   (\w+)$", text, re.MULTILINE)) == sorted(package.__all__)
+
+
+def _adapted(target, folder):
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    base = transformers.BertModel(config)
+    return peft.get_peft_model(base, tnlib_adapters.DoTAConfig(r=2, target_modules=target))
+
+
+def _occupied(folder):
+    _adapted(["query"], folder).save_pretrained(folder / "adapter")
+    tnlib_adapters.to_lora(folder / "adapter", folder / "adapter")
+
+
+def _counted(folder):
+    tnlib_adapters.count(_adapted(["query"], folder).base_model.model, _config(["typo"]))
+
+
+def _config(target):
+    return tnlib_adapters.DoTAConfig(r=2, target_modules=target)
+
+
+REFUSALS = {
+    "give ranks= ..., eps= ... or max_params= ...": lambda folder: tnlib.tt_svd(torch.ones(2, 2)),
+    "Target modules ... not found in the base model": lambda folder: _adapted(["typo"], folder),
+    "... match no linear layer": _counted,
+    "entries that matched no module": lambda folder: _adapted(["query", "typo"], folder),
+    "... is not empty; name a new folder, or remove this one": _occupied,
+    "the tensor is part of an autograd graph": lambda folder: tnlib.tt_svd(
+        2 * torch.ones(2, 2, requires_grad=True), 1
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("quoted", REFUSALS)
+def test_what_the_start_page_quotes_is_what_is_said(quoted, tmp_path):
+    assert quoted in (DOCS / "start.md").read_text(encoding="utf-8")
+    pattern = re.escape(quoted).replace(r"\.\.\.", ".*")
+    with pytest.raises((ValueError, OSError, UserWarning), match=pattern):
+        REFUSALS[quoted](tmp_path)
