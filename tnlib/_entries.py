@@ -1,43 +1,101 @@
 """Many entries of a train at once: for each, a product of one matrix from every core.
 
-The products of a batch are carried from core to core as vectors, O(r^2) an entry and core, with a
-power of two beside each, so that an entry is found wherever it is in range itself.
+The products of a batch are carried from core to core as vectors, O(r^2) operations an entry and
+core, in double precision. Where the sizes of the numbers show that nothing can be lost on the way
+the products are plain; elsewhere they carry exponents (:mod:`tnlib._scaled`), so that an entry is
+found wherever it is itself in range.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array, _train
+from tnlib import _array
 from tnlib._array import Array
-from tnlib._scaled import normalized, times_powers
+from tnlib._scaled import Scaled
 
 # Values of the matrices that are gathered at a time.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 21
+# Exponents of products that double precision holds with room for sums.
+_RANGE = 900
+# Bits below which an underflow does not matter.
+_BITS = 64
 
 
 def gathered(cores: Sequence[Array], index: Sequence[Array]) -> Array:
     """Entries (b,) of a train of (r, n, r) cores at b positions, one array of them a core."""
     xp = array_namespace(*cores)
-    wide = _train._widened(cores)
     count = index[0].shape[0]
     if not count:
         return cores[0][0, :0, 0]
-    step = max(1, _BLOCK // max(core.shape[0] * core.shape[2] for core in cores))
-    parts = [
-        _part(wide, [where[start : start + step] for where in index])
-        for start in range(0, count, step)
-    ]
-    return _array.astype(xp.concat(parts), cores[0].dtype)
+    step = max(1, _BLOCK // sum(core.shape[0] * core.shape[2] for core in cores))
+    parts = []
+    for start in range(0, count, step):
+        where = [positions[start : start + step] for positions in index]
+        parts.append(product([_slices(*pair) for pair in zip(cores, where, strict=True)]))
+    with np.errstate(over="ignore"):
+        return _array.astype(xp.concat(parts), cores[0].dtype)
 
 
-def _part(cores: Sequence[Array], index: Sequence[Array]) -> Array:
-    xp = array_namespace(*cores)
-    carried, total = normalized(xp.permute_dims(cores[0], (1, 0, 2))[index[0]])
-    for core, where in zip(cores[1:], index[1:], strict=True):
-        slices, exponents = normalized(xp.permute_dims(core, (1, 0, 2))[where])
-        carried, shift = normalized(carried @ slices)
-        total = total + exponents + shift
-    return times_powers(carried, total)[:, 0, 0]
+def _slices(core: Array, where: Array) -> Array:
+    xp = array_namespace(core)
+    slices = xp.permute_dims(core, (1, 0, 2))[where]
+    return _array.astype(slices, _array.double(xp, core.dtype))
+
+
+def product(matrices: Sequence[Array]) -> Array:
+    """Products (b,) of batches of matrices (b, r, r) in double precision, closed by ones."""
+    plain = _plain(matrices)
+    return (scaled_product(matrices).plain() if plain is None else plain)[:, 0, 0]
+
+
+def scaled_product(matrices: Sequence[Array]) -> Scaled:
+    """Products of batches of matrices in double precision, with exponents."""
+    plain = _plain(matrices)
+    if plain is not None:
+        return Scaled.of(plain)
+    scaled = Scaled.of(matrices[0])
+    for matrix in matrices[1:]:
+        scaled = scaled @ Scaled.of(matrix)
+    return scaled
+
+
+def _plain(matrices: Sequence[Array]) -> Array | None:
+    """The products as they are, or None if they may have lost something on the way."""
+    floor = _floor(matrices)
+    if floor is None:
+        return None
+    carried = matrices[0]
+    for matrix in matrices[1:]:
+        carried = carried @ matrix
+    xp = array_namespace(carried)
+    return carried if floor == 0.0 or bool(xp.all(xp.abs(carried) >= floor)) else None
+
+
+def _floor(matrices: Sequence[Array]) -> float | None:
+    """The size from which a plain product lost nothing on the way; None if it may overflow."""
+    try:
+        sizes = [_sizes(matrix) for matrix in matrices]
+    except RuntimeError:  # torch.func.vmap hides the numbers
+        return None
+    top, least, growth = 0, 0, 0
+    for high, low in sizes:
+        top, least, growth = top + high, least + low, max(growth + high, 0)
+        if top > _RANGE:
+            return None
+    # What is lost on the way can grow by the factors that follow.
+    return 0.0 if least > -_RANGE else math.ldexp(1.0, min(growth + _BITS - 1022, 1000))
+
+
+def _sizes(matrices: Array) -> tuple[int, int]:
+    """Exponents above the largest sum of a product with these, and below its smallest term."""
+    xp = array_namespace(matrices)
+    values = xp.abs(_array.real_view(_array.detached(matrices)))
+    high = math.frexp(float(xp.max(values)))[1] + matrices.shape[1].bit_length()
+    nonzero = xp.where(values > 0, values, xp.full_like(values, math.inf))
+    low = math.frexp(float(xp.min(nonzero)))[1] - 1
+    return high, low

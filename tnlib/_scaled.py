@@ -1,13 +1,15 @@
-"""Numbers with a power of two beside them, so that products of many neither overflow nor vanish.
+"""Products of many matrices that neither overflow nor vanish on the way.
 
-A batch of matrices is brought to entries below 1 and its exponents are kept as integers. Powers of
-two are exact, and constants to autograd, so values and derivatives are those of the plain product
-wherever that has any.
+Every entry has a power of two of its own, so that a small one beside a large one survives where a
+later factor makes up for it. Powers of two are exact, and constants to autograd: values and
+derivatives are those of the plain product wherever that has any. Dear, so for products that a
+plain computation may lose.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,38 +18,73 @@ from array_api_compat import array_namespace
 from tnlib import _array
 from tnlib._array import Array
 
-# Exponents of one factor that single and double precision hold. Twice that is 0 or inf.
-_MOST = {"float32": 120, "complex64": 120}
+# Below all exponents that products of numbers can reach.
+_NEVER = -(1 << 40)
+# Largest exponent of one factor in double precision.
+_MOST = 1000
 
 
-def normalized(batch: Array) -> tuple[Array, Array]:
-    """A batch (b, ...) with all entries below 1, and the exponents (b,) that were taken off.
+@dataclass(frozen=True)
+class Scaled:
+    """A batch of matrices (b, m, n) in double precision, entry by entry ``values * 2^powers``.
 
-    What is zero, or not finite, is left as it is.
+    The values are below 1 and not below 1/2, or zero. What is zero has a power too, since its
+    derivative has a size.
     """
-    xp = array_namespace(batch)
-    values = _array.real_view(_array.detached(batch))
-    largest = xp.max(xp.abs(values).reshape(batch.shape[0], -1), axis=1)
-    library = sys.modules["torch"] if _array.is_torch(batch) else np
-    exponents = xp.astype(library.frexp(largest)[1], xp.int64)
-    usable = xp.isfinite(largest) & (largest > 0)
-    exponents = xp.where(usable, exponents, xp.zeros_like(exponents))
-    return times_powers(batch, -exponents), exponents
+
+    values: Array
+    powers: Array
+
+    @classmethod
+    def of(cls, values: Array, powers: Array | int = 0) -> Scaled:
+        """What ``values * 2^powers`` stands for."""
+        sizes = exponents(values)
+        return cls(times_powers(values, -sizes), sizes + powers)
+
+    def __matmul__(self, other: Scaled) -> Scaled:
+        xp = array_namespace(self.values)
+        rows = []
+        for k in range(self.values.shape[1]):
+            terms = self.values[:, k, :, None] * other.values
+            powers = self.powers[:, k, :, None] + other.powers
+            top = largest(terms, powers, axis=1)
+            total = xp.sum(times_powers(terms, powers - top), axis=1, keepdims=True)
+            rows.append(Scaled.of(total, top))
+        values, found = ([getattr(row, name) for row in rows] for name in ("values", "powers"))
+        return Scaled(xp.concat(values, axis=1), xp.concat(found, axis=1))
+
+    def plain(self) -> Array:
+        """The matrices; what is out of range is inf or 0."""
+        return times_powers(self.values, self.powers)
 
 
-def times_powers(batch: Array, exponents: Array) -> Array:
-    """Multiply entry k of a batch by 2^exponents[k], exactly wherever the result is normal."""
-    xp = array_namespace(batch)
-    most = _MOST.get(_array.dtype_name(batch.dtype), 1000)
-    within = xp.clip(exponents, -2 * most, 2 * most)
+def largest(values: Array, powers: Array, axis: int | tuple[int, ...]) -> Array:
+    """The largest power of what is not zero; of all where all is zero."""
+    xp = array_namespace(values)
+    top = xp.max(xp.where(values == 0, _NEVER, powers), axis=axis, keepdims=True)
+    return xp.where(top > _NEVER, top, xp.max(powers, axis=axis, keepdims=True))
+
+
+def exponents(values: Array) -> Array:
+    """Exponents e of the entries, which are below 2^e; 0 for zero and what is not finite."""
+    xp = array_namespace(values)
+    parts = xp.abs(_array.real_view(_array.detached(values)))
+    sizes = xp.max(parts, axis=-1) if _array.is_complex(values.dtype) else parts
+    library = sys.modules["torch"] if _array.is_torch(values) else np
+    usable = xp.isfinite(sizes) & (sizes > 0)
+    found = library.frexp(xp.where(usable, sizes, xp.ones_like(sizes)))[1]
+    return xp.where(usable, xp.astype(found, xp.int64), 0)
+
+
+def times_powers(values: Array, powers: Array) -> Array:
+    """``values * 2^powers``, exactly wherever the result is a normal number."""
+    xp = array_namespace(values)
+    within = xp.clip(powers, -2 * _MOST, 2 * _MOST)
     half = within // 2
-    shape = (batch.shape[0], *(1,) * (batch.ndim - 1))
     with np.errstate(over="ignore"):
-        moved = batch * _powers(xp, half, batch).reshape(shape)
-        return moved * _powers(xp, within - half, batch).reshape(shape)
+        return values * _power(xp, half) * _power(xp, within - half)
 
 
-def _powers(xp: Any, exponents: Array, like: Array) -> Array:
-    """2^exponents, made of their bits, in the real dtype of `like`."""
-    doubles = ((exponents + 1023) << 52).view(xp.float64)
-    return _array.astype(doubles, _array.real_view(like[:0]).dtype)
+def _power(xp: Any, exponents: Array) -> Array:
+    """2^exponents as float64, made of its bits."""
+    return ((exponents + 1023) << 52).view(xp.float64)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import opt_einsum
 
-from tnlib import _array, _checks, _entries, _indices, _operands, _sweep, _train, shapes
+from tnlib import _array, _checks, _entries, _indices, _operands, _sweep, _trace, _train, shapes
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._chain import Chain
@@ -227,6 +227,72 @@ class MPO(Chain):
         pairs = zip(index[: len(i)], index[len(i) :], self.col_dims, strict=True)
         merged = [row * width + column for row, column, width in pairs]
         return _entries.gathered(self._merged(), merged).reshape(shape)
+
+    @own_arithmetic()
+    def trace(self) -> Array:
+        """Sum of the diagonal, without forming the matrix.
+
+        Differentiable with respect to torch cores. The row modes must be the column modes.
+
+        Returns
+        -------
+        array, shape ()
+            In the dtype of the cores, in float32 for half precision.
+
+        Raises
+        ------
+        ValueError
+            If a row mode is not the column mode beside it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> mpo = mpo_decompose(np.diag(np.arange(16.0)), eps=1e-9)
+        >>> round(float(mpo.trace()), 6)
+        120.0
+        """
+        return _trace.trace(self.cores)
+
+    @own_arithmetic()
+    def partial_trace(self, positions: int | Sequence[int]) -> Any:
+        """The operator on the other cores, with the modes of the given cores traced out.
+
+        For a density matrix this is the reduced one. Differentiable; scales are spread evenly over
+        the cores that are left.
+
+        Parameters
+        ----------
+        positions : int or sequence of int
+            Cores whose row and column modes are set equal and summed over; negative ones count
+            from the end.
+
+        Returns
+        -------
+        MPO
+            Of the other cores. Where none is left, the trace: an array without axes.
+
+        Raises
+        ------
+        TypeError
+            If a position is not an integer.
+        IndexError
+            If there is no such core.
+        ValueError
+            If a position is given twice, or its row mode is not its column mode.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> a, b = np.diag([1.0, 2.0]), np.arange(9.0).reshape(3, 3)
+        >>> mpo = mpo_decompose(np.kron(a, b), 1, row_dims=(2, 3), col_dims=(2, 3))
+        >>> mpo.partial_trace(1).to_matrix().round(6)  # a times the trace of b
+        array([[12.,  0.],
+               [ 0., 24.]])
+        """
+        chosen = _trace.positions(positions, len(self.cores))
+        if len(chosen) == len(self.cores):
+            return _trace.trace(self.cores)
+        return MPO(_trace.partial(self.cores, chosen))
 
     def row(self, i: int) -> TT:
         """Row i as a tensor train over the column modes, without forming the matrix.

@@ -80,9 +80,9 @@ def test_scales_that_cancel_over_the_cores_are_carried(library, dtype):
 
 def test_long_chains_keep_the_entries_that_are_in_range():
     core = np.full((3, 2, 3), 1e3)
-    chain = TT([core[:1], *[core] * 500, *[core * 1e-7] * 500, core[:, :, :1]])
-    exact = 6 + 500 * 3 - 500 * 4 + 1001 * np.log10(3)
-    found = chain.gather(np.zeros((2, 1002), int))
+    chain = TT([core[:1], *[core] * 200, *[core * 1e-7] * 200, core[:, :, :1]])
+    exact = 6 + 200 * 3 - 200 * 4 + 401 * np.log10(3)
+    found = chain.gather(np.zeros((2, 402), int))
     assert np.log10(found) == pytest.approx(exact, abs=1e-9)
     eye = MPO([np.eye(2).reshape(1, 2, 2, 1)] * 100)
     zero, one = (np.full(2, k) for k in (0, 1))
@@ -162,3 +162,35 @@ BAD = [
 def test_bad_indices_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("library", sorted(LIBRARIES))
+def test_small_entries_beside_large_ones_are_kept_where_later_cores_make_up_for_them(library):
+    a, b = 1e200, 1e-200
+    array = LIBRARIES[library]
+    first = array(np.array([[a, b], [b, a]]).reshape(1, 2, 2))
+    last = array(np.array([[b, a], [a, b]]).reshape(2, 2, 1))
+    diagonal = array(np.einsum("ab,i->aib", np.diag([1, b]), [1.0, 1.0]))
+    inverse = array(np.einsum("ab,i->aib", np.diag([1, a]), [1.0, 1.0]))
+    where = array(np.array([[0, 0], [1, 1]]))
+    assert numpy_of(TT([first, last]).gather(where)).tolist() == [2, 2]
+    ends = array(np.ones((1, 1, 2))), array(np.ones((2, 1, 1)))
+    chain = TT([ends[0], *[diagonal] * 3, *[inverse] * 3, ends[1]])
+    found = numpy_of(chain.gather(array(np.zeros((3, 8), int))))
+    np.testing.assert_allclose(found, 2, rtol=rounding(np.float64, 16))
+
+
+def test_derivatives_at_zeros_are_those_of_the_plain_product():
+    matrices = [[[0.0, 1.0]], [[1.0, 0.0], [2.0, 3.0]], [[0.0, 0.0], [1.0, 5.0]], [[1.0], [0.0]]]
+    plain = [torch.tensor(m, dtype=torch.float64, requires_grad=True) for m in matrices]
+    exact = torch.autograd.grad(torch.linalg.multi_dot(plain).sum(), plain)
+    scales = (1e200, 1e200, 1e-200, 1e-200)
+    leaves = [
+        (matrix.detach() * scale)[:, None].requires_grad_()
+        for matrix, scale in zip(plain, scales, strict=True)
+    ]
+    value = TT(leaves).gather(torch.zeros(1, 4, dtype=torch.int64))
+    for found, expected, scale in zip(
+        torch.autograd.grad(value.sum(), leaves), exact, scales, strict=True
+    ):
+        assert_close(found[:, 0] * scale, expected, 16)
