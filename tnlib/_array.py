@@ -13,14 +13,15 @@ import operator
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array, is_torch_array
 
+from tnlib._types import RNG as RNG
+
 # A numpy.ndarray or a torch.Tensor. No static type covers both, so the alias is for the reader.
 Array: TypeAlias = Any
-RNG: TypeAlias = Any
 
 FLOATING = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 # Elements of one dot product, and of a residual, that are formed at a time.
@@ -311,7 +312,7 @@ def as_generator(rng: RNG) -> np.random.Generator:
     try:
         if isinstance(rng, bool):
             raise TypeError
-        return np.random.default_rng(0 if rng is None else operator.index(rng))
+        return np.random.default_rng(0 if rng is None else operator.index(cast(int, rng)))
     except (TypeError, ValueError):
         raise TypeError(
             "rng must be None, a non-negative int, a numpy.random.Generator or a torch.Generator, "

@@ -1,0 +1,26 @@
+"""Types of what users pass and get.
+
+NumPy in, NumPy out; torch in, torch out: `ArrayT` stands for one of the two in a signature. NumPy
+arrays keep no dtype in their static type here, since integers come back as floating point. torch is
+imported for type checking alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
+
+ArrayT = TypeVar("ArrayT", "np.ndarray[Any, np.dtype[Any]]", "torch.Tensor")
+
+if TYPE_CHECKING:
+    import torch
+
+    AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]] | torch.Tensor
+    DType: TypeAlias = str | type[np.generic] | np.dtype[Any] | torch.dtype
+    RNG: TypeAlias = int | np.integer[Any] | np.random.Generator | torch.Generator | None
+else:
+    AnyArray = DType = RNG = Any
+
+# Kernels of a truncated basis.
+Method = Literal["auto", "svd", "gram", "krylov"]
