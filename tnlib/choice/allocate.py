@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
 from tnlib import _array, _checks
-from tnlib._array import RNG, Array
 from tnlib._prepare import prepare
 from tnlib._progress import bar
 from tnlib._table import aligned
+from tnlib._types import RNG, AnyArray
 from tnlib.choice.choose import Task, choose, equal
 from tnlib.choice.counts import Ranks, ceilings
-from tnlib.choice.read import reading
+from tnlib.choice.read import RankFormat, Reading, reading
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, eq=False)
-class Allocation:
+class Allocation(Generic[K]):
     """Ranks for many arrays.
 
     Attributes
@@ -53,11 +55,11 @@ class Allocation:
     total         3968    0.3644       0.6247
     """
 
-    ranks: dict[Any, Ranks | None]
-    n_params: dict[Any, int]
-    upper: dict[Any, float]
+    ranks: dict[K, Ranks | None]
+    n_params: dict[K, int]
+    upper: dict[K, float]
     estimate: float
-    equal_ranks: dict[Any, Ranks | None]
+    equal_ranks: dict[K, Ranks | None]
     equal_estimate: float
 
     def __str__(self) -> str:
@@ -76,18 +78,44 @@ def _spaced(ranks: Ranks | None) -> str:
     return "dense" if ranks is None else " ".join(map(str, ranks))
 
 
+@overload
 def allocate_ranks(
-    arrays: Mapping[Any, Array] | Sequence[Array],
+    arrays: Mapping[K, AnyArray],
     max_params: int,
     *,
-    format: str = "mpo",
+    format: RankFormat = ...,
+    row_dims: Sequence[int] | None = ...,
+    col_dims: Sequence[int] | None = ...,
+    weights: Sequence[float] | None = ...,
+    relative: bool = ...,
+    progress: bool = ...,
+    rng: RNG = ...,
+) -> Allocation[K]: ...
+@overload
+def allocate_ranks(
+    arrays: Sequence[AnyArray],
+    max_params: int,
+    *,
+    format: RankFormat = ...,
+    row_dims: Sequence[int] | None = ...,
+    col_dims: Sequence[int] | None = ...,
+    weights: Sequence[float] | None = ...,
+    relative: bool = ...,
+    progress: bool = ...,
+    rng: RNG = ...,
+) -> Allocation[int]: ...
+def allocate_ranks(
+    arrays: Mapping[Any, AnyArray] | Sequence[AnyArray],
+    max_params: int,
+    *,
+    format: RankFormat = "mpo",
     row_dims: Sequence[int] | None = None,
     col_dims: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
     relative: bool = False,
     progress: bool = True,
     rng: RNG = None,
-) -> Allocation:
+) -> Allocation[Any]:
     """Divide a budget of values among arrays so that the total squared error is least.
 
     What is minimised is the sum over all arrays of the estimated squared error, which
@@ -169,7 +197,7 @@ def allocate_ranks(
     )
 
 
-def _read(name: Any, array: Array, *how: Any) -> Any:
+def _read(name: Any, array: AnyArray, *how: Any) -> Reading:
     """What `reading` gives, or its error with the array's name."""
     try:
         return reading(array, *how)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 from tnlib import _checks, _operands
-from tnlib._array import RNG, Array
 from tnlib._progress import bar
 from tnlib._table import aligned
+from tnlib._types import RNG, AnyArray
 from tnlib.choice.counts import ChainCount
 from tnlib.mpo import mpo_decompose
 from tnlib.shapes import factorize, paired_modes
@@ -129,7 +129,7 @@ class DimsSuggestions(Sequence[DimsSuggestion]):
 
 
 def suggest_dims(
-    W: Array,
+    W: AnyArray,
     *,
     max_params: int | None = None,
     eps: float | None = None,
@@ -222,7 +222,7 @@ def suggest_dims(
 
 
 def _measured(
-    matrix: Array, dims: Modes, budget: int | None, eps: float | None, rng: RNG
+    matrix: AnyArray, dims: Modes, budget: int | None, eps: float | None, rng: RNG
 ) -> DimsSuggestion:
     """What a decomposition in these modes achieves; ranks of one where the budget is too small."""
     fits = budget is None or _least(*dims) <= budget

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +12,11 @@ from tnlib import _checks
 from tnlib._table import aligned
 from tnlib.choice.choose import Task, choose
 from tnlib.choice.counts import Ranks
+from tnlib.choice.read import RankFormat
 from tnlib.choice.spectra import Spectra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +59,7 @@ class RankProfile:
     ((96, 192, 384), [0.301, 0.168, 0.007])
     """
 
-    format: str
+    format: RankFormat
     shape: tuple[int, ...]
     ranks: tuple[Ranks, ...]
     n_params: tuple[int, ...]
@@ -147,7 +151,7 @@ class RankProfile:
         pairs = zip(self.low_rank or (), self.estimate, strict=False)
         return sum(low < estimate for low, estimate in pairs)
 
-    def plot(self, axes: Any = None, *, label: str | None = None) -> Any:
+    def plot(self, axes: Axes | None = None, *, label: str | None = None) -> Axes:
         """Draw the estimate and the band between the bounds over the number of values.
 
         The plain low rank is a dotted line.

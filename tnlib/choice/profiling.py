@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 
 from tnlib import _array, _checks
-from tnlib._array import RNG, Array
 from tnlib._prepare import prepare
+from tnlib._types import RNG, AnyArray
 from tnlib.choice.budget import checked
 from tnlib.choice.choose import Task, choose
 from tnlib.choice.counts import Ranks, ceilings
 from tnlib.choice.profile import RankProfile
-from tnlib.choice.read import Reading, reading
+from tnlib.choice.read import RankFormat, Reading, reading
 from tnlib.choice.spectra import Spectra
 
 
 def rank_profile(
-    W: Array,
+    W: AnyArray,
     ranks: Sequence[int | Sequence[int]] | None = None,
     *,
-    format: str = "mpo",
+    format: RankFormat = "mpo",
     row_dims: Sequence[int] | None = None,
     col_dims: Sequence[int] | None = None,
     points: int = 40,
@@ -118,7 +118,7 @@ def rank_profile(
 
 
 def _low_rank(
-    W: Array, how: Reading, sizes: Sequence[int], rng: np.random.Generator, progress: bool
+    W: AnyArray, how: Reading, sizes: Sequence[int], rng: np.random.Generator, progress: bool
 ) -> tuple[float, ...] | None:
     """Errors of the truncated SVD with at most these numbers of values, beside an operator."""
     if how.format != "mpo" or len(how.axes) <= 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tnlib import _checks, _operands, shapes
 from tnlib._array import Array
@@ -12,7 +12,8 @@ from tnlib._prepare import Prepared
 from tnlib.choice.counts import ChainCount, Count, Ranks, TuckerCount
 from tnlib.choice.spectra import Spectra, chain_spectra, mode_spectra
 
-FORMATS = ("mpo", "tt", "tucker")
+RankFormat = Literal["mpo", "tt", "tucker"]
+FORMATS = get_args(RankFormat)
 
 
 @dataclass(frozen=True, eq=False)
