@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array, _checks, _train, gauge
+from tnlib import _array, _checks, _schmidt, _train, gauge
+from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._format import Format
 
@@ -167,6 +169,87 @@ class Chain(Format):
             If the cores are part of an autograd graph.
         """
         return self._regauged(gauge.balance(self._merged(), self.center))
+
+    @own_arithmetic()
+    def singular_values(self, *, normalized: bool = False) -> tuple[Array, ...]:
+        """Schmidt values: the singular values of the unfolding at every bond.
+
+        Computed in double precision, without forming the array. Values that are only rounding of
+        it, below 8 unit roundoffs of the largest, are left out.
+
+        Parameters
+        ----------
+        normalized : bool, optional
+            Divide by the norm, so that the squares at every bond sum to 1; also where the norm is
+            beyond the range of float64, and the values themselves are inf or 0.
+
+        Returns
+        -------
+        tuple of arrays
+            For each of the d - 1 bonds a descending vector of at most its rank, float64 in the
+            library and on the device of the cores.
+
+        Raises
+        ------
+        ValueError
+            If the cores hold nan or inf, or are part of an autograd graph.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tnlib import tt_svd
+        >>> bell = np.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> tt_svd(bell, eps=1e-9).singular_values(normalized=True)[0].round(6)
+        array([0.707107, 0.707107])
+        """
+        _checks.flag("normalized", normalized)
+        found, exponent = _schmidt.spectra(self._merged())
+        if normalized:
+            values = [_schmidt.normalized(vector) for vector in found]
+        else:
+            values = [_array.times_power_of_two(_array.owned(v), exponent) for v in found]
+        like = self.cores[0]
+        return tuple(_array.from_numpy(v, like) if isinstance(v, np.ndarray) else v for v in values)
+
+    @own_arithmetic()
+    def entropies(self, alpha: float = 1.0, *, base: float = math.e) -> tuple[float, ...]:
+        """Entanglement entropies of the bonds, from the squares p of the Schmidt values.
+
+        Parameters
+        ----------
+        alpha : float, optional
+            Order: 1 is von Neumann's ``-sum(p log p)``, any other Renyi's
+            ``log(sum(p^alpha)) / (1 - alpha)``; 0 is the logarithm of the rank, inf that of the
+            largest p, negative.
+        base : float, optional
+            Base of the logarithm: e by default, 2 for bits.
+
+        Returns
+        -------
+        tuple of float
+            One for each of the d - 1 bonds; 0 for the zero array.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `alpha` is negative, `base` is not above 1, or the cores hold nan or inf or are part
+            of an autograd graph.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tnlib import tt_svd
+        >>> bell = tt_svd(np.eye(2), eps=1e-9)
+        >>> [round(s, 6) for s in bell.entropies(base=2)], round(bell.entropies(2)[0], 6)
+        ([1.0], 0.693147)
+        """
+        order, root = _checks.real("alpha", alpha), _checks.real("base", base)
+        if not order >= 0:
+            raise ValueError(f"alpha must be at least 0, got {alpha!r}")
+        if not 1 < root < math.inf:
+            raise ValueError(f"base must be a finite number above 1, got {base!r}")
+        found, _ = _schmidt.spectra(self._merged())
+        return tuple(_schmidt.entropy(_array.to_numpy(v), order, root) for v in found)
 
     def conj(self) -> Self:
         """Complex conjugate; the same chain for real cores."""

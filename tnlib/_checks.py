@@ -196,6 +196,13 @@ def tolerance(name: str, value: Any) -> float:
     return number
 
 
+def real(name: str, value: Any) -> float:
+    """`value` as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
+    return float(value)
+
+
 def flag(name: str, value: Any) -> None:
     """Refuse what is neither True, False nor None."""
     if value is not None and not isinstance(value, bool | np.bool_):

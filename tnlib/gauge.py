@@ -93,7 +93,7 @@ def balance(cores: Sequence[Array], center: int | None) -> tuple[Array, ...]:
     for k in range(len(moving) - 1, 0, -1):
         bond, mode, right = moving[k].shape
         left, values, rows = _lapack.svd(moving[k].reshape(bond, mode * right))
-        kept = _resolved(xp, values)
+        kept = resolved(xp, values)
         moving[k] = rows[:kept].reshape(-1, mode, right)
         weighted = left[:, :kept] * values[None, :kept]
         moving[k - 1] = xp.tensordot(moving[k - 1], weighted, axes=1)
@@ -111,7 +111,7 @@ def _times(matrix: Array, core: Array) -> Array:
     return product.reshape(-1, *core.shape[1:])
 
 
-def _resolved(xp: Any, values: Array) -> int:
+def resolved(xp: Any, values: Array) -> int:
     """How many descending singular values are more than rounding; at least one."""
     floor = values[0] * (NOISE * _array.unit_roundoff(values.dtype))
     return max(int(xp.count_nonzero(values > floor)), 1)
