@@ -20,7 +20,9 @@ from tnlib.hooi import tucker_hooi
 from tnlib.info import Info
 from tnlib.interop import cp_constrained, from_tensorly, to_tensorly
 from tnlib.mpo import MPO, mpo_decompose
+from tnlib.permuting import tt_permute
 from tnlib.random import mpo_random, tt_random
+from tnlib.reshaping import tt_reshape
 from tnlib.rounding import tt_round
 from tnlib.shapes import factorize, quantized_dims
 from tnlib.tt import TT, tt_svd
@@ -58,7 +60,9 @@ __all__ = [
     "save",
     "suggest_dims",
     "to_tensorly",
+    "tt_permute",
     "tt_random",
+    "tt_reshape",
     "tt_round",
     "tt_svd",
     "tucker_hooi",

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from tnlib.info import Info
 
-ErrorKind: TypeAlias = Literal["exact", "inherited", "none"]
+ErrorKind: TypeAlias = Literal["exact", "inherited", "bound", "sampled", "none"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

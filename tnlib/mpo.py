@@ -38,9 +38,9 @@ class MPO(Chain):
     error : float or None
         Relative Frobenius error of these cores against what they were made from; None for an
         operator that was not made from one.
-    error_kind : {"exact", "inherited", "none"}
+    error_kind : {"exact", "inherited", "bound", "sampled", "none"}
         The measured residual of these cores, that of the cores they were made from by a change
-        of gauge, or nothing to measure.
+        of gauge, a bound of it, an estimate from random entries, or nothing to measure.
     info : Info or None
         How the operator was computed.
 
@@ -185,6 +185,61 @@ class MPO(Chain):
         8.0
         """
         return self.row(i)[np.unravel_index(_checks.index("j", j, self.shape[1]), self.col_dims)]
+
+    @classmethod
+    def from_tt(cls, train: TT, row_dims: Sequence[int], col_dims: Sequence[int]) -> MPO:
+        """The operator that a train over paired modes is: its mode k is (i_k, j_k), i_k first.
+
+        No arithmetic: cores are reshaped, and the error stays what it is. A train over modes
+        (i_1, j_1, i_2, ...) becomes one over pairs by :func:`tt_reshape`.
+
+        Raises
+        ------
+        TypeError
+            If `train` is not a TT, or the modes are not integers.
+        ValueError
+            If a mode of the train is not the product of its row and column modes.
+
+        Examples
+        --------
+        >>> from tnlib import tt_random
+        >>> MPO.from_tt(tt_random((6, 20), 2), (2, 4), (3, 5)).shape
+        (8, 15)
+        """
+        if not isinstance(train, TT):
+            raise TypeError(f"from_tt takes a TT, got {type(train).__name__}")
+        rows, columns = _checks.sizes("row_dims", row_dims), _checks.sizes("col_dims", col_dims)
+        _checks.pairs(rows, columns)
+        if shapes.paired_modes(rows, columns) != train.shape:
+            raise ValueError(
+                f"the train has modes {train.shape}, and row_dims={rows} times col_dims={columns} "
+                f"are {shapes.paired_modes(rows, columns)}"
+            )
+        cores = unmerged(train.cores, zip(rows, columns, strict=True))
+        return cls(
+            cores,
+            error=train.error,
+            error_kind=train.error_kind,
+            center=train.center,
+            info=train.info,
+        )
+
+    def as_tt(self) -> TT:
+        """The train over the modes i_k j_k, row mode first; no arithmetic, and the same error.
+
+        Examples
+        --------
+        >>> from tnlib import mpo_random
+        >>> mpo_random((2, 4), (3, 5), 2).as_tt().shape
+        (6, 20)
+        """
+        return TT(
+            tuple(self._merged()),
+            error=self.error,
+            error_kind=self.error_kind,
+            center=self.center,
+            info=self.info,
+        )
 
     @own_arithmetic()
     def gather(self, rows: Any, columns: Any) -> Array:

@@ -28,9 +28,9 @@ class TT(Chain):
     error : float or None
         Relative Frobenius error of these cores against what they were made from; None for a train
         that was not made from one.
-    error_kind : {"exact", "inherited", "none"}
+    error_kind : {"exact", "inherited", "bound", "sampled", "none"}
         The measured residual of these cores, that of the cores they were made from by a change
-        of gauge, or nothing to measure.
+        of gauge, a bound of it, an estimate from random entries, or nothing to measure.
     info : Info or None
         How the train was computed.
 

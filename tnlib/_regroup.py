@@ -1,0 +1,109 @@
+"""What permuting and reshaping a train share: begin in a canonical gauge, end with an error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tnlib import _array, _train, gauge, lowrank
+from tnlib._array import Array
+from tnlib._basis import Basis
+from tnlib._chain import Chain
+from tnlib._format import ErrorKind
+from tnlib._prepare import Prepared, verify
+from tnlib._sweep import zero_train
+from tnlib.info import Info
+
+C = TypeVar("C", bound=Chain)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Merged cores in double precision, the first of them the center, times 2^exponent."""
+
+    cores: list[Array]
+    prepared: Prepared
+
+    @property
+    def total(self) -> float:
+        return self.prepared.energy
+
+
+def begun(merged: Sequence[Array]) -> Begun:
+    """The right-canonical gauge of a train."""
+    cores = gauge.orthogonalized(gauge.working(merged), 0)
+    exponent = _array.exponent(cores[0])
+    cores[0] = _array.times_power_of_two(_array.owned(cores[0]), -exponent)
+    energy = _array.energy(cores[0])
+    return Begun(cores, Prepared(cores[0], exponent, energy, merged[0].dtype))
+
+
+def basis(matrix: Array, limit: int | None, allowed: float | None, generator: Any) -> Basis:
+    """A truncated basis of the columns, with the energy that it is measured to discard.
+
+    Without a limit and an allowance only what is rounding is left out.
+    """
+    found = lowrank.truncated_basis(
+        matrix,
+        energy=_array.energy(matrix),
+        max_rank=limit,
+        allowed=0.0 if limit is None and allowed is None else allowed,
+        method="auto",
+        rng=generator,
+    )
+    lost = _array.residual_energy(matrix, found.vectors, found.rest)
+    return Basis(found.vectors, found.rest, lost, found.kernel)
+
+
+def finished(
+    tt: C,
+    modes: Sequence[tuple[int, ...]],
+    begin: Begun,
+    cores: Sequence[Array],
+    center: int,
+    discarded: Sequence[float],
+    kernels: tuple[str, ...],
+    *,
+    lost: float,
+    kind: ErrorKind,
+    eps: float | None,
+    binding: bool,
+) -> C:
+    """A chain of the type of `tt` from merged double cores, of which one is the center.
+
+    `lost` is the distance of these from `tt`, in units of the scaled norm.
+    """
+    total, out = begin.total, begin.prepared.out
+    given = tt.cores
+    if total == 0.0:
+        cores = zero_train([math.prod(mode) for mode in modes], given[0], out)
+        lost, kind, total = 0.0, "exact", 1.0
+        rounded = tuple(cores)
+    else:
+        moved = list(cores)
+        moved[center] = _array.times_power_of_two(
+            _array.owned(moved[center]), begin.prepared.exponent
+        )
+        rounded = gauge.given_back(moved, given)
+        back = gauge.working(rounded)
+        back[center] = _array.times_power_of_two(
+            _array.owned(back[center]), -begin.prepared.exponent
+        )
+        off = gauge.norm(_train.add(cores, _train.scaled(back, -1.0, center)))
+        lost = math.hypot(lost, off) if kind == "exact" else lost + off
+    error = lost / math.sqrt(total)
+    verify(error, None if binding else eps, out, kernels)
+    info = Info(kernels, tuple(d / total for d in discarded), eps, begin.prepared.compute_name)
+    shaped = tuple(
+        core.reshape(core.shape[0], *mode, core.shape[2])
+        for core, mode in zip(rounded, modes, strict=True)
+    )
+    place = center if begin.total else len(shaped) - 1
+    return type(tt)(shaped, error=error, error_kind=kind, center=place, info=info)
+
+
+def modes_of(tt: Chain) -> list[tuple[int, ...]]:
+    """The axes between the bonds of every core."""
+    return [tuple(map(int, core.shape[1:-1])) for core in tt.cores]
