@@ -172,6 +172,20 @@ def scalar(name: str, value: Any) -> Any:
     return value
 
 
+def modes(value: Any, order: int, name: str = "modes") -> tuple[int, ...]:
+    """`value` as different modes of an array of `order` axes; all of them for None."""
+    if value is None:
+        return tuple(range(order))
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        raise TypeError(f"{name} must be a sequence of ints, got {value!r}")
+    found = tuple(index(f"every entry of {name}", mode, order) for mode in value)
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name} must be different, got {tuple(value)}")
+    if not found and name == "modes":
+        raise ValueError("modes must not be empty; it lists the modes to decompose")
+    return found
+
+
 def multilinear_ranks(value: Any, order: int) -> tuple[int, ...] | None:
     """`value` as one largest rank for each of `order` modes, or None for no limit."""
     if value is None:
@@ -181,7 +195,8 @@ def multilinear_ranks(value: Any, order: int) -> tuple[int, ...] | None:
         return (numbers,) * order
     if len(numbers) != order:
         raise ValueError(
-            f"ranks must be one int or {order} ints, one a mode, got {len(numbers)}: {numbers}"
+            f"ranks must be one int or {order} ints, one per decomposed mode, got "
+            f"{len(numbers)}: {numbers}"
         )
     return numbers
 

@@ -77,19 +77,20 @@ def cores(values: Any, ndim: int, layout: str) -> tuple[Array, ...]:
 
 
 def tucker(core: Any, factors: Any) -> tuple[Array, ...]:
-    """The factors of a Tucker decomposition, checked against its core."""
-    arrays = matrices(factors)
-    _array.namespace(core, *arrays)
+    """The factors of a Tucker decomposition, checked against its core; None is the identity."""
+    arrays = matrices(factors, optional=True)
+    there = [factor for factor in arrays if factor is not None]
+    _array.namespace(core, *there)
     if core.ndim != len(arrays):
         raise ValueError(f"a core of {core.ndim} axes needs as many factors, got {len(arrays)}")
     for k, (factor, rank) in enumerate(zip(arrays, core.shape, strict=True)):
-        if factor.shape[1] != rank:
+        if factor is not None and factor.shape[1] != rank:
             raise ValueError(
                 f"factor {k} has {factor.shape[1]} columns and axis {k} of the core {rank}"
             )
     if 0 in core.shape:
         raise ValueError(f"the core is empty: its shape is {tuple(core.shape)}")
-    one_dtype([core, *arrays], "core and factors")
+    one_dtype([core, *there], "core and factors")
     return arrays
 
 
@@ -108,16 +109,19 @@ def cp(weights: Any, factors: Any) -> tuple[Array, ...]:
     return arrays
 
 
-def matrices(values: Any) -> tuple[Array, ...]:
-    """`values` as a non-empty tuple of non-empty matrices."""
+def matrices(values: Any, optional: bool = False) -> tuple[Array, ...]:
+    """`values` as a non-empty tuple of non-empty matrices, some of them None if `optional`."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"factors must be a sequence of matrices, got {type(values).__name__}")
     arrays = tuple(values)
     if not arrays:
         raise ValueError("factors must not be empty")
-    _array.namespace(*arrays)
+    there = {k: f for k, f in enumerate(arrays) if f is not None or not optional}
+    if there:
+        _array.namespace(*there.values())
     arrays = tuple(map(_array.base, arrays))
-    for k, factor in enumerate(arrays):
+    for k in there:
+        factor = arrays[k]
         if factor.ndim != 2 or 0 in factor.shape:
             raise ValueError(
                 f"factor {k} must be a non-empty matrix, got shape {tuple(factor.shape)}"

@@ -3,27 +3,40 @@
 Each factor is replaced by the leading singular vectors of the data projected on all the others (De
 Lathauwer, De Moor and Vandewalle, SIAM J. Matrix Anal. Appl. 21, 2000). With exact vectors the norm
 of the core never falls, so the error never rises. The modes are taken in two groups, so a sweep
-reads the data twice.
+reads the data twice. Missing entries are filled in between sweeps, see :mod:`tnlib._completion`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array, _checks, _lapack, _operands
+from tnlib import _array, _checks, _completion, _operands
+from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
-from tnlib._prepare import Prepared, prepare, verify
-from tnlib.choice.budget import checked, mode_ranks
-from tnlib.choice.counts import TuckerCount
+from tnlib._prepare import prepare, verify
+from tnlib._tucker_start import Beginning, Start, feasible
+from tnlib._types import Method
+from tnlib.choice.budget import mode_ranks
 from tnlib.info import Info
 from tnlib.lowrank import truncated_basis
-from tnlib.tucker import Tucker, multiplied, relative_error, rounded, st_hosvd, zero_tucker
+from tnlib.tucker import (
+    Tucker,
+    given,
+    multiplied,
+    relative_error,
+    rounded,
+    whole_budget,
+    zero_tucker,
+)
 
 
+@own_arithmetic()
 def tucker_hooi(
     X: Array,
     ranks: int | Sequence[int] | None = None,
@@ -31,10 +44,13 @@ def tucker_hooi(
     max_params: int | None = None,
     tol: float = 1e-8,
     max_iter: int = 50,
-    init: str | Tucker = "hosvd",
-    method: str = "auto",
+    init: Start | Tucker = "hosvd",
+    modes: Sequence[int] | None = None,
+    fixed: Sequence[int] | None = None,
+    mask: Array | None = None,
+    method: Method = "auto",
     rng: RNG = None,
-    dtype: object = None,
+    dtype: Any = None,
 ) -> Tucker:
     """Decompose an array by higher-order orthogonal iteration.
 
@@ -46,17 +62,27 @@ def tucker_hooi(
     X : array, shape (n_1, ..., n_d)
         As in :func:`tucker_hosvd`.
     ranks : int or sequence of int, optional
-        Largest multilinear ranks: one for all modes, or d.
+        Largest multilinear ranks: one for all modes, or one for each that is decomposed. They do
+        not limit the columns of fixed factors.
     max_params : int, optional
         Largest number of values of the result: the ranks are chosen by the singular values of the
         unfoldings so that little is lost (:func:`rank_profile`). One of the two must be
-        given.
+        given. Not together with `modes` or `fixed`.
     tol : float, optional
         Stop when a sweep lowers the relative error by at most this.
     max_iter : int, optional
         Largest number of sweeps.
     init : {"hosvd", "random"} or Tucker, optional
         Factors to start from; those of a Tucker need not be orthonormal.
+    modes : sequence of int, optional
+        The modes to decompose; the others are left whole (partial Tucker) and their factors are
+        None. By default all.
+    fixed : sequence of int, optional
+        Modes whose factors stay those of `init`, a Tucker, as they are. The core is the best for
+        them.
+    mask : array of bool, shape (n_1, ..., n_d), optional
+        True where `X` is observed. Entries elsewhere are missing, may hold nan, and are filled in
+        by the decomposition between sweeps. Mostly more sweeps are needed.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :doc:`/explanations/error`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
@@ -67,15 +93,17 @@ def tucker_hooi(
     Returns
     -------
     Tucker
-        In the library and on the device of `X`, with orthonormal factors, the exact relative
-        error, and the errors after every sweep in ``info.trace``.
+        In the library and on the device of `X`, with orthonormal factors but for fixed ones, the
+        exact relative error, over observed entries where there is a mask, and the errors after
+        every sweep in ``info.trace``.
 
     Raises
     ------
     TypeError
         If `X` is not a dense numeric array, or an argument has the wrong type.
     ValueError
-        If `X` is empty or holds nan or inf, or an argument is out of range.
+        If `X` is empty or holds nan or inf where it is observed, nothing is observed, or an
+        argument is out of range.
 
     Examples
     --------
@@ -84,112 +112,141 @@ def tucker_hooi(
     >>> tucker = tucker_hooi(X, (2, 3, 4))
     >>> tucker.ranks, tucker.info.converged
     ((2, 3, 4), True)
+    >>> known = np.random.default_rng(1).random((6, 7, 8)) < 0.8
+    >>> i, j, k = np.ogrid[:6, :7, :8]
+    >>> X = np.sin(i + j + k)
+    >>> found = tucker_hooi(np.where(known, X, np.nan), 2, mask=known, max_iter=500)
+    >>> bool(abs(found.to_dense() - X).max() < 1e-4)
+    True
     """
     array = _operands.tensor("X", X)
+    shape = tuple(int(size) for size in array.shape)
     if array.ndim == 0:
         raise ValueError("X has no axes; a Tucker decomposition needs at least one")
     _checks.some_limit(ranks=ranks, max_params=max_params)
-    limits = _checks.multilinear_ranks(ranks, array.ndim)
-    allowed = checked(max_params, TuckerCount(tuple(array.shape)))
+    chosen = _checks.modes(modes, array.ndim)
+    limits = _checks.multilinear_ranks(ranks, len(chosen))
+    allowed = whole_budget(max_params, shape, chosen)
     tolerance = _checks.tolerance("tol", tol)
     sweeps = _checks.positive_int("max_iter", max_iter)
     kernel = _checks.method(method)
     generator = _array.as_generator(rng)
-    start = _checked_start(init, tuple(array.shape))
+    start = Beginning.of(init, fixed, shape, chosen)
+    if start.fixed and allowed is not None:
+        raise ValueError(
+            "max_params= chooses the ranks of all modes together; with fixed= give ranks="
+        )
+    observed = None if mask is None else _completion.checked(array, mask)
+    if observed is not None:
+        array = _completion.filled(array, observed, 0.0)
     prepared = prepare(array, dtype)
+    start = start.like(prepared)
     if prepared.energy == 0.0:
-        return zero_tucker(array, prepared, None)
-    data, energy = prepared.data, prepared.energy
+        return zero_tucker(array, prepared, None, chosen, {k: start.own[k] for k in start.fixed})
+    data = prepared.data
+    if observed is not None:
+        observed = _array.to_numpy(observed) if isinstance(data, np.ndarray) else observed
+        data = _completion.filled(data, observed, _completion.mean(data, observed))
     if allowed is not None:
-        limits = mode_ranks(prepared, limits, allowed, generator)
-    limits = limits or tuple(array.shape)
-    if start == "hosvd":
-        _, factors, _, _ = st_hosvd(data, limits, None, energy, kernel, generator)
+        limits = mode_ranks(replace(prepared, data=data), limits, allowed, generator)
+    bounds = dict(zip(chosen, limits or shape, strict=True))
+    begin, back = start.factors(data, bounds, kernel, generator)
+    free = tuple(k for k in begin if k not in back)
+    limits_of = feasible({**bounds, **{k: begin[k].shape[1] for k in back}}, shape)
+    task = _Task(limits_of, free, kernel, generator)
+    first = [begin.get(k) for k in range(array.ndim)]
+    if observed is None:
+        course = _iterate(data, first, task, prepared.energy, tolerance, sweeps)
     else:
-        factors = _first_factors(start, prepared, limits, generator)
-    trace: list[float] = []
-    converged = False
-    while len(trace) < sweeps and not converged:
-        factors, core, kernels = _sweep(data, factors, limits, kernel, generator)
-        trace.append(math.sqrt(max(1 - _array.energy(core) / energy, 0.0)))
-        converged = len(trace) > 1 and trace[-2] - trace[-1] <= tolerance
+        course = _completion.iterate(
+            prepared.data, observed, data, first, task.sweep, prepared.energy, tolerance, sweeps
+        )
+    core = multiplied(course.core, back)
+    factors = [start.own[k] if k in back else f for k, f in enumerate(course.factors)]
     result = rounded(core, factors, prepared, array)
-    error = relative_error(prepared, result, range(array.ndim))
-    verify(error, None, prepared.out, kernels)
-    reason = "a sweep changed the error by less than tol" if converged else "max_iter was reached"
+    if observed is None:
+        error = relative_error(prepared, result, range(array.ndim))
+    else:
+        error = _completion.relative_error(prepared, observed, result)
+    verify(error, None, prepared.out, course.kernels)
     info = Info(
-        tuple(kernels),
+        course.kernels,
         (),
         None,
         prepared.compute_name,
-        n_iter=len(trace),
-        converged=converged,
-        reason=reason,
-        trace=tuple(trace),
+        n_iter=len(course.trace),
+        converged=course.converged,
+        reason=course.reason,
+        trace=course.trace,
     )
     return Tucker(result.core, result.factors, error=error, error_kind="exact", info=info)
 
 
-def _sweep(
+@dataclass(frozen=True)
+class _Task:
+    """What a sweep updates: the largest ranks of all modes, the free ones, and how."""
+
+    limits: dict[int, int]
+    free: tuple[int, ...]
+    method: str
+    generator: np.random.Generator
+
+    def sweep(
+        self, data: Array, factors: Sequence[Array | None]
+    ) -> tuple[list[Array | None], Array, tuple[str, ...]]:
+        """Update every free mode once: factors, the core, and the kernels used."""
+        xp = array_namespace(data)
+        factors = list(factors)
+        half = max(data.ndim // 2, 1)
+        groups = (range(half), range(half, data.ndim))
+        kernels = []
+        core = None
+        for group, others in (groups, groups[::-1]):
+            if not any(mode in self.free for mode in group):
+                continue
+            partial = multiplied(data, _adjoints(factors, others))
+            for mode in group:
+                if mode not in self.free:
+                    continue
+                rest = multiplied(partial, _adjoints(factors, [k for k in group if k != mode]))
+                rest = xp.moveaxis(rest, mode, 0)
+                unfolding = rest.reshape(rest.shape[0], -1)
+                basis = truncated_basis(
+                    unfolding,
+                    energy=_array.energy(unfolding),
+                    max_rank=self.limits[mode],
+                    allowed=None,
+                    method=self.method,
+                    rng=self.generator,
+                )
+                factors[mode] = basis.vectors
+                kernels.append(basis.kernel)
+                core = xp.moveaxis(basis.rest.reshape(-1, *rest.shape[1:]), 0, mode)
+        if core is None:
+            core = multiplied(data, _adjoints(factors, range(data.ndim)))
+        return factors, core, tuple(kernels)
+
+
+def _adjoints(factors: Sequence[Array | None], modes: Sequence[int]) -> dict[int, Array]:
+    """What projects the given modes on their factors."""
+    return {k: _array.adjoint(f) for k, f in given(factors).items() if k in modes}
+
+
+def _iterate(
     data: Array,
-    factors: list[Array],
-    limits: Sequence[int],
-    method: str,
-    generator: np.random.Generator,
-) -> tuple[list[Array], Array, list[str]]:
-    """Update every mode once: factors, the core, and the kernels used."""
-    xp = array_namespace(data)
-    factors = list(factors)
-    half = max(data.ndim // 2, 1)
-    groups = (range(half), range(half, data.ndim))
-    kernels = []
-    rest = data
-    for group, others in (groups, groups[::-1]):
-        partial = multiplied(data, {k: _array.adjoint(factors[k]) for k in others})
-        for mode in group:
-            matrices = {k: _array.adjoint(factors[k]) for k in group if k != mode}
-            rest = xp.moveaxis(multiplied(partial, matrices), mode, 0)
-            unfolding = rest.reshape(rest.shape[0], -1)
-            basis = truncated_basis(
-                unfolding,
-                energy=_array.energy(unfolding),
-                max_rank=limits[mode],
-                allowed=None,
-                method=method,
-                rng=generator,
-            )
-            factors[mode] = basis.vectors
-            kernels.append(basis.kernel)
-            core = xp.moveaxis(basis.rest.reshape(-1, *rest.shape[1:]), 0, mode)
-    return factors, core, kernels
-
-
-def _checked_start(init: str | Tucker, shape: tuple[int, ...]) -> str | Tucker:
-    if isinstance(init, Tucker):
-        if init.shape != shape:
-            raise ValueError(f"init has shape {init.shape}, expected {shape}")
-        _operands.finite("init", init.factors)
-        return init
-    if not isinstance(init, str) or init not in ("hosvd", "random"):
-        raise ValueError(f"init must be 'hosvd', 'random' or a Tucker, got {init!r}")
-    return init
-
-
-def _first_factors(
-    start: str | Tucker,
-    prepared: Prepared,
-    limits: Sequence[int],
-    generator: np.random.Generator,
-) -> list[Array]:
-    """Orthonormal factors, random or spanning those of a given decomposition."""
-    data = prepared.data
-    xp = array_namespace(data)
-    factors = []
-    for k, size in enumerate(data.shape):
-        columns = _array.normal(generator, (size, min(limits[k], size)), data)
-        if isinstance(start, Tucker):
-            given = _array.computable(_array.plain(start.factors[k]), data)
-            missing = columns.shape[1] - min(given.shape[1], columns.shape[1])
-            columns = xp.concat([given, columns[:, :missing]], axis=1)
-        factors.append(_lapack.qr(columns)[0])
-    return factors
+    factors: Sequence[Array | None],
+    task: _Task,
+    energy: float,
+    tolerance: float,
+    sweeps: int,
+) -> _completion.Course:
+    """Sweep until the error settles."""
+    trace: list[float] = []
+    converged = False
+    while len(trace) < sweeps and not converged:
+        factors, core, kernels = task.sweep(data, factors)
+        trace.append(math.sqrt(max(1 - _array.energy(core) / energy, 0.0)))
+        converged = len(trace) > 1 and trace[-2] - trace[-1] <= tolerance
+        if not task.free:
+            converged = True
+    return _completion.Course(factors, core, kernels, tuple(trace), converged)

@@ -65,12 +65,22 @@ def to_tensorly(decomposition: Format) -> Any:
         case MPO():
             return _tensorly.with_numpy(tensorly.tt_matrix.TTMatrix, list(decomposition.cores))
         case Tucker():
-            pair = (decomposition.core, list(decomposition.factors))
+            pair = (decomposition.core, _plain_factors(decomposition))
             return _tensorly.with_numpy(tensorly.tucker_tensor.TuckerTensor, pair)
         case CP():
             pair = (decomposition.weights, list(decomposition.factors))
             return _tensorly.with_numpy(tensorly.cp_tensor.CPTensor, pair)
     raise TypeError(f"expected a TT, MPO, Tucker or CP, got {type(decomposition).__name__}")
+
+
+def _plain_factors(tucker: Tucker) -> list[Array]:
+    """The factors as matrices, the identity of a whole mode among them."""
+    core = tucker.core
+    xp = array_namespace(core)
+    return [
+        xp.eye(size, dtype=core.dtype, device=core.device) if factor is None else factor
+        for factor, size in zip(tucker.factors, tucker.shape, strict=True)
+    ]
 
 
 def from_tensorly(decomposition: Any) -> TT | MPO | Tucker | CP:

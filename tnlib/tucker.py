@@ -1,4 +1,4 @@
-"""Tucker decompositions: a core tensor times one factor matrix a mode.
+"""Tucker decompositions: a core tensor times one factor matrix per mode.
 
 The *sequentially truncated* higher-order SVD (Vannieuwenhoven, Vandebril and Meerbergen, SIAM J.
 Sci. Comput. 34, 2012) truncates one mode after the other, each time on what the modes before have
@@ -17,9 +17,11 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _operands, lowrank
+from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._format import Format
 from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify, within
+from tnlib._types import Method
 from tnlib.choice.budget import checked, mode_ranks
 from tnlib.choice.counts import TuckerCount
 from tnlib.info import Info
@@ -37,10 +39,11 @@ class Tucker(Format):
     core : array, shape (r_1, ..., r_d)
         The core tensor.
     factors : tuple of arrays
-        Factor k has shape (n_k, r_k).
+        Factor k has shape (n_k, r_k). None stands for the identity: that mode is left whole, and
+        n_k = r_k.
     error : float or None
-        Relative Frobenius error against the decomposed array; None for one that was not made
-        from an array.
+        Relative Frobenius error against the decomposed array, over its observed entries where
+        some were missing; None for one that was not made from an array.
     error_kind : {"exact", "inherited", "none"}
         The measured residual, or nothing to measure.
     info : Info or None
@@ -64,7 +67,7 @@ class Tucker(Format):
     """
 
     core: Array
-    factors: tuple[Array, ...]
+    factors: tuple[Array | None, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "core", _array.base(self.core))
@@ -76,7 +79,10 @@ class Tucker(Format):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape (n_1, ..., n_d) of the dense array."""
-        return tuple(int(factor.shape[0]) for factor in self.factors)
+        return tuple(
+            rank if factor is None else int(factor.shape[0])
+            for factor, rank in zip(self.factors, self.ranks, strict=True)
+        )
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -86,34 +92,42 @@ class Tucker(Format):
     @property
     def n_params(self) -> int:
         """Number of values in core and factors."""
-        return sum(int(math.prod(array.shape)) for array in (self.core, *self.factors))
+        return sum(int(math.prod(array.shape)) for array in self.arrays)
 
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The core and the factors that are not the identity."""
+        return (self.core, *(factor for factor in self.factors if factor is not None))
+
+    @own_arithmetic()
     def to_dense(self) -> Array:
         """The array that core and factors stand for, of shape ``shape``, in their dtype.
 
         Differentiable on torch. Half precision is contracted in float32.
         """
-        xp = _array.namespace(self.core, *self.factors)
-        wide = _array.working_dtype(xp, self.core.dtype)
-        factors = {k: _array.astype(factor, wide) for k, factor in enumerate(self.factors)}
-        dense = multiplied(_array.astype(self.core, wide), factors)
+        wide = _array.working_dtype(_array.namespace(*self.arrays), self.core.dtype)
+        factors = [None if f is None else _array.astype(f, wide) for f in self.factors]
+        dense = multiplied(_array.astype(self.core, wide), given(factors))
         return _array.astype(dense, self.core.dtype)
 
 
+@own_arithmetic()
 def tucker_hosvd(
     X: Array,
     ranks: int | Sequence[int] | None = None,
     *,
     eps: float | None = None,
     max_params: int | None = None,
-    method: str = "auto",
+    modes: Sequence[int] | None = None,
+    method: Method = "auto",
     rng: RNG = None,
     dtype: Any = None,
 ) -> Tucker:
     """Decompose an array by a sequentially truncated higher-order SVD.
 
     Modes are truncated in the order that costs least. The factors have orthonormal columns; the
-    error is at most sqrt(d) times that of the best Tucker decomposition of these ranks.
+    error is at most sqrt(d) times that of the best Tucker decomposition of these ranks, where d
+    modes are truncated.
 
     Parameters
     ----------
@@ -122,14 +136,18 @@ def tucker_hosvd(
         (which are computed in the default floating type). Never modified; a torch parameter is
         read as data.
     ranks : int or sequence of int, optional
-        Largest multilinear ranks: one for all modes, or d.
+        Largest multilinear ranks: one for all modes, or one for each that is decomposed.
     eps : float, optional
         Relative Frobenius error that the whole result is guaranteed to meet. With `ranks` as
         well, the ranks win where both cannot be had.
     max_params : int, optional
         Largest number of values of the result: the ranks are chosen by the singular values of the
         unfoldings so that little is lost (:func:`rank_profile`). With `ranks` as well, neither
-        is exceeded; with `eps`, the budget wins where both cannot be had.
+        is exceeded; with `eps`, the budget wins where both cannot be had. Not together with
+        `modes`.
+    modes : sequence of int, optional
+        The modes to decompose; the others are left whole (partial Tucker, Tucker-2 for two of
+        three) and their factors are None. By default all.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :doc:`/explanations/error`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
@@ -147,8 +165,8 @@ def tucker_hosvd(
     TypeError
         If `X` is not a dense numeric array, or an argument has the wrong type.
     ValueError
-        If `X` is empty or holds nan or inf, ranks, eps or max_params are out of
-        range, none is given, or eps is below what the dtype resolves.
+        If `X` is empty or holds nan or inf, ranks, eps, max_params or modes are out of
+        range, none of the first three is given, or eps is below what the dtype resolves.
 
     Examples
     --------
@@ -157,40 +175,54 @@ def tucker_hosvd(
     >>> core, factors = tucker_hosvd(np.sin(i + j + k), eps=1e-10)
     >>> core.shape, [factor.shape for factor in factors]
     ((2, 2, 2), [(8, 2), (9, 2), (10, 2)])
+    >>> core, factors = tucker_hosvd(np.sin(i + j + k), eps=1e-10, modes=(0, 2))
+    >>> core.shape, factors[1] is None
+    ((2, 9, 2), True)
     """
     array = _operands.tensor("X", X)
     if array.ndim == 0:
         raise ValueError("X has no axes; a Tucker decomposition needs at least one")
     _checks.some_limit(ranks=ranks, eps=eps, max_params=max_params)
-    limits = _checks.multilinear_ranks(ranks, array.ndim)
+    chosen = _checks.modes(modes, array.ndim)
+    limits = _checks.multilinear_ranks(ranks, len(chosen))
     tolerance = _checks.eps(eps)
     kernel = _checks.method(method)
     generator = _array.as_generator(rng)
-    allowed = checked(max_params, TuckerCount(tuple(array.shape)))
-    order = _mode_order(tuple(array.shape), limits)
+    allowed = whole_budget(max_params, tuple(array.shape), chosen)
+    order, most = _mode_order(tuple(array.shape), chosen, limits)
     prepared = prepare(array, dtype, order)
-    share = budget(tolerance, array.ndim + 1, prepared)
+    share = budget(tolerance, len(chosen) + 1, prepared)
     if prepared.energy == 0.0:
-        return zero_tucker(array, prepared, tolerance)
-    in_order = None if limits is None else tuple(limits[axis] for axis in order)
+        return zero_tucker(array, prepared, tolerance, chosen)
     if allowed is not None:
-        in_order = mode_ranks(prepared, in_order, allowed, generator)
-    most = in_order or (None,) * len(order)
+        most = mode_ranks(prepared, most, allowed, generator)
+    bounds = most or (None,) * len(chosen)
 
     def split(share: float | None) -> tuple[Array, list[Array], list[float], tuple[str, ...]]:
-        return st_hosvd(prepared.data, most, share, prepared.energy, kernel, generator)
+        return st_hosvd(prepared.data, bounds, share, prepared.energy, kernel, generator)
 
-    core, factors, discarded, kernels = within(split, share, prepared.energy)
-    back = tuple(order.index(axis) for axis in range(array.ndim))
-    xp = array_namespace(core)
-    result = rounded(xp.permute_dims(core, back), [factors[k] for k in back], prepared, array)
+    core, found, discarded, kernels = within(split, share, prepared.energy)
+    # The core has the whole modes first.
+    moved = (*order[len(chosen) :], *order[: len(chosen)])
+    core = array_namespace(core).permute_dims(core, _inverse(moved))
+    by_mode = dict(zip(order, found, strict=False))
+    result = rounded(core, [by_mode.get(k) for k in range(array.ndim)], prepared, array)
     error = relative_error(prepared, result, order)
-    binding = binds(in_order, core.shape)
+    binding = binds(most, [factor.shape[1] for factor in found])
     verify(error, None if binding else tolerance, prepared.out, kernels)
     info = Info(
         kernels, tuple(d / prepared.energy for d in discarded), tolerance, prepared.compute_name
     )
     return Tucker(result.core, result.factors, error=error, error_kind="exact", info=info)
+
+
+def whole_budget(max_params: Any, shape: tuple[int, ...], modes: Sequence[int]) -> int | None:
+    """The checked budget of a decomposition of all modes; refused for one of some modes."""
+    if max_params is not None and tuple(modes) != tuple(range(len(shape))):
+        raise ValueError(
+            "max_params= chooses the ranks of all modes together; with modes= give ranks= or eps="
+        )
+    return checked(max_params, TuckerCount(shape))
 
 
 def st_hosvd(
@@ -201,10 +233,10 @@ def st_hosvd(
     method: str,
     generator: Any,
 ) -> tuple[Array, list[Array], list[float], tuple[str, ...]]:
-    """Truncate the modes of `data` first to last: core, factors, discarded energies, kernels.
+    """Truncate the first modes of `data`, one per limit: core, factors, energies lost, kernels.
 
     Every projection puts the truncated mode last, so that the next one is first and its unfolding
-    needs no copy.
+    needs no copy. Modes without a limit come first in the core.
     """
     rest = data
     factors: list[Array] = []
@@ -245,57 +277,105 @@ def multiplied(tensor: Array, matrices: Mapping[int, Array]) -> Array:
     return xp.permute_dims(tensor, tuple(axes.index(axis) for axis in range(tensor.ndim)))
 
 
-def rounded(core: Array, factors: Sequence[Array], prepared: Prepared, like: Array) -> Tucker:
+def given(factors: Sequence[Array | None]) -> dict[int, Array]:
+    """The factors that are not the identity, by mode."""
+    return {k: factor for k, factor in enumerate(factors) if factor is not None}
+
+
+def rounded(
+    core: Array, factors: Sequence[Array | None], prepared: Prepared, like: Array
+) -> Tucker:
     """Computed arrays with the scale put back, in the library and dtype of the result."""
     core = _array.times_power_of_two(_array.owned(core), prepared.exponent)
-    out = [_array.restored(array, like, prepared.out) for array in (core, *factors)]
-    return Tucker(out[0], tuple(out[1:]))
+    restored = (f if f is None else _array.restored(f, like, prepared.out) for f in factors)
+    return Tucker(_array.restored(core, like, prepared.out), tuple(restored))
 
 
 def relative_error(prepared: Prepared, result: Tucker, order: Sequence[int]) -> float:
-    """Residual of `result` against the data, whose axes are in the given order."""
+    """Residual of `result` against the data, whose axes are in the given order.
+
+    All factors but the first or the last are applied, whichever leaves less.
+    """
+    core, factors = computed(prepared, result, order)
+    data = prepared.data
+    ends = [k for k in (0, data.ndim - 1) if k in factors]
+    if not ends:
+        return math.sqrt(_array.energy(data - multiplied(core, factors)) / prepared.energy)
+    end = min(ends, key=lambda k: factors[k].shape[1] / factors[k].shape[0])
+    factor = factors.pop(end)
+    rest = multiplied(core, factors)
+    if end:
+        left, right = rest.reshape(-1, factor.shape[1]), factor.mT
+    else:
+        left, right = factor, rest.reshape(factor.shape[1], -1)
+    rows = data.reshape(left.shape[0], -1)
+    return math.sqrt(_array.residual_energy(rows, left, right) / prepared.energy)
+
+
+def computed(
+    prepared: Prepared, result: Tucker, order: Sequence[int]
+) -> tuple[Array, dict[int, Array]]:
+    """Core and factors of `result` as the data are: their dtype, scale and order of modes."""
     xp = array_namespace(prepared.data)
-    core, *factors = (
-        _array.computable(array, prepared.data) for array in (result.core, *result.factors)
-    )
+    core = _array.computable(result.core, prepared.data)
     if prepared.exponent:
         core = _array.times_power_of_two(_array.owned(core), -prepared.exponent)
-    core = xp.permute_dims(core, tuple(order))
-    *first, last = (factors[axis] for axis in order)
-    left = multiplied(core, dict(enumerate(first))).reshape(-1, last.shape[1])
-    rows = prepared.data.reshape(-1, last.shape[0])
-    return math.sqrt(_array.residual_energy(rows, left, last.mT) / prepared.energy)
+    factors = given([result.factors[axis] for axis in order])
+    factors = {k: _array.computable(factor, prepared.data) for k, factor in factors.items()}
+    return xp.permute_dims(core, tuple(order)), factors
 
 
-def _mode_order(shape: tuple[int, ...], limits: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The order of truncations with the fewest operations.
+def _inverse(order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(order.index(axis) for axis in range(len(order)))
+
+
+def _mode_order(
+    shape: tuple[int, ...], modes: tuple[int, ...], limits: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The order of truncations with the fewest operations, whole modes after them, and its limits.
 
     Without ranks, every mode is taken to be halved. Beyond six modes, the smallest goes first.
     """
-    ranks = [size / 2 for size in shape] if limits is None else limits
+    ranks = {axis: shape[axis] / 2 for axis in modes}
+    if limits is not None:
+        ranks = {axis: min(rank, shape[axis]) for axis, rank in zip(modes, limits, strict=True)}
     axes = tuple(range(len(shape)))
-    if len(shape) > _EXHAUSTIVE:
-        return tuple(sorted(axes, key=shape.__getitem__))
+    whole = tuple(axis for axis in axes if axis not in modes)
 
     def cost(order: tuple[int, ...]) -> float:
         size = float(math.prod(shape))
-        total = 0.0 if order == axes else 10 * size
+        total = 0.0 if (*order, *whole) == axes else 10 * size
         for axis in order:
-            rank = min(ranks[axis], shape[axis])
-            total += (shape[axis] + 2 * rank) * size
-            size *= rank / shape[axis]
+            total += (shape[axis] + 2 * ranks[axis]) * size
+            size *= ranks[axis] / shape[axis]
         return total
 
-    return min(itertools.permutations(axes), key=cost)
+    if len(modes) > _EXHAUSTIVE:
+        order = tuple(sorted(modes, key=shape.__getitem__))
+    else:
+        order = min(itertools.permutations(sorted(modes)), key=cost)
+    if limits is None:
+        return (*order, *whole), None
+    by_mode = dict(zip(modes, limits, strict=True))
+    return (*order, *whole), tuple(by_mode[axis] for axis in order)
 
 
-def zero_tucker(array: Array, prepared: Prepared, eps: float | None) -> Tucker:
-    """The zero array: ranks 1, error 0, factors that are unit vectors."""
+def zero_tucker(
+    array: Array,
+    prepared: Prepared,
+    eps: float | None,
+    modes: Sequence[int],
+    fixed: Mapping[int, Array] | None = None,
+) -> Tucker:
+    """The zero array: ranks 1, error 0, factors that are fixed or unit vectors."""
     xp = array_namespace(array)
-    core = xp.zeros((1,) * array.ndim, dtype=prepared.out, device=array.device)
-    factors = tuple(
-        xp.eye(size, 1, dtype=prepared.out, device=array.device) for size in array.shape
-    )
-    modes = array.ndim
-    info = Info(("identity",) * modes, (0.0,) * modes, eps, prepared.compute_name)
-    return Tucker(core, factors, error=0.0, error_kind="exact", info=info)
+    like = {"dtype": prepared.out, "device": array.device}
+    factors: dict[int, Array] = {k: xp.eye(array.shape[k], 1, **like) for k in modes}
+    for k, factor in (fixed or {}).items():
+        factors[k] = _array.restored(factor, array, prepared.out)
+    sizes = (factors[k].shape[1] if k in factors else size for k, size in enumerate(array.shape))
+    core = xp.zeros(tuple(sizes), **like)
+    count = len(modes)
+    info = Info(("identity",) * count, (0.0,) * count, eps, prepared.compute_name)
+    found = tuple(factors.get(k) for k in range(array.ndim))
+    return Tucker(core, found, error=0.0, error_kind="exact", info=info)

@@ -177,7 +177,7 @@ def test_the_dense_form_is_differentiable():
 CUBE = np.ones((2, 3, 4))
 BAD = [
     (lambda: tucker_hosvd(CUBE), ValueError, "largest ranks.* got none"),
-    (lambda: tucker_hosvd(CUBE, (1, 2)), ValueError, "one int or 3 ints, one a mode"),
+    (lambda: tucker_hosvd(CUBE, (1, 2)), ValueError, "one int or 3 ints, one per decomposed mode"),
     (lambda: tucker_hosvd(CUBE, 0.5), TypeError, "use eps="),
     (lambda: tucker_hosvd(CUBE, (1, 2, 0)), ValueError, "at least 1, got 0"),
     (lambda: tucker_hosvd(CUBE, (1, 2.0, 1)), TypeError, "use eps="),
