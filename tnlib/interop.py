@@ -233,7 +233,7 @@ def _result(
     restored = [_array.restored(values, array, out) for values in (weights, *found.factors)]
     error = 0.0
     if prepared.energy:
-        data = Data.of(prepared.data[None], (prepared.energy,))
+        data = Data.of(prepared.data[None])
         error = error_of(data, restored, prepared.exponent)
     verify(error, None, out, ("tensorly",))
     info = Info(

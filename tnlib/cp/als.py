@@ -2,10 +2,17 @@
 
 With A_k (R, n_k) the factor of mode k, G its Gram matrix and M its MTTKRP, the best factor for the
 others solves (Hadamard product of the other Grams) A_k = M (Carroll and Chang, Psychometrika 35,
-1970; Harshman 1970). The system is solved through its eigenvalues, so that a singular one, from a
-rank above the true one or from collinear terms, gets its least solution. The system squares the
-condition of the problem: where terms nearly cancel, a sweep can raise a small error, and the terms
-before it are kept.
+1970; Harshman 1970). Its diagonal is raised by a ridge, which adds that share of the squared
+weights to the squared error that falls from sweep to sweep (Li, Kindermann and Navasca, Linear
+Algebra Appl. 438, 2013). A ridge that starts large and vanishes keeps terms from cancelling before
+they have found their places; the least one (:attr:`Data.ridge`) is what rounding the result costs.
+The system is solved through its eigenvalues, so that a singular one, from a rank above the true
+one or from collinear terms, gets its least solution.
+
+An eigenvalue s multiplies the rounding of M by 1/s and that of the fit by 1/sqrt(s). So a sweep
+with products in single precision is only used while that stays below its error. The system squares
+the condition of the problem: where terms nearly cancel, a sweep can raise a small error, and the
+terms before it are kept.
 """
 
 from __future__ import annotations
@@ -19,18 +26,23 @@ from array_api_compat import array_namespace
 from tnlib import _array, _lapack
 from tnlib._array import Array
 from tnlib._basis import Vector
-from tnlib.cp.products import Data, gram, hadamard
+from tnlib.cp.products import Data, conj, gram, hadamard, normal, real
 
 # Errors are formed from the residual where their squares are below the first of these many
 # roundings of the terms, or where those roundings move them by more than the second many.
 _CANCELLED, _COARSE = 1e4, 1e6
 # Eigenvalues of the normal equations below this share of the largest are taken as zero.
 _SINGULAR = 1e-14
+# Share of the error that rounding in single precision may add to a fit, and its roundings.
+_UNSEEN, _ROUNDINGS = 1e-2, 4
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Factors (batch, R, n_k) with unit rows, weights (batch, R) and relative errors (batch,)."""
+    """Factors (batch, R, n_k) with unit rows, weights (batch, R) and relative errors (batch,).
+
+    The errors have the share of the ridge in them.
+    """
 
     factors: tuple[Array, ...]
     weights: Array
@@ -39,6 +51,12 @@ class Terms:
     def weighted(self) -> list[Array]:
         """The factors with the weights on the last one."""
         return [*self.factors[:-1], self.factors[-1] * self.weights[..., None]]
+
+    def row(self, row: int) -> Terms:
+        """The terms of one tensor of a batch."""
+        own = slice(row, row + 1)
+        factors = tuple(factor[own] for factor in self.factors)
+        return Terms(factors, self.weights[own], self.errors[own])
 
 
 def normalized(factors: Sequence[Array], errors: Vector) -> Terms:
@@ -52,37 +70,50 @@ def normalized(factors: Sequence[Array], errors: Vector) -> Terms:
     return Terms(tuple(rows), weights, errors)
 
 
-def sweep(data: Data, terms: Terms) -> Terms:
-    """Update every mode once, in two passes over the data; small or rising errors are exact."""
+def sweep(data: Data, terms: Terms, ridge: float) -> tuple[Terms, bool]:
+    """Update every mode once, in two passes over the data; small or rising errors are exact.
+
+    Also whether the precision of the products was enough.
+    """
     factors = list(terms.factors)
     grams = [gram(factor) for factor in factors]
-    weights = terms.weights
-    product = weights
+    weights = product = terms.weights
+    least: Vector = np.full(len(data.energies), np.inf)
     for left in (True, False):
         partial = data.partial(factors, left)
         for mode in data.side(left):
             product = data.mttkrp(partial, factors, mode)
-            solved = _solve(hadamard(grams, (mode,)), product)
+            solved, lowest = _solve(normal(grams, mode, ridge), product)
+            least = np.minimum(least, lowest)
             factors[mode], weights = _unit(solved)
             grams[mode] = gram(factors[mode])
     xp = array_namespace(weights)
-    overlap = xp.sum(product * factors[-1] * weights[..., None], axis=(-2, -1))
-    own = weights[..., None, :] @ hadamard(grams) @ weights[..., None]
+    overlap = xp.sum(real(conj(factors[-1]) * product) * weights[..., None], axis=(-2, -1))
+    own = weights[..., None, :] @ real(hadamard(grams)) @ weights[..., None]
     gained = _array.to_numpy(2 * overlap - own[..., 0, 0])
     energies = np.asarray(data.energies)
-    squared = np.clip(1 - gained / energies, 0.0, None)
+    squared = np.clip(1 - gained / energies, 0.0, None) + _rounded(data, weights, ridge)
     found = Terms(tuple(factors), weights, np.sqrt(squared))
     size = np.maximum(_array.to_numpy(xp.sum(weights, axis=-1)) ** 2 / energies, 1.0)
-    rounding = _array.unit_roundoff(data.matrix.dtype)
+    rounding = _array.unit_roundoff(data.dtype)
     doubtful = (squared < _CANCELLED * rounding * size) | (_COARSE * found.errors < size)
-    return measured(data, found) if np.any(doubtful | _higher(found, terms)) else found
+    found = measured(data, found, ridge) if np.any(doubtful | _higher(found, terms)) else found
+    return found, data.wide or _resolved(data, found, least, size)
 
 
-def lower(data: Data, terms: Terms, swept: Terms) -> Terms:
+def _resolved(data: Data, terms: Terms, least: Vector, size: Vector) -> bool:
+    """Whether rounding in single precision is not seen beside the errors."""
+    roundoff = _ROUNDINGS * _array.unit_roundoff(data.dtype)
+    rank = terms.weights.shape[-1]
+    noise = roundoff * np.sqrt(rank / np.maximum(least, _SINGULAR) + size)
+    return bool(np.all(noise < _UNSEEN * terms.errors))
+
+
+def lower(data: Data, terms: Terms, swept: Terms, ridge: float) -> Terms:
     """For every tensor of the batch its terms after a sweep, or before where the error rose."""
     if not np.any(_higher(swept, terms)):
         return swept
-    before = measured(data, terms)
+    before = measured(data, terms, ridge)
     rose = _higher(swept, before)
     kept = _array.from_numpy(rose, swept.weights)
     xp = array_namespace(swept.weights)
@@ -94,9 +125,17 @@ def lower(data: Data, terms: Terms, swept: Terms) -> Terms:
     )
 
 
-def measured(data: Data, terms: Terms) -> Terms:
+def measured(data: Data, terms: Terms, ridge: float) -> Terms:
     """The same terms with their errors from the residual."""
-    return Terms(terms.factors, terms.weights, data.errors(terms.weighted()))
+    squared = data.errors(terms.weighted()) ** 2 + _rounded(data, terms.weights, ridge)
+    return Terms(terms.factors, terms.weights, np.sqrt(squared))
+
+
+def _rounded(data: Data, weights: Array, ridge: float) -> Vector:
+    """Share of the energies that rounding the terms is expected to take."""
+    squares = _array.to_numpy(array_namespace(weights).sum(weights**2, axis=-1))
+    share: Vector = ridge * squares / np.asarray(data.energies)
+    return share
 
 
 def _higher(terms: Terms, other: Terms) -> Vector:
@@ -104,13 +143,18 @@ def _higher(terms: Terms, other: Terms) -> Vector:
     return ~(terms.errors <= other.errors)
 
 
-def _solve(normal: Array, right: Array) -> Array:
-    """Least solution of ``normal @ x = right`` for symmetric, maybe singular matrices."""
+def _solve(normal: Array, right: Array) -> tuple[Array, Vector]:
+    """Least solution of ``normal @ x = right`` for Hermitian, maybe singular matrices.
+
+    Also the least of their eigenvalues, as a share of the largest.
+    """
     xp = array_namespace(normal)
     values, vectors = _lapack.eigh(normal)
     keep = values > _SINGULAR * values[..., -1:]
     inverse = xp.where(keep, 1.0 / xp.where(keep, values, 1.0), 0.0)
-    return vectors @ (inverse[..., None] * (vectors.mT @ right))
+    solved = vectors @ (inverse[..., None] * (_array.adjoint(vectors) @ right))
+    shares = _array.to_numpy(values[..., 0] / xp.where(keep[..., -1], values[..., -1], 1.0))
+    return solved, shares
 
 
 def _unit(factor: Array) -> tuple[Array, Array]:

@@ -10,27 +10,29 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _operands
+from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._prepare import Prepared, is_moderate, prepare
 from tnlib.cp.als import Terms
 from tnlib.cp.format import CP
 from tnlib.cp.products import Data
-from tnlib.cp.result import item, result, row_of, zero
-from tnlib.cp.solve import METHODS, Callback, Course, solve
-from tnlib.cp.start import STARTS, first_terms, given_terms
+from tnlib.cp.result import result, zero
+from tnlib.cp.solve import METHODS, Callback, Course, Method, solve
+from tnlib.cp.start import STARTS, Init, first_terms, given_terms
 from tnlib.tucker import st_hosvd
 
 # Compression is worth its cost for data of this many entries and a core this much smaller.
 _LARGE, _WORTHWHILE = 1 << 12, 8
 
 
+@own_arithmetic()
 def cp_als(
     X: Array,
     rank: int | None = None,
     *,
     max_params: int | None = None,
-    method: str = "auto",
-    init: str | CP = "hosvd",
+    method: Method = "auto",
+    init: Init | CP = "hosvd",
     tol: float = 1e-8,
     max_iter: int = 100,
     restarts: int = 0,
@@ -115,8 +117,9 @@ def cp_als(
     prepared = _prepared(array, dtype)
     if prepared.energy == 0.0:
         return zero(array, terms, prepared)
+    again: list[Init] = ["random"] * extra
     found: list[CP] = []
-    for begin in (start, *["random"] * extra):
+    for begin in (start, *again):
         own = course.fresh()
         found.append(_decomposed(array, prepared, terms, method, begin, own, compress, generator))
         if own.stopped:
@@ -124,11 +127,12 @@ def cp_als(
     return min(found, key=lambda cp: cp.error or 0.0)
 
 
+@own_arithmetic()
 def cp_als_batch(
     tensors: Array | Sequence[Array],
     rank: int,
     *,
-    init: str = "hosvd",
+    init: Init = "hosvd",
     tol: float = 1e-8,
     max_iter: int = 100,
     rng: RNG = None,
@@ -184,11 +188,12 @@ def cp_als_batch(
     results = {k: cp_als(array[k], terms, **same) for k in alone}
     if usual:
         batch = prepared.data if len(usual) == len(energies) else prepared.data[usual]
-        data = Data.of(batch, [energies[k] for k in usual])
+        roundoff = _array.unit_roundoff(prepared.out)
+        data = Data.of(batch, roundoff)
         found = solve(data, first_terms(data, terms, init, generator), "als", course)
         for row, k in enumerate(usual):
-            one = row_of(found, row)
-            results[k] = result(array[k], prepared, item(data, row), one, course, row)
+            one = found.row(row)
+            results[k] = result(array[k], prepared, data.item(row), one, course, row)
     return tuple(results[k] for k in range(len(energies)))
 
 
@@ -223,7 +228,7 @@ def _rank(rank: Any, max_params: Any, shape: tuple[int, ...]) -> int:
     return min(budget // each, most) if terms is None else min(budget // each, terms)
 
 
-def _start(init: Any, shape: tuple[int, ...], rank: int) -> str | CP:
+def _start(init: Any, shape: tuple[int, ...], rank: int) -> Init | CP:
     if isinstance(init, CP):
         if (init.shape, init.rank) != (shape, rank):
             raise ValueError(
@@ -233,7 +238,7 @@ def _start(init: Any, shape: tuple[int, ...], rank: int) -> str | CP:
         return init
     if not isinstance(init, str) or init not in STARTS:
         raise ValueError(f"init must be a CP or one of {', '.join(STARTS)}, got {init!r}")
-    return str(init)
+    return init
 
 
 def _course(method: Any, tol: Any, max_iter: Any, callback: Any) -> Course:
@@ -250,14 +255,15 @@ def _decomposed(
     array: Array,
     prepared: Prepared,
     rank: int,
-    method: str,
-    begin: str | CP,
+    method: Method,
+    begin: Init | CP,
     course: Course,
     compress: bool | None,
     rng: np.random.Generator,
 ) -> CP:
     """One start, on a Tucker core first where that is asked for or worthwhile."""
-    data = Data.of(prepared.data[None], (prepared.energy,))
+    roundoff = _array.unit_roundoff(prepared.out)
+    data = Data.of(prepared.data[None], roundoff)
     limits = [min(rank, size) for size in data.modes]
     size = math.prod(data.modes)
     smaller = size > _LARGE and math.prod(limits) * _WORTHWHILE <= size
@@ -266,7 +272,7 @@ def _decomposed(
         return result(array, prepared, data, solve(data, terms, method, course), course)
     core, bases, gone, _ = st_hosvd(prepared.data, limits, None, prepared.energy, "auto", rng)
     lost = math.fsum(gone)
-    small = Data.of(core[None], (prepared.energy,), lost)
+    small = Data.of(core[None], roundoff, lost)
     terms = solve(small, _begin(small, begin, rank, bases, rng), method, course)
     xp = array_namespace(prepared.data)
     wide = [_array.astype(basis, _array.double(xp, basis.dtype)) for basis in bases]
@@ -281,7 +287,7 @@ def _decomposed(
 
 
 def _begin(
-    data: Data, begin: str | CP, rank: int, bases: list[Array] | None, rng: np.random.Generator
+    data: Data, begin: Init | CP, rank: int, bases: list[Array] | None, rng: np.random.Generator
 ) -> Terms:
     if isinstance(begin, CP):
         return given_terms(begin, data, bases)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnlib import _array, _operands
+from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._format import Format
 from tnlib.cp.products import khatri_rao
@@ -78,6 +79,7 @@ class CP(Format):
         """Number of values in weights and factors."""
         return self.rank + sum(int(math.prod(factor.shape)) for factor in self.factors)
 
+    @own_arithmetic()
     def congruence(self) -> Array:
         """Cosines between the terms, each taken as a tensor: the product of the modes' cosines.
 
@@ -109,6 +111,7 @@ class CP(Format):
             product = product * (unit.mT @ unit)
         return product
 
+    @own_arithmetic()
     def to_dense(self) -> Array:
         """The array that the terms add up to, of shape ``shape``, in their dtype.
 

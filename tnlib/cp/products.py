@@ -4,7 +4,11 @@ The matricised tensor times Khatri-Rao product (MTTKRP) of every mode is found f
 the data: the modes are split into a left and a right group, the tensor is contracted with the
 Khatri-Rao product of one group, and all modes of the other follow from that partial product
 (Phan, Tichavsky and Cichocki, IEEE Trans. Signal Process. 61, 2013). Factors are kept as
-(batch, R, n_k), so that each step is one matrix product a rank or a batch item.
+(batch, R, n_k), so that each step is one matrix product a rank or a batch item. They are conjugated
+where a tensor meets them, and are not in the sum of the terms.
+
+Products with single precision data are accumulated in single precision or, for *wide* data, in
+double: the data are then converted a tile at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -22,29 +27,71 @@ from tnlib import _array
 from tnlib._array import Array
 from tnlib._basis import Vector
 
+# Entries up to which data are taken into double precision whole.
+_SMALL = 1 << 16
+# Entries that are converted to double precision at a time.
+_TILE = 1 << 18
+
 
 @dataclass(frozen=True)
 class Data:
     """A batch of tensors as matrices (batch, N_left, N_right).
 
-    `energies` are those that errors are relative to; `lost` is what a compression before has
-    already taken off the one tensor of a batch of one.
+    `energies` are those that errors are relative to; `roundoff` is that of the arrays to return;
+    `lost` is what a compression before has already taken off the one tensor of a batch of one;
+    `wide` says that products are accumulated in double precision.
     """
 
     matrix: Array
     modes: tuple[int, ...]
     split: int
     energies: tuple[float, ...]
+    roundoff: float
     lost: float = 0.0
+    wide: bool = False
 
     @classmethod
-    def of(cls, batch: Array, energies: Sequence[float], lost: float = 0.0) -> Data:
+    def of(cls, batch: Array, roundoff: float = 0.0, lost: float = 0.0) -> Data:
         """Split the modes of (batch, n_1, ..., n_d) where the two groups are smallest."""
         modes = tuple(int(size) for size in batch.shape[1:])
         sizes = [math.prod(modes[:k]) + math.prod(modes[k:]) for k in range(1, len(modes))]
         split = 1 + sizes.index(min(sizes))
         matrix = batch.reshape(batch.shape[0], math.prod(modes[:split]), -1)
-        return cls(matrix, modes, split, tuple(energies), lost)
+        wide = _array.double(array_namespace(matrix), matrix.dtype)
+        if math.prod(matrix.shape) <= _SMALL:
+            matrix = _array.astype(matrix, wide)
+        energies = tuple(_energy(item) + lost for item in matrix)
+        return cls(matrix, modes, split, energies, roundoff, lost, wide=matrix.dtype == wide)
+
+    @property
+    def double(self) -> Any:
+        """float64 or complex128, in which factors are kept."""
+        name = "complex128" if _array.is_complex(self.matrix.dtype) else "float64"
+        return _array.resolve_dtype(array_namespace(self.matrix), name)
+
+    @property
+    def dtype(self) -> Any:
+        """The precision of products with the data."""
+        return self.double if self.wide else self.matrix.dtype
+
+    @property
+    def ridge(self) -> float:
+        """Mean squared error of a term of norm 1 whose vectors and weight are rounded.
+
+        The mean square of one relative rounding error is about a fifth of the squared unit
+        roundoff. With this share of the squared weights added, the squared error is what can be
+        expected of the arrays that are returned. So weights only grow as far as that pays off.
+        """
+        return (len(self.modes) + 1) * self.roundoff**2 / 5
+
+    def widened(self) -> Data:
+        """The same data with products in double precision."""
+        return replace(self, wide=True)
+
+    def item(self, row: int) -> Data:
+        """The data of one tensor of the batch."""
+        matrix = self.matrix[row : row + 1]
+        return replace(self, matrix=matrix, energies=(self.energies[row],))
 
     def side(self, left: bool) -> range:
         """The modes of one group."""
@@ -52,8 +99,8 @@ class Data:
 
     def partial(self, factors: Sequence[Array], left: bool) -> Array:
         """Contract all modes of the other group: (batch, R, modes of this group)."""
-        others = [_array.astype(factors[k], self.matrix.dtype) for k in self.side(not left)]
-        product = khatri_rao(others) @ (self.matrix.mT if left else self.matrix)
+        others = [conj(_array.astype(factors[k], self.dtype)) for k in self.side(not left)]
+        product = contracted(khatri_rao(others), self.matrix, left)
         sizes = [self.modes[k] for k in self.side(left)]
         return product.reshape(*product.shape[:2], *sizes)
 
@@ -61,7 +108,7 @@ class Data:
         """MTTKRP of one mode, (batch, R, n), in double, from the partial product of its group."""
         group = list(self.side(mode < self.split))
         batch, rank = partial.shape[:2]
-        narrow = [_array.astype(factors[k], partial.dtype) for k in group]
+        narrow = [conj(_array.astype(factors[k], partial.dtype)) for k in group]
         position = group.index(mode)
         for k in range(len(group) - 1, position, -1):
             folded = partial.reshape(batch, rank, -1, self.modes[group[k]])
@@ -69,8 +116,7 @@ class Data:
         for k in range(position):
             folded = partial.reshape(batch, rank, self.modes[group[k]], -1)
             partial = (narrow[k][..., None, :] @ folded)[..., 0, :]
-        xp = array_namespace(partial)
-        return _array.astype(partial.reshape(batch, rank, -1), _array.double(xp, partial.dtype))
+        return _array.astype(partial.reshape(batch, rank, -1), self.double)
 
     def residual(self, factors: Sequence[Array]) -> Array:
         """The data minus the sum of the terms, as matrices."""
@@ -86,8 +132,46 @@ class Data:
         return np.sqrt(relative)
 
     def _halves(self, factors: Sequence[Array]) -> tuple[Array, Array]:
-        narrow = [_array.astype(factor, self.matrix.dtype) for factor in factors]
+        narrow = [_array.astype(factor, self.dtype) for factor in factors]
         return khatri_rao(narrow[: self.split]), khatri_rao(narrow[self.split :])
+
+
+def _energy(array: Array) -> float:
+    """Sum of squared absolute values, in double precision throughout."""
+    wide = _array.double(array_namespace(array), array.dtype)
+    blocks = _array.blocks(array.reshape(-1), _TILE)
+    return math.fsum(_array.energy(_array.astype(block, wide)) for block in blocks)
+
+
+def contracted(rows: Array, matrix: Array, left: bool) -> Array:
+    """``rows @ matrix``, with the matrix transposed for the left group, in the dtype of `rows`."""
+    if matrix.dtype == rows.dtype:
+        return rows @ (matrix.mT if left else matrix)
+    xp = array_namespace(matrix)
+    batch, height, width = matrix.shape
+    shape = (batch, rows.shape[1], height if left else width)
+    out = xp.zeros(shape, dtype=rows.dtype, device=matrix.device)
+    items, step = max(1, _TILE // (height * width)), max(1, _TILE // width)
+    for first in range(0, batch, items):
+        own = slice(first, first + items)
+        for start in range(0, height, step):
+            part = slice(start, start + step)
+            tile = _array.astype(matrix[own, part], rows.dtype)
+            if left:
+                out[own, :, part] = rows[own] @ tile.mT
+            else:
+                out[own] += rows[own, :, part] @ tile
+    return out
+
+
+def conj(array: Array) -> Array:
+    """Complex conjugate; real arrays as they are."""
+    return array_namespace(array).conj(array) if _array.is_complex(array.dtype) else array
+
+
+def real(array: Array) -> Array:
+    """Real part; real arrays as they are."""
+    return array_namespace(array).real(array) if _array.is_complex(array.dtype) else array
 
 
 def khatri_rao(factors: Sequence[Array]) -> Array:
@@ -100,11 +184,19 @@ def khatri_rao(factors: Sequence[Array]) -> Array:
 
 
 def gram(factor: Array) -> Array:
-    """Inner products of the rows, (..., R, R)."""
-    return factor @ factor.mT
+    """Inner products of the rows, (..., R, R), the left one conjugated."""
+    return conj(factor) @ factor.mT
 
 
 def hadamard(grams: Sequence[Array], leave_out: Sequence[int] = ()) -> Array:
     """Elementwise product of Gram matrices but for some modes."""
     kept = [matrix for k, matrix in enumerate(grams) if k not in leave_out]
     return functools.reduce(operator.mul, kept) if kept else 0 * grams[0] + 1
+
+
+def normal(grams: Sequence[Array], mode: int, ridge: float) -> Array:
+    """Normal matrix of one mode: the other Grams' product, its diagonal raised by `ridge`."""
+    product = hadamard(grams, (mode,))
+    xp = array_namespace(product)
+    eye = xp.eye(product.shape[-1], dtype=product.dtype, device=product.device)
+    return product * (1 + ridge * eye)

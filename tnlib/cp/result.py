@@ -19,18 +19,6 @@ from tnlib.info import Info
 _CANCELLING = -0.95
 
 
-def item(data: Data, row: int) -> Data:
-    """The data of one tensor of a batch."""
-    energies = (data.energies[row],)
-    return Data(data.matrix[row : row + 1], data.modes, data.split, energies)
-
-
-def row_of(terms: Terms, row: int) -> Terms:
-    """The terms of one tensor of a batch."""
-    factors = tuple(factor[row : row + 1] for factor in terms.factors)
-    return Terms(factors, terms.weights[row : row + 1], terms.errors[row : row + 1])
-
-
 def result(
     array: Array, prepared: Prepared, data: Data, terms: Terms, course: Course, row: int = 0
 ) -> CP:
@@ -47,7 +35,7 @@ def result(
         tuple(course.solvers),
         (),
         None,
-        prepared.compute_name,
+        _array.dtype_name(data.dtype),
         n_iter=len(course.trace),
         converged=course.converged,
         reason=course.reason + _degeneracy(terms),
@@ -58,16 +46,18 @@ def result(
 
 def error_of(data: Data, arrays: Sequence[Array], exponent: int) -> float:
     """Relative error of weights and factors against data that were scaled by 2^-exponent."""
-    weights, *factors = (_array.computable(values, data.matrix) for values in arrays)
+    weights, *factors = (
+        _array.astype(_array.computable(values, data.matrix), data.double) for values in arrays
+    )
     weights = _array.times_power_of_two(_array.owned(weights), -exponent)
     rows = [factor.mT[None] for factor in factors]
     rows[-1] = rows[-1] * weights[None, :, None]
-    return float(data.errors(rows)[0])
+    return float(data.widened().errors(rows)[0])
 
 
 def _degeneracy(terms: Terms) -> str:
     """A remark on two terms that nearly cancel, where there are any."""
-    cosines = hadamard([gram(_array.to_numpy(factor[0])) for factor in terms.factors])
+    cosines = hadamard([gram(_array.to_numpy(factor[0])) for factor in terms.factors]).real
     cosines = cosines * (_array.to_numpy(terms.weights[0]) > 0)
     lowest = float(cosines.min())
     if lowest > _CANCELLING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -14,9 +15,12 @@ from tnlib.cp import als, lm
 from tnlib.cp.als import Terms
 from tnlib.cp.products import Data
 
-METHODS = ("auto", "als", "lm")
+Method: TypeAlias = Literal["auto", "als", "lm"]
+METHODS: tuple[Method, ...] = get_args(Method)
 # Sweeps over which the rate of convergence is measured, and how many more may be foreseen.
 _WINDOW, _PATIENCE = 4, 30
+# Ridge of the first sweep from directions alone, and what is left of it after every sweep.
+_RIDGE, _VANISHING = 1e-2, 0.25
 # Changes of a relative error below this are rounding.
 _RESOLVED = 1e-16
 
@@ -64,7 +68,7 @@ class Course:
         return len(self.trace) >= self.max_iter
 
 
-def solve(data: Data, terms: Terms, method: str, course: Course) -> Terms:
+def solve(data: Data, terms: Terms, method: Method, course: Course) -> Terms:
     """Iterate from `terms` until converged, exhausted or stopped by the callback.
 
     "auto" goes from ALS to LM when the rate of the last sweeps foresees many more, or when a sweep
@@ -72,9 +76,15 @@ def solve(data: Data, terms: Terms, method: str, course: Course) -> Terms:
     """
     course.converged, course.reason = False, "max_iter was reached"
     start = max(len(course.trace) - 1, 0)
+    ridge = 0.0 if np.any(_array.to_numpy(terms.weights)) else _RIDGE
     while method != "lm" or not course.trace:
-        swept = als.sweep(data, terms)
-        terms = als.lower(data, terms, swept)
+        ridge = max(data.ridge, ridge)
+        swept, resolved = als.sweep(data, terms, ridge)
+        if not resolved:
+            data = data.widened()
+            swept, _ = als.sweep(data, terms, ridge)
+        terms = als.lower(data, terms, swept, ridge)
+        ridge = min(_VANISHING * ridge, _RIDGE * float(terms.errors.max()) ** 2)
         course.record(terms.errors, "als")
         errors = course.trace[start:]
         if course.ends(errors, data):
@@ -96,7 +106,7 @@ def solve(data: Data, terms: Terms, method: str, course: Course) -> Terms:
 
 def _settled(errors: list[Vector], course: Course, data: Data) -> bool:
     """Whether the last iterations changed the errors by at most tol, or nothing is left."""
-    rounding = 4 * _array.unit_roundoff(data.matrix.dtype)
+    rounding = 2 * (data.roundoff + _array.unit_roundoff(data.double))
     if errors[-1].max() <= rounding:
         course.converged, course.reason = True, "exact to rounding"
     elif len(errors) > 2:

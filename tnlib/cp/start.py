@@ -2,57 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from tnlib import _array, _lapack
 from tnlib._array import Array
+from tnlib._gram import gram
 from tnlib.cp.als import Terms, measured, normalized
 from tnlib.cp.format import CP
-from tnlib.cp.products import Data
+from tnlib.cp.products import Data, conj, contracted
 
-STARTS = ("hosvd", "random")
+Init: TypeAlias = Literal["hosvd", "random"]
+
+STARTS: tuple[Init, ...] = get_args(Init)
+# Norms below this share of the largest are rounding of the Gram matrix that they come from.
+_NOTHING = 1e-7
 
 
-def first_terms(data: Data, rank: int, init: str, rng: np.random.Generator) -> Terms:
+def first_terms(data: Data, rank: int, init: Init, rng: np.random.Generator) -> Terms:
     """Terms for a batch of tensors: "hosvd" or "random", in double, with errors still unknown."""
     xp = array_namespace(data.matrix)
     batch = data.matrix.shape[0]
-    like = xp.empty(0, dtype=_array.double(xp, data.matrix.dtype), device=data.matrix.device)
+    like = xp.empty(0, dtype=data.double, device=data.matrix.device)
     factors = []
     for mode, size in enumerate(data.modes):
-        found = _leading(data, mode, rank) if init == "hosvd" else like.reshape(batch, 0, size)
+        found = like.reshape(batch, 0, size)
+        if init == "hosvd":
+            found = _filled(_leading(data, mode, rank), rng)
         missing = rank - found.shape[1]
         drawn = _array.normal(rng, (batch, missing, size), like) if missing else found[:, :0]
         factors.append(xp.concat([found, drawn], axis=1))
-    return normalized(factors, np.full(batch, np.inf))
+    return directions(normalized(factors, np.ones(batch)))
 
 
 def _leading(data: Data, mode: int, rank: int) -> Array:
-    """Leading left singular vectors of one unfolding, as rows: (batch, at most rank, n)."""
+    """Leading left singular vectors of one unfolding, as rows: (batch, at most rank, n).
+
+    From the Gram matrix of its smaller side, so a long mode costs no square of itself. There are no
+    more of them than that side; the rows of a long mode have the singular values as norms.
+    """
     xp = array_namespace(data.matrix)
     batch = data.matrix.shape[0]
     moved = xp.moveaxis(data.matrix.reshape(batch, *data.modes), mode + 1, 1)
-    unfolding = _array.astype(
-        moved.reshape(batch, data.modes[mode], -1), _array.double(xp, moved.dtype)
-    )
-    _, vectors = _lapack.eigh(unfolding @ unfolding.mT)
-    return xp.flip(vectors, axis=-1)[..., :rank].mT
+    unfolding = moved.reshape(batch, data.modes[mode], -1)
+    tall = unfolding.shape[1] > unfolding.shape[2]
+    sides = [gram(_array.adjoint(item) if tall else item) for item in unfolding]
+    _, vectors = _lapack.eigh(xp.stack(sides))
+    leading = xp.flip(vectors, axis=-1)[..., :rank].mT
+    return contracted(leading, unfolding, True) if tall else leading
+
+
+def _filled(rows: Array, rng: np.random.Generator) -> Array:
+    """`rows` (batch, R, n), those that are nothing beside the longest replaced by random ones."""
+    xp = array_namespace(rows)
+    norms = xp.linalg.vector_norm(rows, axis=-1)
+    nothing = norms <= _NOTHING * xp.max(norms, axis=-1, keepdims=True)
+    if not bool(xp.any(nothing)):
+        return rows
+    return xp.where(nothing[..., None], _array.normal(rng, tuple(rows.shape), rows), rows)
+
+
+def directions(terms: Terms) -> Terms:
+    """The same factors with weights 0."""
+    weights = array_namespace(terms.weights).zeros_like(terms.weights)
+    return Terms(terms.factors, weights, np.ones_like(terms.errors))
 
 
 def given_terms(init: CP, data: Data, projections: list[Array] | None) -> Terms:
     """Terms of a given decomposition, in the coordinates of `projections` where there are any."""
     like = data.matrix
-    xp = array_namespace(like)
-    wide = _array.double(xp, like.dtype)
+    wide = data.double
     factors: list[Any] = []
     for k, factor in enumerate(init.factors):
         rows = _array.astype(_array.computable(_array.plain(factor), like), wide).mT
         if projections is not None:
-            rows = rows @ _array.astype(projections[k], wide)
+            rows = rows @ conj(_array.astype(projections[k], wide))
         factors.append(rows[None])
     weights = _array.astype(_array.computable(_array.plain(init.weights), like), wide)
     factors[-1] = factors[-1] * weights[None, :, None]
-    return measured(data, normalized(factors, np.full(1, np.inf)))
+    terms = measured(data, normalized(factors, np.ones(1)), data.ridge)
+    return terms if terms.errors[0] < 1 else directions(terms)

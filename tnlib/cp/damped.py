@@ -1,0 +1,152 @@
+"""Damped Gauss-Newton steps for CP: (J^H J + damping) D = descent, in all modes at once.
+
+The normal matrix has the structure (Phan, Tichavsky and Cichocki, SIAM J. Matrix Anal. Appl. 34,
+2013)
+
+    (J^H J D)_k = G_k D_k + sum_{l != k} (G_kl * (conj(A_l) D_l^T)) A_k,
+
+with G_k and G_kl the elementwise products of all Grams but one or two. The part of a step outside
+the row space of A_k only meets G_k; the part inside is a dense system of at most d R^2 unknowns,
+whatever the size of the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse.linalg
+
+from tnlib import _lapack
+from tnlib._arithmetic import note
+from tnlib._basis import Vector
+from tnlib.cp.products import hadamard
+
+# Unknowns up to which the normal equations are formed and factorised.
+_DENSE = 3200
+# Unknowns up to which they are solved by elimination, above by Cholesky.
+_SMALL = 768
+
+
+def damped_step(
+    factors: Sequence[Vector],
+    grams: Sequence[Vector],
+    blocks: Sequence[Vector],
+    descent: Sequence[Vector],
+    damping: float,
+) -> list[Vector]:
+    """The step D (R, n_k) of every mode; `blocks` are the diagonal blocks G_k."""
+    bases = [_row_space(factor) for factor in factors]
+    inside = [g @ q.conj() for g, q in zip(descent, bases, strict=True)]
+    small = [a @ q.conj() for a, q in zip(factors, bases, strict=True)]
+    solve = _dense_solve if sum(part.size for part in inside) <= _DENSE else _iterative_solve
+    solved = solve(small, grams, blocks, inside, damping)
+    step = [part @ basis.T for part, basis in zip(solved, bases, strict=True)]
+    if all(factor.shape[1] <= factor.shape[0] for factor in factors):
+        return step
+    inverses = _inverses(blocks, damping)
+    outside = [g - part @ q.T for g, part, q in zip(descent, inside, bases, strict=True)]
+    return [d + inverse @ g for d, inverse, g in zip(step, inverses, outside, strict=True)]
+
+
+def _inverses(blocks: Sequence[Vector], damping: float) -> list[Vector]:
+    return [_lapack.inv(block + damping * np.eye(block.shape[0])) for block in blocks]
+
+
+def _row_space(factor: Vector) -> Vector:
+    """Orthonormal columns (n, p) that span the rows of (R, n), or everything where R >= n."""
+    rank, size = factor.shape
+    return np.eye(size) if size <= rank else _lapack.qr(factor.T)[0]
+
+
+def _dense_solve(
+    small: Sequence[Vector],
+    grams: Sequence[Vector],
+    blocks: Sequence[Vector],
+    right: Sequence[Vector],
+    damping: float,
+) -> list[Vector]:
+    """Form the normal matrix and factorise it; small ones by NumPy, one pool of threads."""
+    flat = np.concatenate([part.ravel() for part in right])
+    if flat.size <= _SMALL:
+        solution = _lapack.solve(_normal_matrix(small, grams, blocks, damping), flat)
+    else:
+        solution = _by_cholesky(lambda: _normal_matrix(small, grams, blocks, damping), flat)
+    parts = np.split(solution, np.cumsum([part.size for part in right])[:-1])
+    return [part.reshape(r.shape) for part, r in zip(parts, right, strict=True)]
+
+
+def _normal_matrix(
+    small: Sequence[Vector], grams: Sequence[Vector], blocks: Sequence[Vector], damping: float
+) -> Vector:
+    """J^H J + damping, block by block."""
+    sizes = [part.size for part in small]
+    starts = np.cumsum([0, *sizes])
+    normal = np.zeros((starts[-1], starts[-1]), dtype=small[0].dtype)
+    for k, a in enumerate(small):
+        rows = slice(starts[k], starts[k + 1])
+        block = blocks[k][:, None, :, None] * np.eye(a.shape[1])[:, None, :]
+        normal[rows, rows] = block.reshape(sizes[k], sizes[k])
+        for other in range(k):
+            columns = slice(starts[other], starts[other + 1])
+            across = small[other].conj()[:, None, None, :]
+            block = hadamard(grams, (k, other))[:, None, :, None] * across
+            block = block * a.T[None, :, :, None]
+            normal[rows, columns] = block.reshape(sizes[k], sizes[other])
+            normal[columns, rows] = normal[rows, columns].conj().T
+    normal[np.diag_indices_from(normal)] += damping
+    return normal
+
+
+def _by_cholesky(formed: Callable[[], Vector], right: Vector) -> Vector:
+    """Solve a Hermitian positive definite system; one that is not, to rounding, in another way."""
+    # The transpose, a view in Fortran order, is the conjugate and is factorised in place.
+    try:
+        factor = scipy.linalg.cho_factor(
+            formed().T, lower=True, overwrite_a=True, check_finite=False
+        )
+    except np.linalg.LinAlgError:
+        note("cholesky: solve instead of potrf")
+        solution: Vector = _lapack.solve(formed(), right)
+        return solution
+    solution = scipy.linalg.cho_solve(factor, right.conj(), check_finite=False)
+    return solution.conj()
+
+
+def _iterative_solve(
+    small: Sequence[Vector],
+    grams: Sequence[Vector],
+    blocks: Sequence[Vector],
+    right: Sequence[Vector],
+    damping: float,
+) -> list[Vector]:
+    """Conjugate gradients, preconditioned by the diagonal blocks G_k + damping."""
+    starts = np.cumsum([0, *(part.size for part in right)])
+    pairs = {(k, j): hadamard(grams, (k, j)) for k in range(len(small)) for j in range(k)}
+    inverses = _inverses(blocks, damping)
+
+    def split(flat: Vector) -> list[Vector]:
+        parts = np.split(flat, starts[1:-1])
+        return [part.reshape(r.shape) for part, r in zip(parts, right, strict=True)]
+
+    def product(flat: Vector) -> Vector:
+        step = split(flat)
+        overlaps = [a.conj() @ d.T for a, d in zip(small, step, strict=True)]
+        results = []
+        for k, a in enumerate(small):
+            others = (j for j in range(len(small)) if j != k)
+            mixed = sum(pairs[max(k, j), min(k, j)] * overlaps[j] for j in others)
+            results.append(blocks[k] @ step[k] + mixed @ a + damping * step[k])
+        return np.concatenate([result.ravel() for result in results])
+
+    def precondition(flat: Vector) -> Vector:
+        parts = zip(inverses, split(flat), strict=True)
+        return np.concatenate([(inverse @ part).ravel() for inverse, part in parts])
+
+    size = int(starts[-1])
+    flat = np.concatenate([part.ravel() for part in right])
+    operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=flat.dtype)
+    guess = scipy.sparse.linalg.LinearOperator((size, size), matvec=precondition, dtype=flat.dtype)
+    solution, _ = scipy.sparse.linalg.cg(operator, flat, rtol=1e-6, maxiter=300, M=guess)
+    return split(solution)
