@@ -36,7 +36,7 @@ def namespace(*arrays: Array) -> Any:
         if not (is_numpy_array(array) or is_torch_array(array)):
             raise TypeError(
                 f"expected a NumPy array or a torch tensor, got {type(array).__name__}; "
-                "convert it first, for example with numpy.asarray"
+                f"convert it first, with {_conversion(array)}"
             )
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError(
@@ -50,6 +50,14 @@ def namespace(*arrays: Array) -> Any:
             "convert them with torch.from_numpy or tensor.numpy()"
         )
     return array_namespace(*arrays)
+
+
+def _conversion(value: Any) -> str:
+    """What makes an array of `value`: sparse arrays and other formats have a method for that."""
+    for name in ("toarray", "to_dense", "todense"):
+        if hasattr(value, name):
+            return f"its method {name}()"
+    return "numpy.asarray"
 
 
 def is_torch(array: Array) -> bool:
@@ -104,6 +112,21 @@ def detached(array: Array) -> Array:
     return array.detach() if is_torch(array) else array
 
 
+def is_traced(array: Array) -> bool:
+    """Whether `array` has no values that can be looked at: under torch.func or torch.compile,
+    on the meta device, in a FakeTensor.
+    """
+    if not is_torch(array):
+        return False
+    torch = sys.modules["torch"]
+    return bool(
+        torch.compiler.is_compiling()
+        or array.device.type == "meta"
+        or is_wrapper(array)
+        or torch._C._functorch.is_functorch_wrapped_tensor(array)
+    )
+
+
 def resolve_dtype(xp: Any, dtype: Any) -> Any:
     """Turn a dtype of either library, or its name, into a floating dtype of namespace `xp`."""
     name = dtype_name(dtype)
@@ -145,6 +168,15 @@ def unit_roundoff(dtype: Any) -> float:
     return 2.0**-8 if name == "bfloat16" else float(np.finfo(name).eps) / 2
 
 
+def exponent_range(dtype: Any) -> tuple[int, int]:
+    """Exponents e of a floating dtype: normal numbers lie in [2^(e_min - 1), 2^e_max)."""
+    name = dtype_name(dtype)
+    if name == "bfloat16":
+        return -125, 128
+    limits = np.finfo("complex64" if name == "complex32" else name)
+    return int(limits.minexp) + 1, int(limits.maxexp)
+
+
 def default_float(xp: Any) -> Any:
     """The floating type that integers become: float64 in NumPy, torch's default in torch."""
     if is_numpy_namespace(xp):
@@ -184,6 +216,49 @@ def real_view(array: Array) -> Array:
     if is_torch(array):
         return sys.modules["torch"].view_as_real(array.resolve_conj())
     return np.stack([array.real, array.imag], axis=-1)
+
+
+def complex_of(real: Array, imaginary: Array) -> Array:
+    """Complex numbers of two real arrays, infinite ones too."""
+    if is_torch(real):
+        return sys.modules["torch"].complex(real, imaginary)
+    result = np.empty(real.shape, np.result_type(real, np.complex64))
+    result.real, result.imag = real, imaginary
+    return result
+
+
+def sizes(array: Array) -> Array:
+    """Absolute values; for complex numbers those of the larger part, which never overflow."""
+    xp = array_namespace(array)
+    if not is_complex(array.dtype):
+        return xp.abs(array)
+    return xp.maximum(xp.abs(xp.real(array)), xp.abs(xp.imag(array)))
+
+
+def frexp_exponents(array: Array) -> Array:
+    """Exponents of the powers of two above positive numbers; 0 for zero."""
+    if is_torch(array):
+        return sys.modules["torch"].frexp(array).exponent
+    return np.frexp(array)[1]
+
+
+def clipped(exponents: Array, limit: int) -> Array:
+    """Integers, none beyond -limit and limit."""
+    if is_torch(exponents):
+        return exponents.clamp(-limit, limit)
+    return np.minimum(np.maximum(exponents, -limit), limit)
+
+
+def power_of_two(exponents: Array, dtype: Any) -> Array:
+    """2 to integer exponents that `dtype` can have."""
+    if is_torch(exponents):
+        return exponents.to(dtype).exp2()
+    return np.ldexp(dtype.type(1), exponents)
+
+
+def out_of_range_allowed() -> Any:
+    """A context in which NumPy lets numbers become infinite or zero in silence."""
+    return np.errstate(over="ignore", under="ignore")
 
 
 def magnitude(array: Array) -> float:

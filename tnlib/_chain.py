@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from tnlib import _array, _checks, _schmidt, _train, gauge
+from tnlib import _array, _checks, _norm, _scale, _schmidt, _train, gauge
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._format import Format
@@ -66,28 +65,38 @@ class Chain(Format):
             return NotImplemented
         self._check_modes(other)
         ours, theirs = self._promoted(other)
-        return self._rebuilt(_train.add(ours, _train.scaled(theirs, -1, 0)))
+        return self._rebuilt(_train.add(ours, [-theirs[0], *theirs[1:]]))
 
     def __neg__(self) -> Self:
-        return self * -1
+        return self._scaled(-1)
 
+    @own_arithmetic()
     def __mul__(self, factor: Any) -> Self:
         if isinstance(factor, Chain):
             raise TypeError("for the elementwise product use a.hadamard(b), for operators a @ b")
-        number = _checks.scalar("factor", factor)
-        position = len(self.cores) - 1 if self.center is None else self.center
-        cores = _train.scaled(self._merged(), number, position)
-        same = [_array.astype(core, cores[position].dtype) for core in cores]
-        return self._rebuilt(same, center=self.center)
+        return self._scaled(_checks.scalar("factor", factor))
 
     __rmul__ = __mul__
 
+    @own_arithmetic()
     def __truediv__(self, divisor: Any) -> Self:
-        quotient: Self = self * (1 / _checks.scalar("divisor", divisor))
-        return quotient
+        number = _checks.scalar("divisor", divisor)
+        if not _array.is_torch(number) and number == 0:
+            raise ZeroDivisionError("division by zero")
+        return self._scaled(number, inverse=True)
 
+    def _scaled(self, number: Any, *, inverse: bool = False) -> Self:
+        """The chain times or divided by a number."""
+        position = len(self.cores) - 1 if self.center is None else self.center
+        cores, alone = _train.scaled(self._merged(), number, position, inverse=inverse)
+        return self._rebuilt(cores, center=self.center if alone else None)
+
+    @own_arithmetic()
     def hadamard(self, other: Self) -> Self:
         """Elementwise product; ranks multiply.
+
+        Half precision is multiplied in float32. Where a core of the product would leave the range
+        of the dtype, all cores share the scale.
 
         Raises
         ------
@@ -97,15 +106,17 @@ class Chain(Format):
         self._check_modes(other)
         return self._rebuilt(_train.hadamard(*self._promoted(other)))
 
+    @own_arithmetic()
     def inner(self, other: Self) -> Array:
         """Inner product: the sum of ``conj(self) * other`` over all entries.
 
-        Without forming either array; differentiable. For the distance of two near chains use
-        ``(a - b).norm()``, which does not cancel.
+        Without forming either array; differentiable. Infinite beyond the range of the dtype, zero
+        below it. For the distance of two near chains use ``(a - b).norm()``, which does not cancel.
 
         Returns
         -------
         array, shape ()
+            In the precision of the cores, float32 for half precision.
 
         Raises
         ------
@@ -113,38 +124,74 @@ class Chain(Format):
             If `other` is of another format, library or shape.
         """
         self._check_modes(other)
-        return _train.inner(self._merged(), other._merged())
+        return _scale.times(*_train.inner(self._merged(), other._merged()))
 
+    @own_arithmetic()
     def norm(self) -> Array:
         """Frobenius norm.
 
         Found by orthogonalisation, so that the norm of a difference is accurate to the unit
-        roundoff of its terms. Differentiable except at zero, where the gradient given is zero.
+        roundoff of its terms. Infinite beyond the range of the dtype and zero below it, see
+        :meth:`lognorm`. Differentiable except at zero, where the gradient given is zero.
 
         Returns
         -------
         array, shape ()
-        """
-        merged = self._merged()
-        xp = array_namespace(*merged)
-        value = gauge.norm([_array.detached(core) for core in merged])
-        dtype = _array.working_dtype(xp, merged[0].dtype)
-        real = xp.abs(xp.zeros(1, dtype=dtype)).dtype
-        result = xp.asarray(value, dtype=real, device=merged[0].device)
-        if not any(_array.requires_grad(core) for core in merged):
-            return result
-        # The value from the orthogonalisation with the derivatives of the inner product, whose
-        # cores are brought to one scale so that it neither overflows nor vanishes.
-        exponents = [_array.exponent(core) for core in merged]
-        scaled = [core * 2.0**-e for core, e in zip(merged, exponents, strict=True)]
-        squared = xp.real(_train.inner(scaled, scaled))
-        if not value:
-            return result + 0 * squared
-        total = sum(exponents)
-        exact = math.ldexp(value, -total) ** 2
-        root = xp.sqrt(squared - squared.detach() + exact)
-        return root * 2.0 ** (total // 2) * 2.0 ** (total - total // 2)
+            Real, in the precision of the cores, float32 for half precision.
 
+        Raises
+        ------
+        ValueError
+            If a core holds nan or inf.
+        """
+        return _norm.norm(self._merged())
+
+    @own_arithmetic()
+    def lognorm(self) -> Array:
+        """Natural logarithm of the Frobenius norm, -inf for zero.
+
+        Right where the norm itself leaves the range of the dtype. Differentiable like it.
+
+        Returns
+        -------
+        array, shape ()
+
+        Raises
+        ------
+        ValueError
+            If a core holds nan or inf.
+
+        Examples
+        --------
+        >>> import numpy as np, tnlib
+        >>> many = tnlib.TT([np.full((1, 10, 1), 10.0)] * 1000)
+        >>> float(many.norm()), round(float(many.lognorm() / np.log(10)), 9)
+        (inf, 1500.0)
+        """
+        return _norm.lognorm(self._merged())
+
+    @own_arithmetic()
+    def normalized(self) -> Self:
+        """The chain divided by its norm, whatever that is.
+
+        ``a.normalized() * exp(a.lognorm())`` is `a` again. The center, where there is one, stays
+        and is scaled; otherwise all cores share the scale. Differentiable.
+
+        Raises
+        ------
+        ValueError
+            If the norm is zero, or a core holds nan or inf.
+
+        Examples
+        --------
+        >>> import numpy as np, tnlib
+        >>> many = tnlib.TT([np.full((1, 10, 1), 10.0)] * 1000).normalized()
+        >>> round(float(many.norm()), 9)
+        1.0
+        """
+        return self._rebuilt(_norm.normalized(self._merged(), self.center), center=self.center)
+
+    @own_arithmetic()
     def canonical(self, center: int) -> Self:
         """The same array in the canonical gauge with the given center.
 
@@ -155,18 +202,20 @@ class Chain(Format):
         TypeError
             If `center` is not an integer.
         ValueError
-            If there is no such core, or the cores are part of an autograd graph.
+            If there is no such core, the cores are part of an autograd graph or hold nan or inf,
+            or their dtype cannot hold the norm in one core.
         """
         position = _checks.index("center", center, len(self.cores))
         return self._regauged(gauge.canonical(self._merged(), position), center=position)
 
+    @own_arithmetic()
     def balanced(self) -> Self:
         """The same array with the singular values of every bond shared evenly by both sides.
 
         Raises
         ------
         ValueError
-            If the cores are part of an autograd graph.
+            If the cores are part of an autograd graph, or hold nan or inf.
         """
         return self._regauged(gauge.balance(self._merged(), self.center))
 

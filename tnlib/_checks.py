@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tnlib import _text
+
 METHODS = ("auto", "svd", "gram", "krylov")
 
 
@@ -157,8 +159,19 @@ def index(name: str, value: Any, count: int) -> int:
         kind = type(value).__name__
         raise TypeError(f"{name} must be an integer, got {value!r} ({kind})") from None
     if not -count <= position < count:
-        raise ValueError(f"{name} must be from {-count} to {count - 1}, got {position}")
+        raise ValueError(
+            f"{name} must be from {_text.number(-count)} to {_text.number(count - 1)}, got "
+            f"{_text.number(position)}"
+        )
     return position % count
+
+
+def entry(name: str, value: Any, count: int) -> int:
+    """:func:`index` for entries of an array, where Python expects an IndexError."""
+    try:
+        return index(name, value, count)
+    except ValueError as error:
+        raise IndexError(str(error)) from None
 
 
 def scalar(name: str, value: Any) -> Any:

@@ -15,27 +15,12 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _lapack, gauge
 from tnlib._array import Array
-from tnlib._basis import Vector, orthogonal_factors
+from tnlib._basis import Vector
 
 
 def spectra(cores: Sequence[Array]) -> tuple[list[Array], int]:
     """Descending singular values of the d - 1 unfoldings, each times 2^exponent."""
-    moving, total = gauge.working(cores), 0
-    for k in range(len(moving)):
-        exponent = _array.exponent(moving[k])
-        moving[k] = _array.times_power_of_two(_array.owned(moving[k]), -exponent)
-        total += exponent
-        if k + 1 < len(moving):
-            rank, mode, bond = moving[k].shape
-            columns, factor = orthogonal_factors(moving[k].reshape(rank * mode, bond))
-            shift = _array.exponent(factor)
-            factor = _array.times_power_of_two(_array.owned(factor), -shift)
-            exponent = _array.exponent(moving[k + 1])
-            scaled = _array.times_power_of_two(_array.owned(moving[k + 1]), -exponent)
-            total += shift + exponent
-            moving[k] = columns.reshape(rank, mode, -1)
-            product = factor @ scaled.reshape(scaled.shape[0], -1)
-            moving[k + 1] = product.reshape(-1, *scaled.shape[1:])
+    moving, exponent = gauge.orthogonalized(gauge.working(cores), len(cores) - 1)
     xp = array_namespace(*moving)
     found: list[Array] = []
     for k in range(len(moving) - 1, 0, -1):
@@ -43,7 +28,7 @@ def spectra(cores: Sequence[Array]) -> tuple[list[Array], int]:
         kept = gauge.resolved(xp, values)
         found.insert(0, values[:kept])
         moving[k - 1] = xp.tensordot(moving[k - 1], left[:, :kept] * values[None, :kept], axes=1)
-    return found, total
+    return found, exponent
 
 
 def normalized(values: Array) -> Array:

@@ -8,53 +8,57 @@ section 4); neither forms the array. All are differentiable on torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from array_api_compat import array_namespace
 
-from tnlib import _array
+from tnlib import _array, _scale
 from tnlib._array import Array
 
 
 def dense(cores: Sequence[Array]) -> Array:
     """The flat array that the cores stand for, in their dtype."""
     out = cores[0].dtype
-    left, right = halves(_widened(cores))
-    return _array.astype((left @ right).reshape(-1), out)
+    left, right, exponent = halves(widened(cores))
+    flat = _scale.product(left, right, exponent).reshape(-1)
+    with _array.out_of_range_allowed():
+        return _array.astype(flat, out)
 
 
-def halves(cores: Sequence[Array]) -> tuple[Array, Array]:
-    """Two matrices whose product holds the array, split at the bond where they are smallest."""
+def halves(cores: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """Two matrices near 1 and an exponent of two: their product times the power is the array.
+
+    They meet at the bond where they are smallest.
+    """
     modes = [core.shape[1] for core in cores]
-    if len(cores) == 1:
-        xp = array_namespace(cores[0])
-        return xp.ones_like(cores[0][:, :1, 0]), cores[0].reshape(1, -1)
     sizes = [
-        (math.prod(modes[:k]) + math.prod(modes[k:])) * cores[k].shape[0]
-        for k in range(1, len(cores))
+        (math.prod(modes[:k]) + math.prod(modes[k:])) * cores[k].shape[0] for k in range(len(cores))
     ]
-    bond = 1 + sizes.index(min(sizes))
-    rank = cores[bond].shape[0]
-    return _chained(cores[:bond]).reshape(-1, rank), _chained(cores[bond:]).reshape(rank, -1)
+    bond = sizes.index(min(sizes[1:] or sizes))
+    left, exponents = _chained(_one(cores[0]), _scale.no_exponents(1, cores[0]), cores[:bond])
+    left, first, exponents = _scale.met(left, exponents, cores[bond])
+    rank, _, following = first.shape
+    right, exponents = _chained(first.reshape(-1, following), exponents, cores[bond + 1 :])
+    return left, right.reshape(rank, -1), exponents[0]
 
 
-def _chained(cores: Sequence[Array]) -> Array:
-    """Contract cores over their bonds to one (r, n_1 ... n_d, r) array."""
-    product = cores[0]
-    for core in cores[1:]:
-        rows, bond = product.shape[0], core.shape[0]
-        merged = product.reshape(-1, bond) @ core.reshape(bond, -1)
-        product = merged.reshape(rows, -1, core.shape[2])
-    return product
+def _chained(matrix: Array, bond: Array, cores: Sequence[Array]) -> tuple[Array, Array]:
+    """A matrix (m, r) times cores: (m * n_1 ... n_d, r), and the exponents of its columns."""
+    for core in cores:
+        matrix, bond = _scale.step(matrix, bond, core)
+    return matrix, bond
+
+
+def _one(like: Array) -> Array:
+    xp = array_namespace(like)
+    return xp.ones((1, 1), dtype=like.dtype, device=like.device)
 
 
 def residual(data: Array, cores: Sequence[Array], exponent: int) -> float:
     """Sum of squares of ``data`` minus the cores times 2^-exponent."""
-    wide = [_array.computable(core, data) for core in cores]
-    if exponent:
-        wide[-1] = _array.times_power_of_two(_array.owned(wide[-1]), -exponent)
-    left, right = halves(wide)
+    left, right, scale = halves([_array.computable(core, data) for core in cores])
+    right = _scale.times(right, scale - exponent)
     return _array.residual_energy(data.reshape(left.shape[0], -1), left, right)
 
 
@@ -78,36 +82,134 @@ def _block_diagonal(xp: Any, a: Array, b: Array) -> Array:
 
 def hadamard(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
     """Cores of the elementwise product: Kronecker products over the bonds."""
-    cores = []
-    for a, b in zip(left, right, strict=True):
-        product = a[:, None, :, :, None] * b[None, :, :, None, :]
-        rows, columns = a.shape[0] * b.shape[0], a.shape[2] * b.shape[2]
-        cores.append(product.reshape(rows, a.shape[1], columns))
-    return cores
+
+    def product(_: int, a: Array, b: Array) -> Array:
+        both = a[:, None, :, :, None] * b[None, :, :, None, :]
+        return both.reshape(a.shape[0] * b.shape[0], a.shape[1], a.shape[2] * b.shape[2])
+
+    return multiplied(product, left, right)
 
 
-def inner(left: Sequence[Array], right: Sequence[Array]) -> Array:
-    """Sum of ``conj(left) * right`` over all entries, an array without axes.
+def multiplied(
+    product: Callable[[int, Array, Array], Array], left: Sequence[Array], right: Sequence[Array]
+) -> list[Array]:
+    """Products of the cores number k of two trains of one dtype, for all k.
+
+    Where a product would leave the range of the dtype, scale moves between the cores.
+    """
+    out = left[0].dtype
+    (left, ours), (right, theirs) = tamed(left), tamed(right)
+    pairs = enumerate(zip(left, right, strict=True))
+    found = [product(k, a, b) for k, (a, b) in pairs]
+    exponent = ours + theirs
+    if not isinstance(exponent, int) or not all(_scale.fits(core, out) for core in found):
+        found = _scale.evened(found, exponent)
+    return [_array.astype(core, out) for core in found]
+
+
+def inner(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Array]:
+    """Sum of ``conj(left) * right`` over all entries: a number near 1 and an exponent of two.
 
     One sweep over the bonds, O(n r^3) a core.
     """
-    left, right = _widened(left), _widened(right)
+    left, right = widened(left), widened(right)
     xp = array_namespace(*left, *right)
     dtype = xp.result_type(left[0], right[0])
     carried = xp.ones((1, 1), dtype=dtype, device=left[0].device)
+    ours = theirs = _scale.no_exponents(1, carried)
     for a, b in zip(left, right, strict=True):
         a, b = _array.astype(a, dtype), _array.astype(b, dtype)
-        moved = (carried @ b.reshape(b.shape[0], -1)).reshape(-1, b.shape[2])
+        carried, b, theirs = _scale.met(carried, theirs, b)
+        moved = carried @ b.reshape(b.shape[0], -1)
+        flipped, a, ours = _scale.met(moved.mT, ours, a)
+        moved = flipped.mT.reshape(-1, b.shape[2])
         carried = _array.adjoint(a.reshape(-1, a.shape[2])) @ moved
-    return carried[0, 0]
+    return carried[0, 0], (ours + theirs)[0]
 
 
-def scaled(cores: Sequence[Array], factor: Any, position: int) -> list[Array]:
-    """Cores of ``factor`` times the array: one core is multiplied."""
-    return [core * factor if k == position else core for k, core in enumerate(cores)]
+def entry(cores: Sequence[Array]) -> Array:
+    """The one entry of cores with modes of size 1, an array without axes."""
+    wide = widened(cores)
+    product, exponents = _chained(_one(wide[0]), _scale.no_exponents(1, wide[0]), wide)
+    with _array.out_of_range_allowed():
+        return _array.astype(_scale.times(product[0, 0], exponents[0]), cores[0].dtype)
 
 
-def _widened(cores: Sequence[Array]) -> list[Array]:
+def without(cores: Sequence[Array], kept: Sequence[bool]) -> list[Array]:
+    """Cores of the train without some modes of size 1, at least one of which is kept.
+
+    Scale moves between the cores where a product would leave the range of the dtype.
+    """
+    out, cores = cores[0].dtype, widened(cores)
+    xp = array_namespace(*cores)
+    moderate = _scale.is_moderate(cores)
+    made: list[Array] = []
+    matrix, exponents = _one(cores[0]), _scale.no_exponents(1, cores[0])
+    for core, keep in zip(cores, kept, strict=True):
+        rows, (rank, mode, following) = matrix.shape[0], core.shape
+        if moderate:
+            matrix = (matrix @ core.reshape(rank, -1)).reshape(-1, following)
+        else:
+            matrix, exponents = _scale.step(matrix, exponents, core)
+        if keep:
+            made.append(matrix.reshape(rows, mode, following))
+            matrix = xp.eye(following, dtype=core.dtype, device=core.device)
+    made[-1] = xp.tensordot(made[-1], matrix, axes=1)
+    if not moderate or not all(_scale.fits(core, out) for core in made):
+        made = _scale.evened(made, exponents[0])
+    return [_array.astype(core, out) for core in made]
+
+
+def scaled(
+    cores: Sequence[Array], factor: Any, position: int, *, inverse: bool = False
+) -> tuple[list[Array], bool]:
+    """Cores of the array times or divided by a number, and whether just one core was changed.
+
+    One core is multiplied, unless it would leave the range of the dtype: then all are.
+    """
+    plain, wide = cores[position], widened(cores)
+    out = (plain[:0] * factor).dtype
+    with _array.out_of_range_allowed():
+        changed = wide[position] / factor if inverse else wide[position] * factor
+    alone = _as_it_should(wide[position], changed, factor, out)
+    if alone:
+        wide[position] = changed
+    else:
+        size = _power_above(factor)
+        rest = factor * 2.0 ** (-size // 2) * 2.0 ** (-size - (-size // 2))
+        wide[position] = wide[position] / rest if inverse else wide[position] * rest
+        wide = _scale.evened(wide, -size if inverse else size)
+    with _array.out_of_range_allowed():
+        return [_array.astype(core, out) for core in wide], alone
+
+
+def _as_it_should(core: Array, changed: Array, factor: Any, dtype: Any) -> bool:
+    """Whether a core that was changed by a factor is within `dtype`, where it can be."""
+    if _array.is_traced(core) or _array.is_traced(factor):
+        return True
+    before, after = (_array.magnitude(_array.detached(values)) for values in (core, changed))
+    possible = 0 < before < math.inf and _power_above(factor) is not None
+    return not possible or (after > 0 and after < math.inf and _scale.fits(changed, dtype))
+
+
+def _power_above(number: Any) -> Any:
+    """Exponent of the power of two above a number; None for zero, nan and infinities."""
+    if _array.is_torch(number):
+        number = number.detach().item()
+    size = max(abs(number.real), abs(number.imag))
+    return math.frexp(size)[1] if 0 < size < math.inf else None
+
+
+def tamed(cores: Sequence[Array]) -> tuple[list[Array], Any]:
+    """Cores in at least single precision, none far from 1, and an exponent of two.
+
+    The cores as they are and the int 0 where neighbours can be multiplied as they are.
+    """
+    wide = widened(cores)
+    return (wide, 0) if _scale.is_moderate(wide) else _scale.equalized(wide)
+
+
+def widened(cores: Sequence[Array]) -> list[Array]:
     """Cores in at least single precision."""
     xp = array_namespace(*cores)
     return [_array.astype(core, _array.working_dtype(xp, core.dtype)) for core in cores]

@@ -15,7 +15,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from tnlib import _array, _lapack
+from tnlib import _array, _lapack, _scale
 from tnlib._array import Array
 from tnlib._basis import NOISE, orthogonal_factors
 
@@ -37,60 +37,118 @@ def working(cores: Sequence[Array]) -> list[Array]:
     return [_array.to_numpy(core) if _array.on_cpu(core) else core for core in wide]
 
 
-def given_back(cores: Sequence[Array], like: Sequence[Array]) -> tuple[Array, ...]:
-    """Computed cores in the library, device and dtype of the cores that they came from."""
-    return tuple(_array.restored(_array.owned(core), like[0], like[0].dtype) for core in cores)
+def given_back(
+    cores: Sequence[Array], like: Sequence[Array], dtype: Any = None
+) -> tuple[Array, ...]:
+    """Computed cores in the library and device of those that they came from, and their dtype.
+
+    Raises
+    ------
+    ValueError
+        If a core overflows the dtype or vanishes in it.
+    """
+    out = like[0].dtype if dtype is None else dtype
+    given = tuple(_array.restored(_array.owned(core), like[0], out) for core in cores)
+    for wide, core in zip(cores, given, strict=True):
+        if _array.magnitude(wide) > 0.0 == _array.magnitude(core):
+            raise ValueError(
+                f"the result is too small for cores of {_array.dtype_name(out)}: scale the array "
+                "up, or pass a wider dtype="
+            )
+    return given
 
 
-def orthogonalized(cores: Sequence[Array], center: int) -> list[Array]:
-    """Cores in the canonical gauge with the given center; bonds lose directions of rounding."""
-    moving = list(cores)
-    for k in range(center):
-        rank, mode, bond = moving[k].shape
-        columns, factor = orthogonal_factors(moving[k].reshape(rank * mode, bond))
-        moving[k] = columns.reshape(rank, mode, -1)
-        moving[k + 1] = _times(factor, moving[k + 1])
-    for k in range(len(moving) - 1, center, -1):
-        rank, mode, bond = moving[k].shape
-        matrix = _array.adjoint(moving[k].reshape(rank, mode * bond))
+def orthogonalized(cores: Sequence[Array], center: int) -> tuple[list[Array], int]:
+    """Cores in the canonical gauge with the given center, and an exponent of two.
+
+    The largest entry of the center is near 1: the train is 2^exponent times that of the cores.
+    Bonds lose directions of rounding.
+    """
+    middle = cores[center]
+    before, left, bond = _swept(cores[:center], middle)
+    after, right, marks = _swept(_mirrored(cores[center + 1 :]), middle)
+    matrix, bond = _scale.step(left, bond, middle)
+    matrix, last, bond = _scale.met(matrix, bond + marks, right.mT[:, None, :])
+    matrix, exponent = _scale.gathered(matrix @ last[:, 0, :], bond)
+    middle = matrix.reshape(left.shape[0], middle.shape[1], -1)
+    return [*before, middle, *_mirrored(after)], int(exponent)
+
+
+def _swept(cores: Sequence[Array], like: Array) -> tuple[list[Array], Array, Array]:
+    """Cores with orthonormal columns, the matrix that is left, and exponents of its columns."""
+    xp = array_namespace(like)
+    factor = xp.ones((1, 1), dtype=like.dtype, device=like.device)
+    bond = _scale.no_exponents(1, like)
+    moved = []
+    for core in cores:
+        rank = factor.shape[0]
+        matrix, bond = _scale.step(factor, bond, core)
         columns, factor = orthogonal_factors(matrix)
-        moving[k] = _array.adjoint(columns).reshape(-1, mode, bond)
-        before = moving[k - 1]
-        moved = before.reshape(-1, rank) @ _array.adjoint(factor)
-        moving[k - 1] = moved.reshape(*before.shape[:2], -1)
-    return moving
+        moved.append(columns.reshape(rank, core.shape[1], -1))
+    return moved, factor, bond
+
+
+def _mirrored(cores: Sequence[Array]) -> list[Array]:
+    """Cores of the train with its modes in the opposite order."""
+    return [array_namespace(core).permute_dims(core, (2, 1, 0)) for core in cores[::-1]]
 
 
 def canonical(cores: Sequence[Array], center: int) -> tuple[Array, ...]:
     """Cores of the same train in the canonical gauge with the given center."""
-    return given_back(orthogonalized(working(cores), center), cores)
+    moving, exponent = orthogonalized(working(cores), center)
+    out = cores[0].dtype
+    if not _scale.fits(moving[center], out, exponent):
+        raise ValueError(
+            f"{_array.dtype_name(out)} cannot hold the norm, about 2^{exponent}, in one core; "
+            "take the gauge of normalized(), and keep lognorm()"
+        )
+    moving[center] = _scale.times(moving[center], exponent)
+    return given_back(moving, cores)
 
 
-def norm(cores: Sequence[Array]) -> float:
-    """Frobenius norm: that of the center, after orthogonalising from the right.
+def norm(cores: Sequence[Array]) -> tuple[Array, Array]:
+    """Frobenius norm: a number and an exponent of two.
 
-    Accurate to the unit roundoff times the norms of the cores, where the root of an inner product
-    of a difference would stop at the root of it.
+    That of the last core after orthogonalising from the left, so it is accurate to the unit
+    roundoff times the norms of the terms, where the root of an inner product of a difference
+    would stop at the root of it. Nothing looks at a value: it can be traced and mapped.
     """
-    first = orthogonalized(working(cores), 0)[0]
-    largest = _array.magnitude(first)
-    if largest == 0.0:
-        return 0.0
-    return float(largest * _array.energy(first / largest) ** 0.5)
+    xp = array_namespace(*cores)
+    wide = [_array.astype(core, _array.double(xp, core.dtype)) for core in cores]
+    factor = xp.ones((1, 1), dtype=wide[0].dtype, device=wide[0].device)
+    bond = _scale.no_exponents(1, factor)
+    for core in wide:
+        matrix, bond = _scale.step(factor, bond, core)
+        tall = matrix.shape[0] > matrix.shape[1]
+        factor = _triangular_factor(matrix) if tall else matrix
+    return xp.abs(factor[0, 0]), bond[0]
+
+
+def _triangular_factor(tall: Array) -> Array:
+    if _array.is_traced(tall):
+        return array_namespace(tall).linalg.qr(tall)[1]
+    return _lapack.triangular_factor(tall)
 
 
 def balance(cores: Sequence[Array], center: int | None) -> tuple[Array, ...]:
     """Balanced cores of the same train.
 
     One sweep from right to left finds the singular values of every bond. Those that are only
-    rounding are dropped, and the bond shrinks. Computed in double precision.
+    rounding are dropped, and the bond shrinks. Computed in double precision. Where the first and
+    last core cannot hold the root of the norm, all cores share the scale.
     """
     moving = working(cores)
-    if center != len(cores) - 1:
-        moving = orthogonalized(moving, len(cores) - 1)
+    last = len(moving) - 1
+    if center == last:
+        exponent = _scale.exponent(moving[last])
+        moving[last] = _scale.times(moving[last], -exponent)
+    else:
+        moving, exponent = orthogonalized(moving, last)
+    moving[last] = _scale.times(moving[last], exponent % 2)
+    exponent -= exponent % 2
     xp = array_namespace(*moving)
     roots: list[Array] = []
-    for k in range(len(moving) - 1, 0, -1):
+    for k in range(last, 0, -1):
         bond, mode, right = moving[k].shape
         left, values, rows = _lapack.svd(moving[k].reshape(bond, mode * right))
         kept = resolved(xp, values)
@@ -102,13 +160,8 @@ def balance(cores: Sequence[Array], center: int | None) -> tuple[Array, ...]:
     for k, root in enumerate(roots):
         moving[k] = moving[k] * _inverse(xp, root)
         moving[k + 1] = root[:, None, None] * moving[k + 1]
-    return given_back(moving, cores)
-
-
-def _times(matrix: Array, core: Array) -> Array:
-    """Multiply a (r, n, r) core from the left."""
-    product = matrix @ core.reshape(core.shape[0], -1)
-    return product.reshape(-1, *core.shape[1:])
+    outer = (0, last) if last else (0,)
+    return given_back(_scale.put_back(moving, exponent, cores[0].dtype, outer), cores)
 
 
 def resolved(xp: Any, values: Array) -> int:

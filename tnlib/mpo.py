@@ -13,15 +13,29 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import opt_einsum
 
-from tnlib import _array, _checks, _entries, _indices, _operands, _sweep, _trace, _train, shapes
+from tnlib import (
+    _array,
+    _checks,
+    _entries,
+    _indices,
+    _operands,
+    _scale,
+    _sweep,
+    _text,
+    _trace,
+    _train,
+    shapes,
+)
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._chain import Chain
 from tnlib.contraction import plan_contraction
 from tnlib.tt import TT
+
+# Largest number of entries along one axis of an array.
+_MOST_ENTRIES = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +69,7 @@ class MPO(Chain):
     >>> W = np.random.default_rng(0).standard_normal((64, 96))
     >>> mpo = mpo_decompose(W, ranks=8)
     >>> mpo
-    MPO(shape=(64, 96), ranks=(1, 8, 1), n_params=1280, error=0.828)
+    MPO(shape=(64, 96), row_dims=(8, 8), col_dims=(8, 12), ranks=(1, 8, 1), n_params=1280, ...)
     >>> (mpo @ mpo.T).shape, (mpo @ mpo.T).ranks
     ((64, 64), (1, 64, 1))
     """
@@ -78,6 +92,7 @@ class MPO(Chain):
         """Shape (m, n) of the matrix."""
         return math.prod(self.row_dims), math.prod(self.col_dims)
 
+    @own_arithmetic()
     def to_matrix(self) -> Array:
         """The dense matrix, of shape ``shape``, in the dtype of the cores.
 
@@ -92,15 +107,18 @@ class MPO(Chain):
         """
         xp = _array.namespace(*self.cores)
         flat = _train.dense(self._merged())
-        order = len(self.cores)
-        pairs = [size for pair in zip(self.row_dims, self.col_dims, strict=True) for size in pair]
-        axes = (*range(0, 2 * order, 2), *range(1, 2 * order, 2))
-        return xp.permute_dims(flat.reshape(pairs), axes).reshape(self.shape)
+        pairs = zip(self.row_dims, self.col_dims, strict=True)
+        # Modes of 1 are left out, since libraries allow few axes.
+        axes = [(side, size) for pair in pairs for side, size in enumerate(pair) if size > 1]
+        order = sorted(range(len(axes)), key=lambda k: axes[k][0])
+        apart = flat.reshape([size for _, size in axes])
+        return xp.permute_dims(apart, tuple(order)).reshape(self.shape)
 
     def to_dense(self) -> Array:
         """The dense matrix; the name that every format of the package has."""
         return self.to_matrix()
 
+    @own_arithmetic()
     def matvec(self, x: Array) -> Array:
         """Apply the matrix along the last axis: ``x @ matrix.T`` without forming the matrix.
 
@@ -130,8 +148,13 @@ class MPO(Chain):
         >>> np.allclose(mpo.matvec(x), x)
         True
         """
-        _array.namespace(x, *self.cores)
+        xp = _array.namespace(x, *self.cores)
         rows, columns = self.shape
+        if columns > _MOST_ENTRIES or rows > _MOST_ENTRIES:
+            raise ValueError(
+                f"the matrix has shape {_text.sizes(self.shape)}, and no memory holds such a "
+                "vector; take it as a TT and apply the operator with @"
+            )
         if x.ndim == 0 or x.shape[-1] != columns:
             raise ValueError(
                 f"x must have {columns} entries along its last axis, got shape {tuple(x.shape)}"
@@ -141,12 +164,22 @@ class MPO(Chain):
                 f"x is {_array.dtype_name(x.dtype)} and the cores are "
                 f"{_array.dtype_name(self.cores[0].dtype)}; cast one of them"
             )
-        batch = x.reshape(-1, *self.col_dims)
-        shapes_of = [tuple(core.shape) for core in self.cores]
-        vectors = (max(batch.shape[0], 1), *self.col_dims)
-        plan = plan_contraction(_matvec_equation(len(self.cores)), vectors, *shapes_of)
-        return plan(batch, *self.cores).reshape(*x.shape[:-1], rows)
+        # Modes of 1 are left out, since libraries allow few axes.
+        narrow = [size for size in self.col_dims if size > 1]
+        vectors = _array.astype(x, _array.working_dtype(xp, x.dtype)).reshape(-1, *narrow)
+        cores, exponent = _train.tamed(self._merged())
+        cores = [
+            core.reshape([core.shape[0], *(size for size in pair if size > 1), core.shape[2]])
+            for core, pair in zip(cores, self._pairs, strict=True)
+        ]
+        shapes_of = [tuple(core.shape) for core in cores]
+        batch = (max(vectors.shape[0], 1), *narrow)
+        plan = plan_contraction(_matvec_equation(self._pairs), batch, *shapes_of)
+        product = _scale.times(plan(vectors, *cores).reshape(*x.shape[:-1], rows), exponent)
+        with _array.out_of_range_allowed():
+            return _array.astype(product, x.dtype)
 
+    @own_arithmetic()
     def __matmul__(self, other: Any) -> Any:
         """Product with an operator (an MPO) or a train (a TT); ranks multiply."""
         if not isinstance(other, MPO | TT):
@@ -160,10 +193,22 @@ class MPO(Chain):
                 "the same modes"
             )
         xp = _array.namespace(*self.cores, *other.cores)
-        dtype = xp.result_type(self.cores[0], other.cores[0])
-        pairs = zip(self.cores, other.cores, strict=True)
-        cores = [_product(xp, _array.astype(a, dtype), _array.astype(b, dtype)) for a, b in pairs]
-        return type(other)(tuple(cores))
+        ours, theirs = self._merged(), other._merged()
+        dtype = xp.result_type(ours[0], theirs[0])
+
+        def product(k: int, a: Array, b: Array) -> Array:
+            between = tuple(other.cores[k].shape)[1:-1]
+            first = a.reshape(a.shape[0], *self._pairs[k], a.shape[2])
+            return _merged(_product(xp, first, b.reshape(b.shape[0], *between, b.shape[2])))
+
+        cores = _train.multiplied(
+            product,
+            [_array.astype(core, dtype) for core in ours],
+            [_array.astype(core, dtype) for core in theirs],
+        )
+        if isinstance(other, TT):
+            return TT(tuple(cores))
+        return MPO(unmerged(cores, zip(self.row_dims, other.col_dims, strict=True)))
 
     @property
     def T(self) -> MPO:
@@ -174,6 +219,7 @@ class MPO(Chain):
             cores, error=self.error, error_kind=self.error_kind, center=self.center, info=self.info
         )
 
+    @own_arithmetic()
     def entry(self, i: int, j: int) -> Array:
         """Entry (i, j) as an array without axes, without forming the matrix.
 
@@ -184,7 +230,14 @@ class MPO(Chain):
         >>> round(float(mpo.entry(1, 2)), 6)
         8.0
         """
-        return self.row(i)[np.unravel_index(_checks.index("j", j, self.shape[1]), self.col_dims)]
+        row, column = self.shape
+        places = zip(
+            _digits(_checks.entry("i", i, row), self.row_dims),
+            _digits(_checks.entry("j", j, column), self.col_dims),
+            strict=True,
+        )
+        cores = zip(self.cores, places, strict=True)
+        return _train.entry([core[:, k, m : m + 1] for core, (k, m) in cores])
 
     @classmethod
     def from_tt(cls, train: TT, row_dims: Sequence[int], col_dims: Sequence[int]) -> MPO:
@@ -361,11 +414,10 @@ class MPO(Chain):
         >>> mpo.row(1).to_dense().reshape(-1).round(6)
         array([ 6.,  7.,  8.,  9., 10., 11.])
         """
-        digits = np.unravel_index(_checks.index("i", i, self.shape[0]), self.row_dims)
-        return TT(
-            tuple(core[:, int(digit)] for core, digit in zip(self.cores, digits, strict=True))
-        )
+        digits = _digits(_checks.entry("i", i, self.shape[0]), self.row_dims)
+        return TT(tuple(core[:, digit] for core, digit in zip(self.cores, digits, strict=True)))
 
+    @own_arithmetic()
     def column(self, j: int) -> TT:
         """Column j as a tensor train over the row modes, without forming the matrix.
 
@@ -376,19 +428,29 @@ class MPO(Chain):
         >>> mpo.column(2).to_dense().reshape(-1).round(6)
         array([ 2.,  8., 14., 20.])
         """
-        return self.T.row(_checks.index("j", j, self.shape[1]))
+        return self.T.row(_checks.entry("j", j, self.shape[1]))
 
     @property
     def _modes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return self.row_dims, self.col_dims
 
+    @property
+    def _pairs(self) -> list[tuple[int, int]]:
+        """Row and column mode of every core."""
+        return list(zip(self.row_dims, self.col_dims, strict=True))
+
+    def _modes_shown(self) -> str:
+        rows, columns = _text.sizes(self.row_dims), _text.sizes(self.col_dims)
+        return f"row_dims={rows}, col_dims={columns}, "
+
     def _merged(self) -> list[Array]:
         return [_merged(core) for core in self.cores]
 
     def _rebuilt(self, cores: Sequence[Array], **about: Any) -> MPO:
-        return MPO(unmerged(cores, zip(self.row_dims, self.col_dims, strict=True)), **about)
+        return MPO(unmerged(cores, self._pairs), **about)
 
 
+@own_arithmetic()
 def mpo_decompose(
     W: Array,
     ranks: int | Sequence[int] | None = None,
@@ -501,7 +563,7 @@ def _product(xp: Any, a: Array, b: Array) -> Array:
 
 def _merged(core: Array) -> Array:
     """A (r, i, j, r) core as (r, i * j, r)."""
-    return core.reshape(core.shape[0], -1, core.shape[3])
+    return core.reshape(core.shape[0], -1, core.shape[-1])
 
 
 def unmerged(cores: Iterable[Array], dims: Iterable[tuple[int, int]]) -> tuple[Array, ...]:
@@ -512,12 +574,22 @@ def unmerged(cores: Iterable[Array], dims: Iterable[tuple[int, int]]) -> tuple[A
     )
 
 
-def _matvec_equation(order: int) -> str:
-    """Einsum equation of a batch times a chain of `order` cores."""
+def _digits(position: int, sizes: Sequence[int]) -> list[int]:
+    """Indices of an entry in C order, for any number of modes."""
+    digits = []
+    for size in reversed(sizes):
+        position, digit = divmod(position, size)
+        digits.append(digit)
+    return digits[::-1]
+
+
+def _matvec_equation(pairs: Sequence[tuple[int, int]]) -> str:
+    """Einsum equation of a batch times a chain of cores, without their modes of size 1."""
+    order = len(pairs)
     symbols = map(opt_einsum.get_symbol, itertools.count())
     batch, *bonds = itertools.islice(symbols, order + 2)
-    rows = list(itertools.islice(symbols, order))
-    columns = list(itertools.islice(symbols, order))
+    rows = [next(symbols) if row > 1 else "" for row, _ in pairs]
+    columns = [next(symbols) if column > 1 else "" for _, column in pairs]
     cores = [bonds[k] + rows[k] + columns[k] + bonds[k + 1] for k in range(order)]
     vectors = batch + "".join(columns)
     return f"{vectors},{','.join(cores)}->{batch}{''.join(rows)}"

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from tnlib import _array, _checks
+from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib.mpo import MPO, unmerged
 from tnlib.shapes import paired_modes
 from tnlib.tt import TT
 
 
+@own_arithmetic()
 def tt_random(
     shape: Sequence[int],
     ranks: int | Sequence[int],
@@ -60,6 +62,7 @@ def tt_random(
     return TT(_cores(sizes, limits, rng, dtype, np.empty(0) if like is None else like))
 
 
+@own_arithmetic()
 def mpo_random(
     row_dims: Sequence[int],
     col_dims: Sequence[int],

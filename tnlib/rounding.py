@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tnlib import _array, _checks, _train, gauge
+from array_api_compat import array_namespace
+
+from tnlib import _array, _checks, _scale, _train, gauge
+from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._basis import NOISE
 from tnlib._chain import Chain
@@ -24,10 +27,12 @@ from tnlib.info import Info
 
 C = TypeVar("C", bound=Chain)
 
+_CANCELS = "cancels to rounding"
 # Errors this many times above what rounding can do are the sum of the discarded energies.
 _RESOLVED = 1e3
 
 
+@own_arithmetic()
 def tt_round(
     tt: C,
     ranks: int | Sequence[int] | None = None,
@@ -36,12 +41,18 @@ def tt_round(
     max_params: int | None = None,
     method: str = "auto",
     rng: RNG = None,
+    dtype: Any = None,
 ) -> C:
     """Lower the ranks of a tensor train or a matrix product operator.
 
     The result is left-canonical and at most sqrt(d - 1) times further from `tt` than the closest
     one of its ranks. Rounding to given ranks a second time changes nothing but rounding errors; a
     tolerance is granted anew at every call, relative to what is given then.
+
+    Where the last core cannot hold the norm, all cores share the scale and ``center`` is None.
+    A train whose terms cancel to rounding, such as ``a - a``, becomes the zero train: ``error`` is
+    1, since no digit is known of what it is relative to, and ``info.reason`` is "cancels to
+    rounding".
 
     Parameters
     ----------
@@ -60,6 +71,8 @@ def tt_round(
         Kernel of the truncations, see :doc:`/explanations/error`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of the Krylov kernel; None is the fixed seed 0.
+    dtype : dtype or str, optional
+        Floating type of the cores, by default that of `tt`. Computed in double precision.
 
     Returns
     -------
@@ -72,7 +85,8 @@ def tt_round(
         If `tt` is not a TT or MPO, or an argument has the wrong type.
     ValueError
         If the cores hold nan or inf or are part of an autograd graph, ranks or eps are out of
-        range, neither is given, or eps is below what the dtype resolves.
+        range, neither is given, eps is below what the dtype resolves, or the dtype cannot hold
+        the cores.
 
     Examples
     --------
@@ -87,18 +101,24 @@ def tt_round(
     limits, tolerance = _checks.truncation(ranks, eps, len(given), max_params)
     kernel = _checks.method(method)
     allowed = checked(max_params, ChainCount(tuple(int(core.shape[1]) for core in given)))
+    out = _out(given[0], dtype)
     wide = gauge.working(given)
-    cores = gauge.orthogonalized(wide, 0)
-    exponent = _array.exponent(cores[0])
-    cores[0] = _array.times_power_of_two(_array.owned(cores[0]), -exponent)
+    cores, exponent = gauge.orthogonalized(wide, 0)
     total = _array.energy(cores[0])
-    prepared = Prepared(cores[0], exponent, total, given[0].dtype)
+    prepared = Prepared(cores[0], exponent, total, out)
     share = budget(tolerance, len(given), prepared)
+    modes = [int(core.shape[1]) for core in given]
+
+    def zero(error: float, reason: str) -> C:
+        zeros = zero_train(modes, given[0], out)
+        info = Info((), (), tolerance, prepared.compute_name, reason=reason)
+        return tt._rebuilt(zeros, error=error, error_kind="exact", center=len(given) - 1, info=info)
+
+    uncertainty = _uncertainty(wide, total, exponent)
+    if uncertainty >= 1.0:
+        return zero(1.0, _CANCELS)
     if total == 0.0:
-        zeros = zero_train([core.shape[1] for core in given], given[0], given[0].dtype)
-        info = Info((), (), tolerance, prepared.compute_name)
-        return tt._rebuilt(zeros, error=0.0, error_kind="exact", center=len(given) - 1, info=info)
-    modes = [core.shape[1] for core in given]
+        return zero(0.0, "direct")
     if allowed is not None:
         limits = bond_ranks(cores, limits, allowed)
     bonds = limits or (None,) * (len(modes) - 1)
@@ -108,34 +128,48 @@ def tt_round(
         return split_all(cores[0], modes, bonds, share, total, kernel, generator, after=cores[1:])
 
     done, discarded, used = within(split, share, total)
-    done[-1] = _array.times_power_of_two(_array.owned(done[-1]), exponent)
-    rounded = gauge.given_back(done, given)
+    last = len(given) - 1
+    center = last if _scale.fits(done[last], out, exponent) else None
+    done = _scale.put_back(done, exponent, out, (last,))
+    rounded = gauge.given_back(done, given, out)
     error = math.sqrt(math.fsum(discarded) / total)
-    roundoff = _array.unit_roundoff(prepared.out)
-    if error < _RESOLVED * (roundoff + _uncertainty(wide, total, exponent)):
-        error = math.ldexp(_distance(wide, rounded) / math.sqrt(total), -exponent)
+    if error < _RESOLVED * (_array.unit_roundoff(out) + uncertainty):
+        error = _distance(wide, rounded, exponent) / math.sqrt(total)
     binding = binds(limits, [core.shape[-1] for core in rounded])
-    verify(error, None if binding else tolerance, prepared.out, used)
+    if error > 1.0 and (binding or tolerance is None):
+        return zero(1.0, _CANCELS)
+    verify(error, None if binding else tolerance, out, used)
     info = Info(used, tuple(d / total for d in discarded), tolerance, prepared.compute_name)
-    return tt._rebuilt(rounded, error=error, error_kind="exact", center=len(given) - 1, info=info)
+    return tt._rebuilt(rounded, error=error, error_kind="exact", center=center, info=info)
+
+
+def _out(core: Array, dtype: Any) -> Any:
+    """The dtype of the cores to return."""
+    if dtype is None:
+        return core.dtype
+    out = _array.resolve_dtype(array_namespace(core), dtype)
+    if _array.is_complex(core.dtype) and not _array.is_complex(out):
+        raise TypeError(f"complex cores cannot be returned as {_array.dtype_name(out)}")
+    return out
 
 
 def _uncertainty(cores: Sequence[Array], total: float, exponent: int) -> float:
     """How far computing may move the train, relative to its norm.
 
     A roundoff of the train whose cores are replaced by their absolute values, which is large where
-    terms cancel.
+    terms cancel; infinite where nothing is left of them.
     """
-    exponents = [_array.exponent(core) for core in cores]
-    sizes = [abs(core) * 2.0**-e for core, e in zip(cores, exponents, strict=True)]
-    size = math.sqrt(float(_train.inner(sizes, sizes)) / total)
-    computed = NOISE * 2.0**-53 * size
-    try:
-        return math.ldexp(computed, sum(exponents) - exponent)
-    except OverflowError:
-        return math.inf
+    sizes = [abs(core) for core in cores]
+    squared, power = _train.inner(sizes, sizes)
+    if squared == 0 or total == 0.0:
+        return math.inf if squared else 0.0
+    size = math.log2(float(squared) / total) / 2 + int(power) / 2 - exponent
+    return NOISE * math.pow(2.0, min(size, 1000.0) - 53)
 
 
-def _distance(wide: Sequence[Array], rounded: Sequence[Array]) -> float:
-    """Frobenius distance of two trains, from their orthogonalised difference."""
-    return gauge.norm(_train.add(wide, _train.scaled(gauge.working(rounded), -1.0, 0)))
+def _distance(wide: Sequence[Array], rounded: Sequence[Array], exponent: int) -> float:
+    """Frobenius distance of two trains over 2^exponent, from their orthogonalised difference."""
+    others = gauge.working(rounded)
+    others[0] = -others[0]
+    norm, power = gauge.norm(_train.add(wide, others))
+    return math.ldexp(float(norm), int(power) - exponent)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from array_api_compat import array_namespace
-
-from tnlib import _checks, _entries, _indices, _operands, _sweep, _train
+from tnlib import _array, _checks, _entries, _indices, _operands, _sweep, _train
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._chain import Chain
+
+_MOST_AXES = 64
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,10 +70,16 @@ class TT(Chain):
     def _rebuilt(self, cores: Sequence[Array], **about: Any) -> TT:
         return TT(tuple(cores), **about)
 
+    @own_arithmetic()
     def to_dense(self) -> Array:
         """The array that the cores stand for, of shape ``shape``, in their dtype.
 
         Differentiable with respect to torch cores. Half precision is contracted in float32.
+
+        Raises
+        ------
+        ValueError
+            If there are more axes than NumPy's arrays can have.
 
         Examples
         --------
@@ -82,13 +88,28 @@ class TT(Chain):
         >>> np.allclose(tt_svd(X, eps=1e-12).to_dense(), X)
         True
         """
+        if len(self.cores) > _MOST_AXES and not _array.is_torch(self.cores[0]):
+            raise ValueError(
+                f"NumPy's arrays have at most {_MOST_AXES} axes and this train {len(self.cores)}; "
+                "index it, or take inner products"
+            )
         return _train.dense(self.cores).reshape(self.shape)
 
+    @own_arithmetic()
     def __getitem__(self, key: Any) -> Any:
         """An entry (an array without axes) or a smaller train, without forming the array.
 
         `key` is one integer or slice for each axis, or an ellipsis for several whole axes.
-        Integers remove an axis.
+        Integers remove an axis. Half precision is contracted in float32.
+
+        Raises
+        ------
+        TypeError
+            If `key` holds anything else.
+        IndexError
+            If there are more indices than axes, or one is out of range.
+        ValueError
+            If a slice is empty.
 
         Examples
         --------
@@ -99,22 +120,17 @@ class TT(Chain):
         >>> train[0].shape, train[..., ::2].shape
         ((3, 4), (2, 3, 2))
         """
-        xp = array_namespace(*self.cores)
-        kept: list[Array] = []
-        carried = None
-        for core, selected in zip(self.cores, self._selection(key), strict=True):
-            part = core[:, selected, :]
-            if carried is not None:
-                part = xp.tensordot(carried, part, axes=1)
-            carried = part if isinstance(selected, int) else None
-            if carried is None:
-                kept.append(part)
-        if carried is None:
-            return TT(tuple(kept))
-        if not kept:
-            return carried[0, 0]
-        kept[-1] = xp.tensordot(kept[-1], carried, axes=1)
-        return TT(tuple(kept))
+        selected = self._selection(key)
+        if not any(isinstance(part, int) for part in selected):
+            return TT(tuple(core[:, part] for core, part in zip(self.cores, selected, strict=True)))
+        parts = [
+            core[:, part : part + 1] if isinstance(part, int) else core[:, part]
+            for core, part in zip(self.cores, selected, strict=True)
+        ]
+        kept = [not isinstance(part, int) for part in selected]
+        if not any(kept):
+            return _train.entry(parts)
+        return TT(tuple(_train.without(parts, kept)))
 
     @own_arithmetic()
     def gather(self, indices: Any) -> Array:
@@ -162,13 +178,13 @@ class TT(Chain):
         parts = list(key) if isinstance(key, tuple) else [key]
         gaps = [k for k, part in enumerate(parts) if part is Ellipsis]
         if len(gaps) > 1:
-            raise ValueError("at most one ellipsis")
+            raise IndexError("at most one ellipsis")
         if not gaps:
             parts.append(Ellipsis)
         gap = gaps[0] if gaps else len(parts) - 1
         order = len(self.cores)
         if len(parts) - 1 > order:
-            raise ValueError(f"{len(parts) - 1} indices for a train of {order} axes")
+            raise IndexError(f"{len(parts) - 1} indices for a train of {order} axes")
         parts[gap : gap + 1] = [slice(None)] * (order - len(parts) + 1)
         selected: list[int | list[int]] = []
         for axis, (part, size) in enumerate(zip(parts, self.shape, strict=True)):
@@ -178,10 +194,11 @@ class TT(Chain):
                     raise ValueError(f"the slice of axis {axis}, of size {size}, is empty")
                 selected.append(positions)
             else:
-                selected.append(_checks.index(f"the index of axis {axis}", part, size))
+                selected.append(_checks.entry(f"the index of axis {axis}", part, size))
         return selected
 
 
+@own_arithmetic()
 def tt_svd(
     X: Array,
     ranks: int | Sequence[int] | None = None,

@@ -159,7 +159,7 @@ class NetworkLinear(nn.Module):
         >>> from tnlib_adapters import DoTAConfig
         >>> layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48), DoTAConfig(r=4))
         >>> layer.as_tnlib().tensor
-        MPO(shape=(48, 64), ranks=(1, 8, 8, 1), n_params=1248, error=None)
+        MPO(shape=(48, 64), row_dims=(3, 4, 4), col_dims=(4, 4, 4), ranks=(1, 8, 8, 1), ...)
         """
         return view(self.update)
 

@@ -1,0 +1,97 @@
+"""The norm of a chain with its derivatives, at any scale.
+
+The value comes from orthogonalisation, which does not cancel in a difference; its derivatives are
+those of the root of <a, a>, which need no derivative of a factorisation. So the norm is
+
+    sqrt(<a, a> - stop(<a, a>) + stop(norm)^2)
+
+where ``stop`` makes a constant, and the second and third term cancel all but the derivatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from tnlib import _array, _scale, _train, gauge
+from tnlib._array import Array
+
+
+def rooted(cores: Sequence[Array]) -> tuple[Array, Array]:
+    """The norm of a train of (r, n, r) cores: a double near 1 and an exponent of two.
+
+    At zero all derivatives are zero.
+
+    Raises
+    ------
+    ValueError
+        If a core holds nan or inf, unless it is traced.
+    """
+    plain = [_array.detached(core) for core in cores]
+    for k, core in enumerate(plain):
+        if not _array.is_traced(core) and not _array.magnitude(core) < math.inf:
+            raise ValueError(f"core {k} contains nan or inf")
+    value, exponent = gauge.norm(plain)
+    if not _array.is_torch(cores[0]):
+        return value, exponent
+    xp = array_namespace(*cores)
+    squared, power = _train.inner(cores, cores)
+    squared = _array.astype(xp.real(squared), xp.float64)
+    squared, power = _scale.times(squared, power % 2), power // 2
+    exact = _scale.times(value, exponent - power) ** 2
+    zero = exact == 0
+    root = xp.sqrt(xp.where(zero, 1.0, squared - _array.detached(squared) + exact))
+    return xp.where(zero, 0 * squared, root), power
+
+
+def norm(cores: Sequence[Array]) -> Array:
+    """The norm in the working precision of the cores, inf beyond its range and 0 below."""
+    root, exponent = rooted(cores)
+    return _real(_scale.times(root, exponent), cores[0])
+
+
+def lognorm(cores: Sequence[Array]) -> Array:
+    """The natural logarithm of the norm, -inf for zero."""
+    root, exponent = rooted(cores)
+    xp = array_namespace(*cores)
+    zero = root == 0
+    exponent = _array.astype(exponent, root.dtype)
+    logarithm = xp.log(xp.where(zero, 1.0, root)) + math.log(2) * exponent
+    return _real(xp.where(zero, -math.inf, logarithm), cores[0])
+
+
+def normalized(cores: Sequence[Array], center: int | None) -> list[Array]:
+    """Cores of the train over its norm.
+
+    The center is scaled, or all cores where there is none.
+
+    Raises
+    ------
+    ValueError
+        If the norm is zero.
+    """
+    root, exponent = rooted(cores)
+    xp = array_namespace(*cores)
+    if not _array.is_traced(root) and not root:
+        raise ValueError("the norm is zero, and no multiple of the zero array has norm 1")
+    position = len(cores) - 1 if center is None else center
+    out, wide = cores[0].dtype, _train.widened(cores)
+    if center is None:
+        wide = _scale.evened(wide, -exponent)
+    else:
+        wide[center] = _scale.times(wide[center], -exponent)
+    wide[position] = wide[position] / _real(xp.where(root == 0, 1.0, root), wide[position])
+    return [_array.astype(core, out) for core in wide]
+
+
+def _real(value: Array, core: Array) -> Array:
+    """`value` as an array without axes, in the real type of the precision of a core."""
+    xp = array_namespace(core)
+    dtype: Any = _array.working_dtype(xp, core.dtype)
+    if _array.is_complex(dtype):
+        dtype = xp.float32 if _array.dtype_name(dtype) == "complex64" else xp.float64
+    with _array.out_of_range_allowed():
+        return _array.astype(value if _array.is_torch(value) else xp.asarray(value), dtype)
