@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tnlib import _array, _train, gauge, lowrank
+from tnlib import _array, _scale, gauge, lowrank
 from tnlib._array import Array
 from tnlib._basis import Basis
 from tnlib._chain import Chain
@@ -33,9 +33,7 @@ class Begun:
 
 def begun(merged: Sequence[Array]) -> Begun:
     """The right-canonical gauge of a train."""
-    cores = gauge.orthogonalized(gauge.working(merged), 0)
-    exponent = _array.exponent(cores[0])
-    cores[0] = _array.times_power_of_two(_array.owned(cores[0]), -exponent)
+    cores, exponent = gauge.orthogonalized(gauge.working(merged), 0)
     energy = _array.energy(cores[0])
     return Begun(cores, Prepared(cores[0], exponent, energy, merged[0].dtype))
 
@@ -80,18 +78,13 @@ def finished(
     if total == 0.0:
         cores = zero_train([math.prod(mode) for mode in modes], given[0], out)
         lost, kind, total = 0.0, "exact", 1.0
+        place: int | None = len(cores) - 1
         rounded = tuple(cores)
     else:
-        moved = list(cores)
-        moved[center] = _array.times_power_of_two(
-            _array.owned(moved[center]), begin.prepared.exponent
-        )
-        rounded = gauge.given_back(moved, given)
-        back = gauge.working(rounded)
-        back[center] = _array.times_power_of_two(
-            _array.owned(back[center]), -begin.prepared.exponent
-        )
-        off = gauge.norm(_train.add(cores, _train.scaled(back, -1.0, center)))
+        exponent = begin.prepared.exponent
+        rounded, place = gauge.placed(cores, center, exponent, given, out)
+        exact = _scale.put_back(cores, exponent, cores[center].dtype, (center,))
+        off = gauge.distance(exact, rounded, exponent)
         lost = math.hypot(lost, off) if kind == "exact" else lost + off
     error = lost / math.sqrt(total)
     verify(error, None if binding else eps, out, kernels)
@@ -100,7 +93,6 @@ def finished(
         core.reshape(core.shape[0], *mode, core.shape[2])
         for core, mode in zip(rounded, modes, strict=True)
     )
-    place = center if begin.total else len(shaped) - 1
     return type(tt)(shaped, error=error, error_kind=kind, center=place, info=info)
 
 

@@ -10,12 +10,13 @@ matrix and one bond this is A = U S^{1/2}, B = S^{1/2} V^T.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from array_api_compat import array_namespace
 
-from tnlib import _array, _lapack, _scale
+from tnlib import _array, _lapack, _scale, _train
 from tnlib._array import Array
 from tnlib._basis import NOISE, orthogonal_factors
 
@@ -56,6 +57,25 @@ def given_back(
                 "up, or pass a wider dtype="
             )
     return given
+
+
+def placed(
+    cores: Sequence[Array], center: int, exponent: int, like: Sequence[Array], dtype: Any
+) -> tuple[tuple[Array, ...], int | None]:
+    """Cores to return with 2^exponent put back, into the center if one core of `dtype` holds it.
+
+    Otherwise all cores share the scale, and there is no center any more.
+    """
+    alone = _scale.fits(cores[center], dtype, exponent)
+    moved = _scale.put_back(cores, exponent, dtype, (center,))
+    return given_back(moved, like, dtype), center if alone else None
+
+
+def distance(left: Sequence[Array], right: Sequence[Array], exponent: int) -> float:
+    """Frobenius distance of two trains over 2^exponent, from their orthogonalised difference."""
+    ours, theirs = working(left), working(right)
+    value, power = norm(_train.add(ours, [-theirs[0], *theirs[1:]]))
+    return math.ldexp(float(value), int(power) - exponent)
 
 
 def orthogonalized(cores: Sequence[Array], center: int) -> tuple[list[Array], int]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from array_api_compat import array_namespace
 
-from tnlib import _array, _checks, _scale, _train, gauge
+from tnlib import _array, _checks, _train, gauge
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._basis import NOISE
@@ -129,12 +129,10 @@ def tt_round(
 
     done, discarded, used = within(split, share, total)
     last = len(given) - 1
-    center = last if _scale.fits(done[last], out, exponent) else None
-    done = _scale.put_back(done, exponent, out, (last,))
-    rounded = gauge.given_back(done, given, out)
+    rounded, center = gauge.placed(done, last, exponent, given, out)
     error = math.sqrt(math.fsum(discarded) / total)
     if error < _RESOLVED * (_array.unit_roundoff(out) + uncertainty):
-        error = _distance(wide, rounded, exponent) / math.sqrt(total)
+        error = gauge.distance(wide, rounded, exponent) / math.sqrt(total)
     binding = binds(limits, [core.shape[-1] for core in rounded])
     if error > 1.0 and (binding or tolerance is None):
         return zero(1.0, _CANCELS)
@@ -165,11 +163,3 @@ def _uncertainty(cores: Sequence[Array], total: float, exponent: int) -> float:
         return math.inf if squared else 0.0
     size = math.log2(float(squared) / total) / 2 + int(power) / 2 - exponent
     return NOISE * math.pow(2.0, min(size, 1000.0) - 53)
-
-
-def _distance(wide: Sequence[Array], rounded: Sequence[Array], exponent: int) -> float:
-    """Frobenius distance of two trains over 2^exponent, from their orthogonalised difference."""
-    others = gauge.working(rounded)
-    others[0] = -others[0]
-    norm, power = gauge.norm(_train.add(wide, others))
-    return math.ldexp(float(norm), int(power) - exponent)
