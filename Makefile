@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
+LOWEST_TOOLS := $(shell grep -E '^(pytest|pytest-xdist|threadpoolctl)==' constraints.txt)
+LOWEST_TESTS := tests/tnlib tests/tnlib_adapters tnlib tnlib_adapters
 SOURCES := tnlib tnlib_adapters tnlib_adapters_cli.py tests examples benchmarks $(wildcard docs/*.py)
 
-.PHONY: demo test slow docs docs-check bench clean
+.PHONY: demo test slow test-machines test-lowest docs docs-check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -14,7 +16,15 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# The numeric tests as other processors and other numbers of threads run them: ARGS=--list.
+test-machines: $(VENV)/.dev
+	$(BIN)/python -m tests.machines $(ARGS)
+
+# The tests of both packages with the lowest versions that pyproject.toml allows.
+test-lowest: build/lowest/.installed
+	build/lowest/bin/python -m pytest -n 2 --dist worksteal $(LOWEST_TESTS) $(ARGS)
 
 slow: $(VENV)/.dev build/peft-oldest
 	OLDEST_PEFT=$(CURDIR)/build/peft-oldest $(BIN)/python -m pytest -m slow $(ARGS)
@@ -41,6 +51,14 @@ bench: $(VENV)/.dev
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt -e '.[$*]'
+	touch $@
+
+# The tests' own tools are as new as anywhere; their versions are nobody's but ours.
+build/lowest/.installed: pyproject.toml constraints.txt tests/lowest.py
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(PYTHON) tests/lowest.py > $(@D)/constraints.txt
+	$(@D)/bin/pip --disable-pip-version-check install -q -c $(@D)/constraints.txt \
+	    -e '.[demo,planning,quantization,testing]' beautifulsoup4 tensorly $(LOWEST_TOOLS)
 	touch $@
 
 # The oldest supported version of PEFT, beside the one that is installed.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
+import scipy.linalg  # noqa: F401  its BLAS is loaded here, to be limited below
+import threadpoolctl
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -11,7 +15,11 @@ settings.register_profile(
     "tnlib", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tnlib")
-torch.set_num_threads(2)
+
+# Two threads, or one for each of several workers; `tests.machines` tries others.
+THREADS = int(os.environ.get("TEST_THREADS", 1 if "PYTEST_XDIST_WORKER" in os.environ else 2))
+threadpoolctl.threadpool_limits(THREADS)
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(params=["numpy", "torch"])

@@ -1,8 +1,9 @@
 """The site's code runs as it is printed, and every public name is on it.
 
 Pages load a model of the hub by name and film reviews by `tutorial.reviews`; here a random BERT of
-two layers and made-up sentences take their places, so that what is tested is that every block runs
-and that the assertions on the pages hold. `make docs` runs them on the real model.
+two layers and made-up sentences take their places, a training ends after three steps, and timings
+are taken at few sizes. So what is tested is that every block runs and that the assertions on the
+pages hold. `make docs` runs them on the real model.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ PAGES = {
     if "_build" not in page.parts and (blocks := BLOCK.findall(page.read_text(encoding="utf-8")))
 }
 SLOW = {"tutorials/distributed.md"}  # starts processes
+STEPS = 3
+# What a page times or draws at many sizes, and the fewer that do here.
+FEWER = {
+    "tutorials/planning.md": {
+        "*range(1, 256), *range(256, 2049, 64)": "*range(1, 256, 16), *range(256, 2049, 256)",
+        "few = (2, 16, 128)": "few = (2,)",
+    },
+}
 REFERENCE = {
     "tnlib": tnlib,
     "testing": tnlib.testing,
@@ -86,6 +95,25 @@ def sentences(tmp_path):
     return path
 
 
+@pytest.fixture
+def short_trainings(monkeypatch):
+    whole = transformers.TrainingArguments.__init__
+
+    def short(self, *arguments, max_steps=STEPS, **options):
+        whole(self, *arguments, max_steps=min(max_steps, STEPS), **options)
+
+    monkeypatch.setattr(transformers.TrainingArguments, "__init__", short)
+
+
+def shortened(page):
+    """The blocks of a page at fewer sizes."""
+    blocks = PAGES[page]
+    for many, few in FEWER.get(page, {}).items():
+        assert any(many in block for block in blocks), f"{page} has no longer {many!r}"
+        blocks = [block.replace(many, few) for block in blocks]
+    return blocks
+
+
 def run_cell(code, name, names):
     """Run ``code`` as a notebook does: the value of a last expression is the result."""
     tree = ast.parse(code, name)
@@ -100,6 +128,7 @@ def run_cell(code, name, names):
     "page",
     [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES],
 )
+@pytest.mark.usefixtures("short_trainings")
 def test_the_code_of_a_page_runs(page, hub, sentences, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(tutorial, "fetch", lambda name: sentences)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "examples"))
@@ -111,7 +140,7 @@ def test_the_code_of_a_page_runs(page, hub, sentences, tmp_path, monkeypatch, ca
     names: dict[str, object] = {"__name__": "__main__"}
     results = [
         run_cell(block, f"{page}, block {number}", names)
-        for number, block in enumerate(PAGES[page], start=1)
+        for number, block in enumerate(shortened(page), start=1)
     ]
     plt.close("all")
     assert capfd.readouterr().out.strip() or any(result is not None for result in results)

@@ -8,6 +8,10 @@ is amplified by the condition of the problem. So a tolerance is
     2 * operations * u * condition * size
 
 for two results that may both be off, whatever processor, BLAS or number of threads made them.
+
+A truncated basis has the gap of the singular values at the cut as its condition: it moves by u over
+the gap (Davis and Kahan, 1970), and so does what comes after it. Drawn spectra have relative gaps
+above the root of u, so errors of truncations in double precision agree to `SUBSPACE`.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tnlib import _array
+from tnlib import CP, MPO, TT, Tucker, _array
+
+SUBSPACE = 2.0**-26
 
 
 def rounding(dtype, operations=1, size=1.0, condition=1.0) -> float:
@@ -41,6 +47,25 @@ def assert_close(result, expected, operations=1, size=None, condition=1.0, dtype
     allowed = rounding(coarser, operations, largest, condition)
     off = float(np.abs(first - second).max(initial=0.0))
     assert off <= allowed, f"off by {off:.3g}, rounding explains {allowed:.3g}"
+
+
+def cancellation(decomposition, array=None) -> float:
+    """How much larger what is added up is than its sum, at least 1.
+
+    The norm of the dense form made of absolute values, over that of `array`, by default of the
+    dense form itself: the `size` of an entry, and of an error relative to `array`.
+    """
+    if isinstance(decomposition, TT | MPO):
+        parts = [_double(core) for core in decomposition.cores]
+        sizes = type(decomposition)([np.abs(part) for part in parts])
+    else:
+        assert isinstance(decomposition, CP | Tucker)
+        first, factors = decomposition
+        parts = [np.abs(_double(part)) for part in (first, *factors)]
+        sizes = type(decomposition)(parts[0], tuple(parts[1:]))
+    whole = np.linalg.norm(_double(decomposition.to_dense() if array is None else array))
+    added = np.linalg.norm(sizes.to_dense())
+    return max(1.0, float(added / whole)) if whole else max(1.0, float(added))
 
 
 def _unit(dtype) -> float:

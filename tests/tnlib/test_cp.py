@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import tensorly
@@ -10,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.arrays import LIBRARIES, numpy_of, relative, tensors
+from tests.tolerances import SUBSPACE, assert_close, cancellation, rounding
 from tnlib import CP, cp_als, cp_als_batch
 from tnlib.cp import damped
 from tnlib.testing import _build
@@ -39,11 +42,17 @@ def collinear(size, rank, cosine, seed=0):
     return CP(np.ones(rank), factors).to_dense()
 
 
+def rounding_of(cp, array):
+    """Of an error: of the sum over the terms, which may cancel, and of that over the entries."""
+    operations = cp.rank + len(cp.factors) + math.prod(cp.shape)
+    return rounding(np.float64, operations, size=1 + cancellation(cp, array))
+
+
 @given(tensors(), RANKS, LIBRARY, METHODS, INITS)
 @settings(max_examples=120)
 def test_the_reported_error_is_the_true_error(array, rank, library, method, init):
     cp = cp_als(LIBRARIES[library](array), rank, method=method, init=init, max_iter=12)
-    assert abs(cp.error - relative(cp.to_dense(), array)) <= 1e-12
+    assert abs(cp.error - relative(cp.to_dense(), array)) <= rounding_of(cp, array)
     assert cp.rank == rank
     assert cp.error_kind == "exact"
 
@@ -89,8 +98,9 @@ def test_every_member_of_a_batch_keeps_its_lowest_error():
     members[1] = CANCELLING
     found = cp_als_batch(members, 3, init="random", tol=0.0)
     for cp in found:
-        assert np.all(np.diff(np.array(cp.info.trace)) <= 1e-12)
-        assert cp.error == pytest.approx(cp.info.trace[-1], abs=1e-12)
+        rounded = rounding_of(cp, CANCELLING)
+        assert np.all(np.diff(np.array(cp.info.trace)) <= rounded)
+        assert cp.error == pytest.approx(cp.info.trace[-1], abs=rounded)
 
 
 @given(tensors(), RANKS, INITS)
@@ -117,17 +127,17 @@ def test_permuting_the_axes_of_a_converged_result_keeps_it(array, rank, axes):
 
 
 @given(tensors(), RANKS)
-def test_both_libraries_return_the_same_terms(array, rank):
+def test_both_libraries_find_equally_good_terms(array, rank):
     ours, theirs = (cp_als(a, rank, max_iter=5) for a in (array, torch.from_numpy(array)))
-    np.testing.assert_array_equal(ours.weights, theirs.weights.numpy())
+    assert isinstance(theirs.weights, torch.Tensor)
+    assert theirs.error == pytest.approx(ours.error, abs=SUBSPACE)
 
 
 @given(tensors(), RANKS)
 def test_tensorly_rebuilds_the_same_array(array, rank):
     cp = cp_als(array, rank, max_iter=3)
     rebuilt = tensorly.cp_to_tensor((cp.weights, list(cp.factors)))
-    scale = max(float(cp.weights.max()), 1e-300)
-    np.testing.assert_allclose(cp.to_dense(), rebuilt, atol=1e-12 * scale)
+    assert_close(cp.to_dense(), rebuilt, operations=rank + array.ndim, size=cp.weights.sum())
 
 
 @given(st.integers(1, 8), st.integers(1, 8), RANKS)
@@ -187,7 +197,7 @@ def test_a_rank_above_the_true_one_ends_well(method):
     array = of_rank(np.random.default_rng(0), (8, 9, 10), 2)
     cp = cp_als(array, 5, method=method, max_iter=300)
     assert cp.error < 1e-4
-    assert cp.error == pytest.approx(relative(cp.to_dense(), array), abs=1e-13)
+    assert cp.error == pytest.approx(relative(cp.to_dense(), array), abs=rounding_of(cp, array))
     many = cp_als(array[:3, :3, :3], 40, method=method)
     assert many.error < 1e-6
     assert all(np.isfinite(factor).all() for factor in many.factors)
@@ -295,7 +305,7 @@ def test_a_batch_is_decomposed_like_its_members(shape, rank, library, init):
     stack[1] = 0
     found = cp_als_batch(LIBRARIES[library](stack), rank, init=init, max_iter=6)
     for cp, member in zip(found, stack, strict=True):
-        assert abs(cp.error - relative(cp.to_dense(), member)) <= 1e-12
+        assert abs(cp.error - relative(cp.to_dense(), member)) <= rounding_of(cp, member)
     if init == "hosvd" and rank <= min(shape):
         alone = cp_als(stack[0], rank, method="als", compress=False, max_iter=6, tol=0.0)
         assert found[0].error <= alone.error + 0.05

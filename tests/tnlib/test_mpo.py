@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.arrays import LIBRARIES, matrices, numpy_of, relative, unfolding_tails, with_spectrum
+from tests.tolerances import assert_close, cancellation
 from tnlib import MPO, factorize, mpo_decompose
 
 U = np.finfo(np.float64).eps / 2
@@ -194,10 +195,14 @@ def test_columns_follow_the_given_rows():
 
 def test_strided_and_transposed_input_is_read_in_place():
     base = np.random.default_rng(0).standard_normal((40, 60))
-    expected = mpo_decompose(np.ascontiguousarray(base.T[::2]), 4).to_matrix()
-    np.testing.assert_array_equal(mpo_decompose(base.T[::2], 4).to_matrix(), expected)
-    theirs = mpo_decompose(torch.from_numpy(base).mT[::2], 4).to_matrix()
-    np.testing.assert_array_equal(theirs.numpy(), expected)
+    mpo = mpo_decompose(np.ascontiguousarray(base.T[::2]), 4)
+    # The kept subspace moves by rounding over the gap at the cut: squared singular values of 90 and
+    # 88, the largest being 139.
+    options = {"operations": 60, "size": np.linalg.norm(base), "condition": 70}
+    for same in (base.T[::2], torch.from_numpy(base).mT[::2]):
+        found = mpo_decompose(same, 4)
+        assert found.ranks == mpo.ranks
+        assert_close(found.to_matrix(), mpo.to_matrix(), **options)
 
 
 def test_dense_form_is_differentiable_with_respect_to_the_cores():
@@ -215,7 +220,10 @@ def test_long_chains_are_planned_and_applied():
     cores = [rng.standard_normal((bonds[k], 1, 2, bonds[k + 1])) for k in range(20)]
     mpo = MPO(cores)
     x = rng.standard_normal(2**20)
-    np.testing.assert_allclose(mpo.matvec(x), mpo.to_matrix() @ x, rtol=1e-8)
+    size = cancellation(mpo) * np.linalg.norm(mpo.to_matrix()) * np.linalg.norm(x)
+    # Roundings of a sum of n terms add up like a random walk (Higham and Mary, 2019).
+    operations = math.isqrt(x.size) + 2 * sum(bonds)
+    assert_close(mpo.matvec(x), mpo.to_matrix() @ x, operations=operations, size=size)
 
 
 def test_a_tensor_inside_an_autograd_graph_is_refused_and_detached_is_not():

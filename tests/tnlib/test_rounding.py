@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.arrays import LIBRARIES, numpy_of, relative, tensors, unfolding_tails
+from tests.tolerances import SUBSPACE, cancellation, rounding
 from tnlib import MPO, TT, mpo_decompose, mpo_random, tt_random, tt_round, tt_svd
 
 U = np.finfo(np.float64).eps / 2
@@ -47,7 +48,8 @@ def test_eps_is_met(array, eps, library):
 def test_rounding_to_ranks_is_idempotent(array, ranks):
     once = tt_round(train_of(array), ranks, method="svd")
     twice = tt_round(once, ranks, method="svd")
-    assert twice.ranks == once.ranks
+    # A singular value at the level of rounding may be there the first time only.
+    assert all(p <= q for p, q in zip(twice.ranks, once.ranks, strict=True))
     assert twice.error <= 50 * U
     scale = np.linalg.norm(array)
     np.testing.assert_allclose(twice.to_dense(), once.to_dense(), atol=1e-13 * scale)
@@ -58,7 +60,7 @@ def test_rounding_equals_decomposing_the_dense_array(array, ranks):
     train = train_of(array)
     dense = train.to_dense()
     ours, theirs = tt_round(train, ranks, method="svd"), tt_svd(dense, ranks, method="svd")
-    assert ours.error == pytest.approx(theirs.error, abs=1e-12)
+    assert ours.error == pytest.approx(theirs.error, abs=SUBSPACE)
 
 
 @given(tensors(), LIBRARY)
@@ -77,7 +79,8 @@ def test_a_train_minus_itself_rounds_to_zero(to_library):
     nothing = tt_round((train * 0), 3)
     assert nothing.ranks == (1, 1, 1, 1)
     assert nothing.error == 0.0
-    assert float((train - train).norm()) <= 1e-14 * float(train.norm())
+    nothing = rounding(np.float64, operations=2 * sum(train.ranks), size=train.norm())
+    assert float((train - train).norm()) <= cancellation(train) * nothing
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
@@ -158,10 +161,12 @@ def test_columns_that_a_large_partner_makes_count_are_kept(dtype, imbalance):
     last = rng.standard_normal((2, 6, 1)) / np.array([1, imbalance])[:, None, None]
     train = TT([first.astype(dtype), last.astype(dtype)])
     dense = TT([core.astype(np.float64) for core in train.cores]).to_dense()
-    tolerance = 1e-6 if dtype == "float32" else 1e-14
+    # A factorisation of a 6 x 2 core is off by as many roundings as it has entries; a gauge takes
+    # two of them and two products, and the dense form one more.
+    tolerance = rounding(dtype, operations=5 * 12, size=cancellation(train))
     assert float(train.norm()) == pytest.approx(np.linalg.norm(dense), rel=tolerance)
     for same in (train.canonical(0), train.canonical(1), train.balanced(), tt_round(train, 2)):
-        assert relative(same.to_dense(), dense) <= 10 * tolerance
+        assert relative(same.to_dense(), dense) <= tolerance
     assert tt_round(train, eps=1e-3).error <= 1e-3
 
 

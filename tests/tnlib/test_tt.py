@@ -19,6 +19,7 @@ from tests.arrays import (
     unfolding_tails,
     with_spectrum,
 )
+from tests.tolerances import SUBSPACE, assert_close, cancellation
 from tnlib import TT, tt_svd
 
 U = np.finfo(np.float64).eps / 2
@@ -73,18 +74,18 @@ def test_discarded_energies_add_up_to_the_squared_error(array, ranks):
 
 
 @given(tensors(), RANKS)
-def test_both_libraries_return_the_same_train(array, ranks):
+def test_both_libraries_find_equally_good_trains(array, ranks):
     ours, theirs = tt_svd(array, ranks), tt_svd(torch.from_numpy(array), ranks)
-    assert ours.ranks == theirs.ranks
-    for a, b in zip(ours.cores, theirs.cores, strict=True):
-        np.testing.assert_array_equal(a, b.numpy())
+    assert all(isinstance(core, torch.Tensor) for core in theirs.cores)
+    assert theirs.error == pytest.approx(ours.error, rel=SUBSPACE, abs=50 * U)
 
 
 @given(tensors(), RANKS)
 def test_tensorly_rebuilds_the_same_array(array, ranks):
     train = tt_svd(array, ranks)
     rebuilt = tensorly.tt_to_tensor(list(train.cores))
-    np.testing.assert_allclose(train.to_dense(), rebuilt, atol=1e-12 * np.abs(array).max())
+    size = cancellation(train) * np.linalg.norm(array)
+    assert_close(train.to_dense(), rebuilt, operations=sum(train.ranks), size=size)
 
 
 @given(tensors(max_order=4), RANKS)
@@ -95,7 +96,7 @@ def test_error_is_at_most_tensorly_svd(array, ranks):
     ]
     theirs = tensorly.decomposition.tensor_train(array, rank=[1, *shape_bound, 1])
     reference = relative(tensorly.tt_to_tensor(theirs), array) if array.any() else 0.0
-    assert tt_svd(array, ranks).error <= reference + 1e-12
+    assert tt_svd(array, ranks).error <= reference + SUBSPACE
 
 
 @given(tensors(), RANKS, LIBRARY)
@@ -115,8 +116,9 @@ def test_balanced_gauge_keeps_the_array_and_evens_the_cores(array, ranks, librar
 @given(tensors(), st.sampled_from([2.0**40, 2.0**-40]), RANKS)
 def test_scaling_the_array_scales_only_the_last_core(array, factor, ranks):
     plain, scaled = tt_svd(array, ranks), tt_svd(array * factor, ranks)
-    assert scaled.error == plain.error
-    np.testing.assert_array_equal(scaled.cores[-1], plain.cores[-1] * factor)
+    assert scaled.error == pytest.approx(plain.error, rel=SUBSPACE, abs=50 * U)
+    norms = [np.linalg.norm(train.cores[-1]) for train in (plain, scaled)]
+    assert norms[1] == pytest.approx(factor * norms[0], rel=SUBSPACE)
 
 
 def test_the_zero_array_has_rank_one_and_no_error(to_library):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.arrays import LIBRARIES, mode_tails, numpy_of, relative, tensors
+from tests.tolerances import SUBSPACE
 from tnlib import Tucker, tucker_hooi, tucker_hosvd
 
 U = np.finfo(np.float64).eps / 2
@@ -68,9 +69,10 @@ def test_tensorly_rebuilds_the_same_array(array, ranks, library):
 
 
 @given(tensors(), RANKS)
-def test_both_libraries_return_the_same_decomposition(array, ranks):
+def test_both_libraries_find_equally_good_decompositions(array, ranks):
     ours, theirs = tucker_hosvd(array, ranks), tucker_hosvd(torch.from_numpy(array), ranks)
-    np.testing.assert_array_equal(ours.core, theirs.core.numpy())
+    assert isinstance(theirs.core, torch.Tensor)
+    assert theirs.error == pytest.approx(ours.error, rel=SUBSPACE, abs=50 * U)
 
 
 @given(tensors(), RANKS, LIBRARY, st.sampled_from(["hosvd", "random"]))
@@ -80,7 +82,7 @@ def test_no_sweep_of_hooi_raises_the_error(array, ranks, library, init):
     assert np.all(np.diff(trace**2) <= 1e-13)
     assert abs(tucker.error - relative(tucker.to_dense(), array)) <= 50 * U
     if init == "hosvd":
-        assert tucker.error <= tucker_hosvd(array, ranks).error + 1e-12
+        assert tucker.error <= tucker_hosvd(array, ranks).error + SUBSPACE
 
 
 def test_hooi_records_its_convergence_and_continues_from_a_result():
@@ -92,7 +94,7 @@ def test_hooi_records_its_convergence_and_continues_from_a_result():
     assert tucker.error < tucker_hosvd(array, 3).error
     further = tucker_hooi(array, 3, init=tucker)
     assert further.info.n_iter == 2
-    assert further.error <= tucker.error + 1e-12
+    assert further.error <= tucker.error + SUBSPACE
     short = tucker_hooi(array, 3, max_iter=2, tol=0.0)
     assert (short.info.converged, short.info.reason) == (False, "max_iter was reached")
 
