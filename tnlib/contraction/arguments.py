@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
+import numpy.typing as npt
 
 from tnlib import _array, _checks
+from tnlib._array import Array
 from tnlib.contraction.network import Shape
 from tnlib.contraction.roofline import Roofline
+
+if TYPE_CHECKING:
+    import torch
+
+# An array, or its shape alone; a dtype of either library, or its name.
+Operand: TypeAlias = Sequence[int] | Array
+DType: TypeAlias = Union[npt.DTypeLike, "torch.dtype"]
+_NUMERIC = "arrays must be of integers, booleans, or float16 to complex128"
+# Of one axis, for NumPy and torch alike.
+_LARGEST = 2**63 - 1
 
 
 def is_shape(operand: Any) -> bool:
@@ -25,7 +37,10 @@ def shape_of(number: int, operand: Any) -> Shape:
         raise TypeError(
             f"operand {number} must be a shape or an array, got {type(operand).__name__}"
         )
-    return tuple(_checks.positive_int(f"every size of operand {number}", n, 0) for n in operand)
+    sizes = tuple(_checks.positive_int(f"every size of operand {number}", n, 0) for n in operand)
+    if any(size > _LARGEST for size in sizes):
+        raise ValueError(f"every size of operand {number} must be at most {_LARGEST}, got {sizes}")
+    return sizes
 
 
 def positions(name: str, values: Any, count: int) -> tuple[int, ...]:
@@ -46,8 +61,11 @@ def limit_of(value: Any) -> float | None:
     return float(value)
 
 
-def itemsize_of(dtype: Any, operands: Sequence[Any], roofline: Roofline | None) -> int:
-    """Bytes of a number: of `dtype`, of the widest array, of the roofline's, or of float32."""
+def itemsize_of(dtype: DType | None, operands: Sequence[Operand], roofline: Roofline | None) -> int:
+    """Bytes of a number: of `dtype`, of that in which the arrays are computed, of the roofline's.
+
+    Without any, of float32.
+    """
     if dtype is not None:
         size = _size_of(dtype)
         if roofline is not None and roofline.itemsize != size:
@@ -56,13 +74,17 @@ def itemsize_of(dtype: Any, operands: Sequence[Any], roofline: Roofline | None) 
                 "size; measure one for it"
             )
         return size
-    sizes = [_size_of(operand.dtype) for operand in operands if not is_shape(operand)]
+    arrays: list[Array] = [operand for operand in operands if not is_shape(operand)]
+    dtypes = {array.dtype for array in arrays}
+    sizes = [_size_of(found, _NUMERIC) for found in dtypes]
+    if dtypes and all(isinstance(found, np.dtype) for found in dtypes):
+        return _size_of(_array.working_dtype(np, np.result_type(*dtypes)))
     if sizes:
         return max(sizes)
     return roofline.itemsize if roofline is not None else 4
 
 
-def _size_of(dtype: Any) -> int:
+def _size_of(dtype: Any, what: str = "dtype must be a numeric type or its name") -> int:
     try:
         name = np.dtype(dtype).name if isinstance(dtype, type) else _array.dtype_name(dtype)
         if name in ("bfloat16", "complex32"):
@@ -71,5 +93,5 @@ def _size_of(dtype: Any) -> int:
     except TypeError:
         known = np.dtype(object)
     if known.kind not in "biufc":
-        raise TypeError(f"dtype must be a numeric type or its name, got {dtype!r}")
+        raise TypeError(f"{what}, got {dtype!r}")
     return int(known.itemsize)

@@ -1,42 +1,79 @@
-"""Running one step, with all shapes worked out beforehand."""
+"""Running one step, with all shapes worked out beforehand.
+
+NumPy's products and sums know every dtype. torch has none for booleans, whose sum is "or" and whose
+product is "and", sums integers into int64, and multiplies matrices of them on the CPU alone.
+"""
 
 from __future__ import annotations
 
 import string
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tnlib.contraction.arithmetic import Kind
 from tnlib.contraction.layout import Groups, Layout, volume
 from tnlib.contraction.network import Shape
 from tnlib.contraction.tree import Step
 
 Run = Callable[..., Any]
+# Products that are formed at a time where integers have no matrix product.
+_BLOCK = 1 << 24
 
 
-def compiled(step: Step, shapes: Sequence[Shape], torch: Any) -> Run:
+def compiled(step: Step, shapes: Sequence[Shape], torch: Any, kind: Kind = "inexact") -> Run:
     """A function of the arrays of one step, for arrays of the given shapes.
 
-    `torch` is the torch module for tensors, None for NumPy arrays.
+    `torch` is the torch module for tensors, None for NumPy arrays; `kind` says what numbers they
+    hold.
     """
+    if torch is not None and kind == "bool":
+        return _truth(compiled(step, shapes, torch), torch)
+    exact = torch is not None and kind == "integer"
     if len(step.terms) == 1:
-        return _einsum(step.equation, torch)
+        return _kept(_einsum(step.equation, torch)) if exact else _einsum(step.equation, torch)
     sizes = dict(zip("".join(step.terms), (n for s in shapes for n in s), strict=True))
     layout = Layout.of(step, sizes)
     (left, left_groups), (right, right_groups) = layout.sides
     return _chain(
-        _view(step.terms[0], left, left_groups, sizes, torch),
-        _view(step.terms[1], right, right_groups, sizes, torch),
-        _product(layout, torch),
+        _view(step.terms[0], left, left_groups, sizes, torch, exact),
+        _view(step.terms[1], right, right_groups, sizes, torch, exact),
+        _product(layout, torch, exact),
         _split(layout.made, step.result, sizes, torch),
     )
 
 
-def _product(layout: Layout, torch: Any) -> Run:
+def traceable(equation: str, arrays: Sequence[Any]) -> Any:
+    """An einsum of one step on tensors of any kind and size, as plain calls of torch."""
+    torch, first = sys.modules["torch"], arrays[0]
+    named = _relabelled(equation)
+    if first.dtype == torch.bool:
+        return torch.einsum(named, *[array.to(torch.float32) for array in arrays]) != 0
+    if first.dtype.is_floating_point or first.dtype.is_complex:
+        return torch.einsum(named, *arrays)
+    if len(arrays) == 2 and first.device.type not in ("cpu", "meta"):
+        raise TypeError("a captured graph multiplies integers on the CPU alone; cast them to float")
+    return torch.einsum(named, *arrays).to(first.dtype)
+
+
+def _truth(run: Run, torch: Any) -> Run:
+    """Booleans by way of numbers that are zero or positive: a sum of them is zero or not."""
+    return lambda *arrays: run(*(array.to(torch.float32) for array in arrays)) != 0
+
+
+def _kept(run: Run) -> Run:
+    """A sum of integers in their own dtype, modulo its range."""
+    return lambda array: run(array).to(array.dtype)
+
+
+def _product(layout: Layout, torch: Any, exact: bool) -> Run:
     """The product of two grouped arrays."""
     if not layout.summed:
-        return _multiplied
+        return _multiplied if torch is not None else np.multiply
+    if exact:
+        return _integer_product
     if not layout.batch:
         return _matmul
     if not layout.rows and not layout.columns:
@@ -68,6 +105,23 @@ def _multiplied(a: Any, b: Any) -> Any:
     return a * b
 
 
+def _integer_product(a: Any, b: Any) -> Any:
+    """Matrix product of integers, which torch has on the CPU."""
+    return a @ b if a.device.type in ("cpu", "meta") else in_blocks(a, b)
+
+
+def in_blocks(a: Any, b: Any) -> Any:
+    """Matrix product by multiplying and adding, a block of the summed index at a time."""
+    size, total = a.shape[-1], None
+    entries = max(1, a[..., :1].numel() * b.shape[-1])
+    width = max(1, _BLOCK // entries)
+    for start in range(0, max(size, 1), width):
+        left, right = a[..., start : start + width, None], b[..., None, start : start + width, :]
+        part = (left * right).sum(-2, dtype=a.dtype)
+        total = part if total is None else total + part
+    return total
+
+
 def _chain(a: Run | None, b: Run | None, product: Run, back: Run | None) -> Run:
     def run(x: Any, y: Any) -> Any:
         if a is not None:
@@ -86,12 +140,16 @@ def _grouped(wanted: Groups, sizes: Mapping[str, int]) -> Shape:
     return (batch, *matrix) if wanted[0] else tuple(matrix)
 
 
-def _view(term: str, side: str, wanted: Groups, sizes: Mapping[str, int], torch: Any) -> Run | None:
+def _view(
+    term: str, side: str, wanted: Groups, sizes: Mapping[str, int], torch: Any, exact: bool
+) -> Run | None:
     """Bring an array with indices `term` into groups, after its own sums if it has any."""
     kept = [index for index in term if sizes[index] != 1]
     if len(kept) > len(side):
         sums = _einsum(f"{term}->{side}", torch)
-        rest = _view(side, side, wanted, sizes, torch)
+        if exact:
+            sums = _kept(sums)
+        rest = _view(side, side, wanted, sizes, torch, exact)
         return sums if rest is None else lambda x: rest(sums(x))
     order = "".join(wanted)
     shape = _grouped(wanted, sizes)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
+from itertools import count
 from operator import or_
 
-from opt_einsum.parser import parse_einsum_input
+from opt_einsum.parser import get_symbol, parse_einsum_input
 
 Shape = tuple[int, ...]
 
@@ -19,11 +20,27 @@ class Network:
 
     A set of indices is written as an integer with one bit for each, so that unions and
     intersections, which a search makes by the million, are single operations.
+
+    Attributes
+    ----------
+    terms : tuple of str
+        Indices of every operand.
+    output : str
+        Indices of the result.
+    shapes : tuple of tuple of int
+        Shapes of the operands.
+    written : str
+        The equation as it was given, with its ellipsis; empty for a network made otherwise.
+    stretched : str
+        Indices, each of one operand alone, that stand for its axes of size one where an ellipsis
+        broadcasts.
     """
 
     terms: tuple[str, ...]
     output: str
     shapes: tuple[Shape, ...]
+    written: str = ""
+    stretched: str = ""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -73,14 +90,16 @@ class Network:
         return self.mask(self.output)
 
     def resized(self, shapes: Sequence[Shape]) -> Network:
-        """The same network with operands of other shapes."""
-        return parsed(self.equation, shapes)
+        """The same network with operands of other shapes; an ellipsis is read anew."""
+        return parsed(self.written or self.equation, shapes)
 
 
 def parsed(equation: str, shapes: Sequence[Shape]) -> Network:
     """Read an einsum equation for operands of the given shapes.
 
-    An ellipsis and an implicit result mean what they mean in NumPy.
+    An ellipsis and an implicit result mean what they mean in NumPy: axes of an ellipsis that have
+    size one are broadcast. Indices with a name are not: a size of one that meets another is an
+    error, as it is one of the caller's in a network.
 
     Raises
     ------
@@ -96,24 +115,48 @@ def parsed(equation: str, shapes: Sequence[Shape]) -> Network:
 
 @lru_cache(maxsize=4096)
 def _parsed(equation: str, shapes: tuple[Shape, ...]) -> Network:
-    count = equation.split("->")[0].count(",") + 1
-    if count != len(shapes):
-        raise ValueError(f"{equation!r} has {count} operands, got {len(shapes)} shapes")
+    operands = equation.split("->")[0].count(",") + 1
+    if operands != len(shapes):
+        raise ValueError(f"{equation!r} has {operands} operands, got {len(shapes)} shapes")
     try:
         inputs, output, _ = parse_einsum_input((equation, *shapes), shapes=True)
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{equation!r} is not an einsum equation: {error}") from None
-    terms = tuple(inputs.split(","))
-    _check_sizes(terms, shapes)
+    unnamed = set(inputs) - set(equation) - {","}
+    shapes = tuple(tuple(int(n) for n in shape) for shape in shapes)
+    terms, stretched = _broadcast(tuple(inputs.split(",")), shapes, unnamed)
+    check_sizes(terms, shapes, unnamed)
     if len(set(output)) < len(output):
         raise ValueError(f"the result {output!r} names an index twice")
     unknown = sorted(set(output) - set(inputs))
     if unknown:
         raise ValueError(f"the result has indices that no operand has: {', '.join(unknown)}")
-    return Network(terms, output, tuple(tuple(int(n) for n in shape) for shape in shapes))
+    return Network(terms, output, shapes, equation, stretched)
 
 
-def _check_sizes(terms: Sequence[str], shapes: Sequence[Shape]) -> None:
+def _broadcast(
+    terms: tuple[str, ...], shapes: Sequence[Shape], unnamed: Collection[str]
+) -> tuple[tuple[str, ...], str]:
+    """Terms in which an axis of size one that an ellipsis broadcasts has an index of its own.
+
+    That index is summed, over its one value, and the operand is multiplied with the others as if
+    it did not have the axis.
+    """
+    pairs = [
+        list(zip(term, shape, strict=False)) for term, shape in zip(terms, shapes, strict=True)
+    ]
+    wide = {index for row in pairs for index, size in row if index in unnamed and size != 1}
+    free = (symbol for symbol in map(get_symbol, count()) if symbol not in "".join(terms))
+    made = ["".join(next(free) if n == 1 and i in wide else i for i, n in row) for row in pairs]
+    fits = [len(row) == len(term) for row, term in zip(pairs, terms, strict=True)]
+    named = tuple(new if fit else old for new, old, fit in zip(made, terms, fits, strict=True))
+    return named, "".join(sorted(set("".join(named)) - set("".join(terms))))
+
+
+def check_sizes(
+    terms: Sequence[str], shapes: Sequence[Shape], unnamed: Collection[str] = ()
+) -> None:
+    """Refuse shapes that do not fit the indices."""
     sizes: dict[str, int] = {}
     for k, (term, shape) in enumerate(zip(terms, shapes, strict=True)):
         if len(term) != len(shape):
@@ -123,7 +166,8 @@ def _check_sizes(terms: Sequence[str], shapes: Sequence[Shape]) -> None:
             )
         for index, size in zip(term, shape, strict=True):
             if sizes.setdefault(index, size) != size:
+                what = "an axis of the ellipsis" if index in unnamed else f"index {index!r}"
                 raise ValueError(
-                    f"index {index!r} has size {sizes[index]} and, in operand {k}, {size}; sizes "
-                    "are not broadcast"
+                    f"{what} has size {sizes[index]} and, in operand {k}, {size}; named indices "
+                    "are not broadcast, and of an ellipsis sizes of one are"
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from tnlib.contraction.cost import gradient_flops, product_flops
 from tnlib.contraction.network import Network
@@ -11,7 +11,8 @@ from tnlib.contraction.network import Network
 if TYPE_CHECKING:
     from tnlib.contraction.roofline import Roofline
 
-OBJECTIVES = ("flops", "memory", "time")
+Minimize: TypeAlias = Literal["flops", "memory", "time"]
+OBJECTIVES: tuple[str, ...] = get_args(Minimize)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Objective:
         Model of the machine, for "time".
     """
 
-    minimize: str
+    minimize: Minimize
     requires_grad: int
     constants: int
     backward: bool

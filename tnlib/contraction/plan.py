@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any
 
 from tnlib import _array
 from tnlib._array import Array
 from tnlib.contraction import report, slicing
 from tnlib.contraction.arguments import positions, shape_of
+from tnlib.contraction.arithmetic import arrays_of, compiling, has_symbols, library
+from tnlib.contraction.call import prepared
+from tnlib.contraction.constants import Constants
 from tnlib.contraction.cost import Cost, cost_of, folded_steps, gradient_counts
 from tnlib.contraction.layout import ordered
 from tnlib.contraction.network import Network, Shape
-from tnlib.contraction.program import Program, fold, library, one_kind, program, run
 from tnlib.contraction.roofline import Roofline
-from tnlib.contraction.tree import Path, Step, path_of
+from tnlib.contraction.tree import Path, Step, along, path_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,8 +61,8 @@ class Plan:
     sliced: tuple[str, ...] = ()
     seconds: float | None = None
     _cost: Cost = field(init=False)
-    # What folding leaves: numbers and arrays, and the plan that holds no arrays.
-    _known: tuple[tuple[int, Array], ...] = ()
+    # What folding leaves: the constants, and the plan that holds no arrays.
+    _constants: Constants | None = None
     _bare: Plan | None = None
 
     def __post_init__(self) -> None:
@@ -128,8 +128,8 @@ class Plan:
     @property
     def takes(self) -> tuple[int, ...]:
         """Operands that a call takes: all, or those that were not folded."""
-        folded = self.constants if self._known else ()
-        return tuple(k for k in range(len(self.network.terms)) if k not in folded)
+        folded = () if self._constants is None else self.constants
+        return tuple([k for k in range(len(self.network.terms)) if k not in folded])
 
     def __call__(self, *arrays: Array) -> Array:
         """Contract `arrays`, in the order of the equation, without those that were folded.
@@ -137,35 +137,72 @@ class Plan:
         They may differ from the planned shapes in the size of an index; the order of the products
         stays.
 
+        Parameters
+        ----------
+        *arrays : arrays
+            NumPy arrays, or torch tensors of one dtype. Subclasses of ndarray are read as arrays,
+            Python's numbers as arrays without axes.
+
+        Returns
+        -------
+        array
+            It shares no memory with an operand or with a constant. NumPy arrays are computed in
+            their common dtype, half precision in float32. Tensors are computed in their own dtype,
+            half precision included, or in that of autocast where it is on, as by
+            ``torch.einsum``. A result of integers or booleans has their dtype in both libraries:
+            integers wrap, and the sum of booleans is "or", their product "and".
+
         Raises
         ------
         TypeError
-            If the arrays are not all of one library, or are tensors of several dtypes. NumPy arrays
-        are cast to their common dtype.
+            If the arrays are not all of one library, are masked or not numeric, or are tensors of
+            several dtypes outside of autocast.
         ValueError
             If they are not as many as the operands, or do not fit the equation.
         """
+        if compiling():
+            return self._traced(arrays)
+        constants = self._constants
+        known = () if constants is None else constants.about
         try:
             about = tuple([(type(array), array.dtype, array.shape) for array in arrays])
         except AttributeError:
+            arrays = arrays_of(arrays, () if constants is None else [a for _, a in constants.first])
             library({type(array) for array in arrays})
+            about = tuple([(type(array), array.dtype, array.shape) for array in arrays])
+        try:
+            call = prepared(self._bare or self, known, about)
+        except TypeError:
+            if has_symbols(about):
+                return self._traced(arrays)
             raise
-        known = tuple([(type(array), array.dtype) for _, array in self._known])
-        network, sliced, dtype, ready = _prepared(self._bare or self, known, about)
-        if dtype is not None:
-            arrays = tuple(array.astype(dtype, copy=False) for array in arrays)
-        if sliced:
-            return slicing.run(network, sliced, lambda some: self._run(ready, some), arrays)
-        result = self._run(ready, arrays)
-        return result if ready else _array.owned(result)
+        return call(arrays, constants)
 
-    def _run(self, ready: Program, arrays: Sequence[Array]) -> Array:
-        values: list[Array] = [*arrays, *(None for _ in self.steps)]
-        if self._known:
-            values = [None] * (len(self.network.terms) + len(self.steps))
-            for number, array in (*self._known, *zip(self.takes, arrays, strict=True)):
-                values[number] = array
-        return run(ready, values)
+    def _traced(self, arrays: Sequence[Array]) -> Array:
+        """The contraction inside a graph that is captured."""
+        from tnlib.contraction import traced
+
+        takes, network = self.takes, self.network
+        if len(arrays) != len(takes):
+            raise ValueError(f"the plan takes {len(takes)} arrays, got {len(arrays)}")
+        order = tuple([(step.inputs, step.equation) for step in self.steps])
+        operands = dict(zip(takes, arrays, strict=True))
+        folded = {} if self._constants is None else dict(self._constants.first)
+        return traced.run(
+            network.terms,
+            network.output,
+            network.stretched,
+            self.sliced,
+            order,
+            operands,
+            folded,
+        )
+
+    def steps_for(self, network: Network) -> tuple[Step, ...]:
+        """The steps for other sizes, of which an ellipsis may broadcast others."""
+        if network.terms == self.network.terms:
+            return self.steps
+        return ordered(network, along(network, [step.inputs for step in self.steps]))
 
     def resized(self, *shapes: Sequence[int], requires_grad: Sequence[int] | None = None) -> Plan:
         """The same order for operands of other shapes, with its costs.
@@ -190,10 +227,12 @@ class Plan:
         >>> larger.path == plan.path, larger.flops
         (True, 56000)
         """
-        if self._known:
+        if self._constants is not None:
             raise ValueError("constants are folded; resize the plan before")
         wanted = self._wanted(requires_grad)
-        return replace(self, network=self._fitting(shapes), requires_grad=wanted, seconds=None)
+        network = self._fitting(shapes)
+        steps = self.steps_for(network)
+        return replace(self, network=network, steps=steps, requires_grad=wanted, seconds=None)
 
     def predicted(
         self,
@@ -241,12 +280,16 @@ class Plan:
         return positions("requires_grad", requires_grad, len(self.network.terms))
 
     def folded(self, *constants: Array) -> Plan:
-        """The plan that knows its constants: steps of constants alone are done once, now.
+        """The plan that knows its constants: steps of constants alone are done once.
+
+        A call gives what it would give with the constants as operands. So they are folded in the
+        dtype in which the call computes: tensors now, NumPy arrays by the first call in a dtype.
 
         Parameters
         ----------
         *constants : arrays
-            One for each of ``constants``, in that order; gradients do not flow to them.
+            One for each of ``constants``, in that order. The plan keeps copies; gradients do not
+            flow to them.
 
         Returns
         -------
@@ -255,6 +298,8 @@ class Plan:
 
         Raises
         ------
+        TypeError
+            If the constants cannot be contracted: see the call.
         ValueError
             If the constants are folded already, or are not as many as the plan has.
 
@@ -268,20 +313,21 @@ class Plan:
         >>> plan.folding_flops, known(np.ones((100, 8))).shape
         (1008, (100, 7))
         """
-        if self._known:
+        if self._constants is not None:
             raise ValueError("the constants of this plan are folded already")
         if not self.constants or len(constants) != len(self.constants):
             raise ValueError(
                 f"the plan has {len(self.constants)} constants, got {len(constants)} arrays"
             )
+        constants = arrays_of(constants)
         _array.namespace(*constants)
         values = dict(zip(self.constants, constants, strict=True))
         shapes = [
             tuple(values[k].shape) if k in values else shape for k, shape in enumerate(self.shapes)
         ]
-        bare = replace(self, network=self.network.resized(shapes))
-        known = fold(bare.network, bare.steps, values)
-        return replace(bare, _known=tuple(known.items()), _bare=bare)
+        network = self.network.resized(shapes)
+        bare = replace(self, network=network, steps=self.steps_for(network))
+        return replace(bare, _constants=Constants(network, bare.steps, values), _bare=bare)
 
     def __repr__(self) -> str:
         return (
@@ -291,31 +337,3 @@ class Plan:
 
     def __str__(self) -> str:
         return report.table(self)
-
-
-@lru_cache(maxsize=4096)
-def _prepared(
-    plan: Plan,
-    known: tuple[tuple[type, Any], ...],
-    about: tuple[tuple[type, Any, Shape], ...],
-) -> tuple[Network, tuple[str, ...], Any, Program]:
-    """What a plan needs for arrays of these types, dtypes and shapes.
-
-    The network, the indices to slice, the dtype to which NumPy arrays are cast if they differ, and
-    the ready steps. `known` are types and dtypes of what was folded. Plans with arrays never come
-    here, since what does is kept.
-    """
-    folded = plan.constants if known else ()
-    takes = [k for k in range(len(plan.network.terms)) if k not in folded]
-    if len(about) != len(takes):
-        raise ValueError(f"the plan takes {len(takes)} arrays, got {len(about)}")
-    pairs = [*known, *((kind, dtype) for kind, dtype, _ in about)]
-    torch, dtype = one_kind(pairs)
-    shapes = list(plan.shapes)
-    for number, (_, _, shape) in zip(takes, about, strict=True):
-        shapes[number] = shape
-    network = plan.network.resized(shapes)
-    sliced = tuple(index for index in plan.sliced if network.sizes[index])
-    one = slicing.inner(network, sliced)
-    done = folded_steps(len(network.terms), plan.steps, folded)
-    return network, sliced, dtype, program(one, plan.steps, done, torch)

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Literal
 
 from tnlib import _array, _checks
 from tnlib._array import Array
 from tnlib.contraction import slicing
-from tnlib.contraction.arguments import is_shape, itemsize_of, limit_of, positions, shape_of
+from tnlib.contraction.arguments import (
+    DType,
+    Operand,
+    is_shape,
+    itemsize_of,
+    limit_of,
+    positions,
+    shape_of,
+)
+from tnlib.contraction.arithmetic import arrays_of, compiling
+from tnlib.contraction.interleaved import equation_of
 from tnlib.contraction.network import Network, Shape, parsed
-from tnlib.contraction.objective import OBJECTIVES, Objective
+from tnlib.contraction.objective import OBJECTIVES, Minimize, Objective
 from tnlib.contraction.plan import Plan
 from tnlib.contraction.roofline import Roofline
 from tnlib.contraction.search import candidates
@@ -24,14 +34,14 @@ _RANKED = 8
 
 
 def plan_contraction(
-    equation: str,
-    *operands: Any,
-    minimize: str = "flops",
+    equation: str | Operand,
+    *operands: Operand,
+    minimize: Minimize = "flops",
     memory_limit: float | None = None,
     slices: bool = False,
     requires_grad: Collection[int] | None = None,
     constants: Collection[int] = (),
-    dtype: Any = None,
+    dtype: DType | None = None,
     roofline: Roofline | None = None,
     max_repeats: int = 32,
 ) -> Plan:
@@ -45,7 +55,10 @@ def plan_contraction(
     Parameters
     ----------
     equation : str
-        Such as ``"ij,jk->ik"``; the result may be left out and an ellipsis used as in NumPy.
+        Such as ``"ij,jk->ik"``; the result may be left out and an ellipsis used as in NumPy: axes
+        of an ellipsis that have size one are broadcast, and summed where the result has no
+        ellipsis. Named indices are not broadcast. The interleaved form is taken too, in which the
+        list of its indices follows every operand: ``A, [0, 1], B, [1, 2], [0, 2]``.
     *operands : tuple of int or array
         A shape for each operand, or an array, of which shape and dtype are read.
     minimize : {"flops", "memory", "time"}, optional
@@ -99,6 +112,7 @@ def plan_contraction(
     t1    t0 #2   bj,jk->bk    80     4x5     160 B
     total: flops 560; peak 224 B; backward flops 1120; saved 64 B
     """
+    equation, operands = equation_of(equation, operands)
     shapes = tuple(shape_of(k, operand) for k, operand in enumerate(operands))
     network = parsed(equation, shapes)
     count = len(network.terms)
@@ -119,7 +133,7 @@ def plan_contraction(
             "tnlib.measure_roofline(), or a stored one from tnlib.Roofline.load(path)"
         )
     plan = _planned(
-        network.equation,
+        network.written,
         network.shapes,
         minimize,
         limit_of(memory_limit),
@@ -139,7 +153,10 @@ def plan_contraction(
 
 
 def contract(
-    equation: str, *arrays: Array, minimize: str = "flops", memory_limit: float | None = None
+    equation: str | Array,
+    *arrays: Array,
+    minimize: Literal["flops", "memory"] = "flops",
+    memory_limit: float | None = None,
 ) -> Array:
     """Contract arrays in a planned order: ``plan_contraction(...)(*arrays)``.
 
@@ -148,9 +165,10 @@ def contract(
     Parameters
     ----------
     equation : str
-        Such as ``"ij,jk->ik"``.
+        Such as ``"ij,jk->ik"``, or the interleaved form: see :func:`plan_contraction`.
     *arrays : arrays
-        NumPy arrays, or torch tensors of one dtype. On torch the result is differentiable.
+        NumPy arrays, or torch tensors of one dtype, and Python's numbers. On torch the result is
+        differentiable.
     minimize : {"flops", "memory"}, optional
         What the order makes small.
     memory_limit : float, optional
@@ -159,6 +177,7 @@ def contract(
     Returns
     -------
     array
+        It shares no memory with the operands. For its dtype see :meth:`Plan.__call__`.
 
     Raises
     ------
@@ -170,10 +189,20 @@ def contract(
     >>> import numpy as np
     >>> contract("ij,jk,k->i", np.ones((2, 3)), np.ones((3, 4)), np.ones(4))
     array([12., 12.])
+    >>> contract(np.ones((2, 3)), [0, 1], np.ones((3, 4)), [1, 2], [0, 2]).shape
+    (2, 4)
     """
+    equation, arrays = equation_of(equation, arrays)
+    if minimize not in ("flops", "memory"):
+        raise ValueError(
+            f"contract takes minimize='flops' or 'memory', got {minimize!r}; for 'time' make a plan"
+        )
+    if compiling():
+        from tnlib.contraction import traced
+
+        return traced.contract(equation, arrays, minimize, memory_limit)
+    arrays = arrays_of(arrays)
     _array.namespace(*arrays)
-    if minimize == "time":
-        raise ValueError("contract takes minimize='flops' or 'memory'; for 'time' make a plan")
     plan = plan_contraction(equation, *arrays, minimize=minimize, memory_limit=memory_limit)
     return plan(*arrays)
 
@@ -182,7 +211,7 @@ def contract(
 def _planned(
     equation: str,
     shapes: tuple[Shape, ...],
-    minimize: str,
+    minimize: Minimize,
     memory_limit: float | None,
     slices: bool,
     requires_grad: tuple[int, ...] | None,

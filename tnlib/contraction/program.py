@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tnlib import _array
 from tnlib._array import Array
+from tnlib.contraction.arithmetic import Arithmetic
 from tnlib.contraction.kernel import compiled
 from tnlib.contraction.network import Network
 from tnlib.contraction.tree import Step
@@ -18,15 +16,40 @@ from tnlib.contraction.tree import Step
 Program = tuple[tuple[Callable[..., Array], tuple[int, ...], int], ...]
 
 
-def program(network: Network, steps: Sequence[Step], done: Sequence[bool], torch: Any) -> Program:
-    """Functions for all steps that are not done."""
+def program(
+    network: Network, steps: Sequence[Step], done: Sequence[bool], arithmetic: Arithmetic
+) -> Program:
+    """Functions for all steps that are not done; the result is no view of an operand."""
     count = len(network.terms)
     ready = []
     for k, step in enumerate(steps):
         if not done[k]:
-            shapes = [tuple(network.sizes[index] for index in term) for term in step.terms]
-            ready.append((compiled(step, shapes, torch), step.inputs, count + k))
+            function = compiled_step(network, step, arithmetic)
+            if k == len(steps) - 1 and may_be_view(network, step):
+                function = _owning(function)
+            ready.append((function, step.inputs, count + k))
     return tuple(ready)
+
+
+def compiled_step(network: Network, step: Step, arithmetic: Arithmetic) -> Callable[..., Array]:
+    """The function of one step."""
+    shapes = [tuple(network.sizes[index] for index in term) for term in step.terms]
+    return compiled(step, shapes, arithmetic.torch, arithmetic.kind)
+
+
+def may_be_view(network: Network, step: Step) -> bool:
+    """Whether a step gives back entries of its array: a permutation or a diagonal."""
+    summed = set(step.terms[0]) - set(step.result)
+    return len(step.terms) == 1 and all(network.sizes[index] == 1 for index in summed)
+
+
+def _owning(function: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda *arrays: copied(function(*arrays))
+
+
+def copied(array: Array) -> Array:
+    """A differentiable copy."""
+    return array.copy() if isinstance(array, np.ndarray | np.generic) else array.clone()
 
 
 def run(ready: Program, values: list[Array]) -> Array:
@@ -37,57 +60,3 @@ def run(ready: Program, values: list[Array]) -> Array:
             values[n] = None
         values[number] = function(*taken)
     return values[-1]
-
-
-def fold(
-    network: Network, steps: Sequence[Step], constants: Mapping[int, Array]
-) -> dict[int, Array]:
-    """The constants that the other steps need, those of constants alone being done."""
-    count = len(network.terms)
-    torch, dtype = one_kind([(type(array), array.dtype) for array in constants.values()])
-    if dtype is not None:
-        constants = {n: array.astype(dtype, copy=False) for n, array in constants.items()}
-    values = {n: _array.detached(array) for n, array in constants.items()}
-    for k, step in enumerate(steps):
-        if all(n in values for n in step.inputs):
-            taken = [values.pop(n) for n in step.inputs]
-            shapes = [tuple(network.sizes[index] for index in term) for term in step.terms]
-            values[count + k] = compiled(step, shapes, torch)(*taken)
-    return values
-
-
-def one_kind(pairs: Sequence[tuple[type, Any]]) -> tuple[Any, Any]:
-    """The torch module or None, and the dtype to which NumPy arrays must be cast, if any.
-
-    Raises
-    ------
-    TypeError
-        If the arrays are not of one library, or are tensors of several dtypes.
-    """
-    torch = library({kind for kind, _ in pairs})
-    dtypes = {dtype for _, dtype in pairs}
-    if len(dtypes) < 2:
-        return torch, None
-    if torch is not None:
-        names = ", ".join(sorted(_array.dtype_name(dtype) for dtype in dtypes))
-        raise TypeError(f"tensors must be of one dtype, got {names}; cast them")
-    return torch, np.result_type(*dtypes)
-
-
-def library(types: Collection[type]) -> Any:
-    """The torch module if the arrays are tensors, None if they are NumPy's.
-
-    Raises
-    ------
-    TypeError
-        If they are neither, or both.
-    """
-    torch = sys.modules.get("torch")
-    tensors = torch is not None and all(issubclass(kind, torch.Tensor) for kind in types)
-    if tensors or all(issubclass(kind, np.ndarray | np.generic) for kind in types):
-        return torch if tensors else None
-    names = ", ".join(sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in types))
-    raise TypeError(
-        f"all arrays must be NumPy arrays or torch tensors, of one library, got {names}; convert "
-        "them with numpy.asarray, torch.from_numpy or tensor.numpy()"
-    )

@@ -8,10 +8,11 @@ is the way to keep a limit that no order of contraction keeps.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from array_api_compat import array_namespace
+import numpy as np
 
 from tnlib._array import Array
 from tnlib.contraction.cost import Cost
@@ -83,7 +84,8 @@ def search(
 
 
 def run(
-    network: Network,
+    terms: Sequence[str],
+    output: str,
     sliced: Sequence[str],
     one: Callable[[Sequence[Array]], Array],
     arrays: Sequence[Array],
@@ -92,13 +94,19 @@ def run(
     if not sliced:
         return one(arrays)
     index, *others = sliced
-    size = network.sizes[index]
+    sizes = [
+        array.shape[term.index(index)]
+        for term, array in zip(terms, arrays, strict=True)
+        if index in term
+    ]
     parts = (
-        run(network, others, one, _fixed(network, arrays, index, value)) for value in range(size)
+        run(terms, output, others, one, _fixed(terms, arrays, index, value))
+        for value in range(sizes[0])
     )
-    if index in network.output:
+    if index in output:
         made = list(parts)
-        return array_namespace(made[0]).concat(made, axis=network.output.index(index))
+        joined = np.concatenate if isinstance(made[0], np.ndarray) else sys.modules["torch"].cat
+        return joined(made, output.index(index))
     return _sum(parts)
 
 
@@ -109,10 +117,10 @@ def _sum(parts: Iterator[Array]) -> Array:
     return total
 
 
-def _fixed(network: Network, arrays: Sequence[Array], index: str, value: int) -> list[Array]:
+def _fixed(terms: Sequence[str], arrays: Sequence[Array], index: str, value: int) -> list[Array]:
     """The arrays with one index fixed; its axes keep size 1."""
     fixed = []
-    for term, array in zip(network.terms, arrays, strict=True):
+    for term, array in zip(terms, arrays, strict=True):
         key = tuple(slice(value, value + 1) if symbol == index else slice(None) for symbol in term)
         fixed.append(array[key] if index in term else array)
     return fixed

@@ -6,8 +6,10 @@ first, or a pair of trees, of which the first is computed first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any, TypeAlias
 
 from tnlib.contraction.network import Network
@@ -42,28 +44,33 @@ class Step:
 
 def steps_of(network: Network, tree: Tree) -> tuple[Step, ...]:
     """The steps of a tree, in the order of execution."""
-    steps: list[Step] = []
-    terms = dict(enumerate(network.terms))
+    inputs: list[tuple[int, ...]] = []
 
-    def add(inputs: tuple[int, ...], below: int) -> int:
-        taken = tuple(terms[k] for k in inputs)
-        result = network.output if below == everything else _kept(network, taken, below)
-        steps.append(Step(inputs, taken, result))
-        number = len(network.terms) + len(steps) - 1
-        terms[number] = result
-        return number
-
-    def walk(node: Tree) -> tuple[int, int]:
-        """The number of the array that a tree computes, and the operands below it."""
+    def walk(node: Tree) -> int:
+        """The number of the array that a tree computes."""
         if isinstance(node, int):
-            return node, 1 << node
-        if node[0] == "sum":
-            return add((node[1],), 1 << node[1]), 1 << node[1]
-        (left, below), (right, others) = walk(node[0]), walk(node[1])
-        return add((left, right), below | others), below | others
+            return node
+        inputs.append((node[1],) if node[0] == "sum" else (walk(node[0]), walk(node[1])))
+        return len(network.terms) + len(inputs) - 1
 
-    everything = (1 << len(network.terms)) - 1
     walk(tree)
+    return along(network, inputs)
+
+
+def along(network: Network, inputs: Iterable[tuple[int, ...]]) -> tuple[Step, ...]:
+    """The steps that take the arrays of these numbers, the last of which makes the result."""
+    steps: list[Step] = []
+    terms = list(network.terms)
+    below = [1 << k for k in range(len(terms))]
+    everything = (1 << len(terms)) - 1
+    for numbers in inputs:
+        taken = tuple(terms[k] for k in numbers)
+        covered = reduce(or_, (below[k] for k in numbers))
+        last = covered == everything
+        result = network.output if last else _kept(network, taken, covered)
+        steps.append(Step(numbers, taken, result))
+        terms.append(result)
+        below.append(covered)
     return tuple(steps)
 
 

@@ -192,6 +192,24 @@ def test_a_folded_result_is_not_shared():
     close(plan(), np.eye(2))
 
 
+@pytest.mark.parametrize("library", sorted(LIBRARIES))
+@pytest.mark.parametrize(
+    "equation", ["ij->ji", "ij->ij", "ii->i", "iij->ji", "ijk->ki", "i...->...i"]
+)
+def test_a_result_shares_no_memory_with_an_operand(library, equation):
+    for size in (1, 3):
+        shape = [1 if index == "j" and equation == "ijk->ki" else size for index in equation]
+        shape = shape[: len(equation.split("->")[0].replace("...", "k"))]
+        array = LIBRARIES[library](np.arange(1.0, 1 + np.prod(shape)).reshape(shape))
+        plan = plan_contraction(equation, array)
+        for result in (contract(equation, array), plan(array)):
+            result[...] = 0
+            assert numpy_of(array).all()
+        known = plan_contraction(equation, array, constants=(0,))
+        known()[...] = 0
+        assert numpy_of(known()).all()
+
+
 def test_arrays_are_not_changed():
     arrays = arrays_for([(4, 3), (3, 2), (2, 5)])
     before = [array.copy() for array in arrays]
