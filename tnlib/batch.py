@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tnlib import _array, _batch_sweep, _checks, _operands
+from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib.mpo import MPO, mpo_decompose, operator
 from tnlib.shapes import matrix_modes
@@ -19,6 +20,7 @@ from tnlib.shapes import matrix_modes
 _SMALL = 1 << 14
 
 
+@own_arithmetic()
 def mpo_decompose_batch(
     Ws: Array | Sequence[Array],
     ranks: int | Sequence[int] | None = None,

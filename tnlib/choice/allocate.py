@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 
 from tnlib import _array, _checks
+from tnlib._arithmetic import own_arithmetic
 from tnlib._prepare import prepare
 from tnlib._progress import bar
 from tnlib._table import aligned
@@ -104,6 +105,7 @@ def allocate_ranks(
     progress: bool = ...,
     rng: RNG = ...,
 ) -> Allocation[int]: ...
+@own_arithmetic()
 def allocate_ranks(
     arrays: Mapping[Any, AnyArray] | Sequence[AnyArray],
     max_params: int,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 from tnlib import _checks, _operands
+from tnlib._arithmetic import own_arithmetic
 from tnlib._progress import bar
 from tnlib._table import aligned
 from tnlib._types import RNG, AnyArray
@@ -128,6 +129,7 @@ class DimsSuggestions(Sequence[DimsSuggestion]):
         return f"{aligned(rows)}\n{verdict}"
 
 
+@own_arithmetic()
 def suggest_dims(
     W: AnyArray,
     *,

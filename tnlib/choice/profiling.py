@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tnlib import _array, _checks
+from tnlib._arithmetic import own_arithmetic
 from tnlib._prepare import prepare
 from tnlib._types import RNG, AnyArray
 from tnlib.choice.budget import checked
@@ -19,6 +20,7 @@ from tnlib.choice.read import RankFormat, Reading, reading
 from tnlib.choice.spectra import Spectra
 
 
+@own_arithmetic()
 def rank_profile(
     W: AnyArray,
     ranks: Sequence[int | Sequence[int]] | None = None,
