@@ -105,7 +105,11 @@ def cp(weights: Any, factors: Any) -> tuple[Array, ...]:
             raise ValueError(
                 f"factor {k} has {factor.shape[1]} columns for {weights.shape[0]} weights"
             )
-    one_dtype([weights, *arrays], "weights and factors")
+    name, real = (_array.dtype_name(array.dtype) for array in (arrays[0], weights))
+    if name.startswith("complex") and real == f"float{int(name[7:]) // 2}":
+        one_dtype(arrays, "factors")
+    else:
+        one_dtype([weights, *arrays], "weights and factors")
     return arrays
 
 

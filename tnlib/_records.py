@@ -50,9 +50,11 @@ class Record:
         modes = range(self.arrays - 1 + len(self.whole))
         return [first, *(f"factors.{k}" for k in modes if k not in self.whole)]
 
-    @property
-    def is_complex(self) -> bool:
-        return _array.is_complex(self.dtype)
+    def dtype_of(self, name: str, ndim: int) -> str:
+        """The dtype of a stored array: weights of complex terms can be real."""
+        if self.kind == "CP" and name == "weights" and ndim == 1 and _array.is_complex(self.dtype):
+            return self.stored_dtype
+        return self.dtype
 
     @property
     def stored_dtype(self) -> str:
@@ -78,7 +80,7 @@ class Record:
 
 def record_of(name: str, decomposition: Format, arrays: Sequence[Array]) -> Record:
     """The record of a decomposition with the given arrays."""
-    dtype = _array.dtype_name(arrays[0].dtype)
+    dtype = _array.dtype_name(arrays[-1].dtype)
     if dtype not in _array.FLOATING:
         raise TypeError(
             f"{name!r} has arrays of {dtype}; what can be saved is {', '.join(_array.FLOATING)}"

@@ -170,12 +170,14 @@ def _read(file: Any, name: str, record: Record, place: Any) -> Format:
             values = file.get_tensor(f"{name}/{field}")
         except TypeError as error:
             raise ValueError(f"the file is damaged: {name}/{field}: {error}") from error
-        if values.dtype != record.stored_dtype or (record.is_complex and values.shape[-1:] != (2,)):
+        dtype = record.dtype_of(field, values.ndim)
+        pairs = _array.is_complex(dtype)
+        if values.dtype != record.stored_dtype or (pairs and values.shape[-1:] != (2,)):
             raise ValueError(
                 f"the file is damaged: {name}/{field} is stored as {values.dtype} of shape "
                 f"{values.shape} and its record says {record.dtype}"
             )
-        arrays.append(_unpacked(values, record.dtype, place))
+        arrays.append(_unpacked(values, dtype, place))
     return record.built(arrays)
 
 

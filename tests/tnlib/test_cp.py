@@ -368,7 +368,6 @@ CUBE = np.ones((2, 3, 4))
 NAN = CP(np.full(1, np.nan), tuple(np.ones((size, 1)) for size in CUBE.shape))
 BAD = [
     (lambda: cp_als(np.ones(3), 1), ValueError, r"two axes or more, got \(3,\)"),
-    (lambda: cp_als(CUBE * 1j, 1), TypeError, "complex data is not supported"),
     (lambda: cp_als(CUBE * np.inf, 1), ValueError, "nan or inf"),
     (lambda: cp_als([[1.0]], 1), TypeError, "got list"),
     (lambda: cp_als(np.ones((0, 2)), 1), ValueError, "empty"),
@@ -380,7 +379,8 @@ BAD = [
     (lambda: cp_als(CUBE, 1, init=cp_als(CUBE.T, 1)), ValueError, "init has shape"),
     (lambda: cp_als(CUBE, 1, init=NAN), ValueError, "init contains nan or inf"),
     (lambda: cp_als(CUBE, 1, init=np.ones(3)), ValueError, "a CP or one of hosvd, random"),
-    (lambda: cp_als(CUBE, 1, dtype="complex128"), TypeError, "CP of complex numbers"),
+    (lambda: cp_als(CUBE, 1, init=cp_als(CUBE * 1j, 1)), TypeError, "init is complex and X"),
+    (lambda: cp_als(CUBE * 1j, 1, dtype="float64"), TypeError, "cannot be returned as float64"),
     (lambda: cp_als(CUBE, 1, tol=-1), ValueError, "at least 0, got -1"),
     (lambda: cp_als(CUBE, 1, tol=float("nan")), ValueError, "finite number"),
     (lambda: cp_als(CUBE, 1, max_iter=0), ValueError, "max_iter must be at least 1"),
@@ -398,6 +398,8 @@ BAD = [
     (lambda: CP(np.ones(2), (np.ones(3),)), ValueError, "non-empty matrix"),
     (lambda: CP(np.ones(2), (torch.ones(3, 2),)), TypeError, "one library"),
     (lambda: CP(np.ones(2), (np.ones((3, 2), np.float32),)), TypeError, "one dtype"),
+    (lambda: CP(np.ones(2, np.float32), (np.ones((3, 2)) * 1j,)), TypeError, "one dtype"),
+    (lambda: CP(np.ones(2) * 1j, (np.ones((3, 2)),)), TypeError, "one dtype"),
 ]
 
 

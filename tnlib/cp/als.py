@@ -26,6 +26,7 @@ from array_api_compat import array_namespace
 from tnlib import _array, _lapack
 from tnlib._array import Array
 from tnlib._basis import Vector
+from tnlib.cp import masked
 from tnlib.cp.products import Data, conj, gram, hadamard, normal, real
 
 # Errors are formed from the residual where their squares are below the first of these many
@@ -71,29 +72,42 @@ def normalized(factors: Sequence[Array], errors: Vector) -> Terms:
 
 
 def sweep(data: Data, terms: Terms, ridge: float) -> tuple[Terms, bool]:
-    """Update every mode once, in two passes over the data; small or rising errors are exact.
+    """Update every free mode once, in two passes over the data; small or rising errors are exact.
 
     Also whether the precision of the products was enough.
     """
     factors = list(terms.factors)
     grams = [gram(factor) for factor in factors]
     weights = product = terms.weights
+    last = len(factors) - 1
     least: Vector = np.full(len(data.energies), np.inf)
     for left in (True, False):
+        modes = [mode for mode in data.side(left) if mode in data.free]
+        if not modes:
+            continue
         partial = data.partial(factors, left)
-        for mode in data.side(left):
-            product = data.mttkrp(partial, factors, mode)
-            solved, lowest = _solve(normal(grams, mode, ridge), product)
+        seen = None if data.mask is None else masked.Rows.of(data, factors, left)
+        for mode in modes:
+            last, product = mode, data.mttkrp(partial, factors, mode)
+            if seen is None:
+                solved, lowest = _solve(normal(grams, mode, ridge), product)
+            else:
+                matrices = seen.normals(factors, grams, mode, ridge)
+                solved, lowest = _solve(matrices, product.mT[..., None])
+                solved, lowest = solved[..., 0].mT, lowest.min(axis=-1)
             least = np.minimum(least, lowest)
             factors[mode], weights = _unit(solved)
             grams[mode] = gram(factors[mode])
     xp = array_namespace(weights)
-    overlap = xp.sum(real(conj(factors[-1]) * product) * weights[..., None], axis=(-2, -1))
+    found = Terms(tuple(factors), weights, terms.errors)
+    if data.mask is not None:
+        return measured(data, found, ridge), True
+    overlap = xp.sum(real(conj(factors[last]) * product) * weights[..., None], axis=(-2, -1))
     own = weights[..., None, :] @ real(hadamard(grams)) @ weights[..., None]
     gained = _array.to_numpy(2 * overlap - own[..., 0, 0])
     energies = np.asarray(data.energies)
     squared = np.clip(1 - gained / energies, 0.0, None) + _rounded(data, weights, ridge)
-    found = Terms(tuple(factors), weights, np.sqrt(squared))
+    found = Terms(found.factors, weights, np.sqrt(squared))
     size = np.maximum(_array.to_numpy(xp.sum(weights, axis=-1)) ** 2 / energies, 1.0)
     rounding = _array.unit_roundoff(data.dtype)
     doubtful = (squared < _CANCELLED * rounding * size) | (_COARSE * found.errors < size)

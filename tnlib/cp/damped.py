@@ -12,7 +12,8 @@ whatever the size of the tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.linalg
@@ -21,7 +22,10 @@ import scipy.sparse.linalg
 from tnlib import _lapack
 from tnlib._arithmetic import note
 from tnlib._basis import Vector
-from tnlib.cp.products import hadamard
+
+Step: TypeAlias = list[Vector]
+Linear: TypeAlias = Callable[[Step], Step]
+Pairs: TypeAlias = Mapping[tuple[int, int], Vector]
 
 # Unknowns up to which the normal equations are formed and factorised.
 _DENSE = 3200
@@ -31,23 +35,45 @@ _SMALL = 768
 
 def damped_step(
     factors: Sequence[Vector],
-    grams: Sequence[Vector],
     blocks: Sequence[Vector],
+    pairs: Pairs,
     descent: Sequence[Vector],
     damping: float,
 ) -> list[Vector]:
-    """The step D (R, n_k) of every mode; `blocks` are the diagonal blocks G_k."""
+    """The step D (R, n_k) of every mode; `blocks` are the G_k and `pairs` the G_kl with k > l."""
     bases = [_row_space(factor) for factor in factors]
     inside = [g @ q.conj() for g, q in zip(descent, bases, strict=True)]
     small = [a @ q.conj() for a, q in zip(factors, bases, strict=True)]
     solve = _dense_solve if sum(part.size for part in inside) <= _DENSE else _iterative_solve
-    solved = solve(small, grams, blocks, inside, damping)
+    solved = solve(small, blocks, pairs, inside, damping)
     step = [part @ basis.T for part, basis in zip(solved, bases, strict=True)]
     if all(factor.shape[1] <= factor.shape[0] for factor in factors):
         return step
     inverses = _inverses(blocks, damping)
     outside = [g - part @ q.T for g, part, q in zip(descent, inside, bases, strict=True)]
     return [d + inverse @ g for d, inverse, g in zip(step, inverses, outside, strict=True)]
+
+
+def conjugate_gradients(product: Linear, precondition: Linear, right: Sequence[Vector]) -> Step:
+    """Solve ``product(step) = right`` for a Hermitian positive definite product."""
+    sizes = [part.size for part in right]
+
+    def flat(map_of_parts: Linear) -> Any:
+        def mapped(values: Vector) -> Vector:
+            return np.concatenate([part.ravel() for part in map_of_parts(split(values))])
+
+        shape = (sum(sizes), sum(sizes))
+        return scipy.sparse.linalg.LinearOperator(shape, matvec=mapped, dtype=right[0].dtype)
+
+    def split(values: Vector) -> Step:
+        parts = np.split(values, np.cumsum(sizes)[:-1])
+        return [part.reshape(r.shape) for part, r in zip(parts, right, strict=True)]
+
+    target = np.concatenate([part.ravel() for part in right])
+    solution, _ = scipy.sparse.linalg.cg(
+        flat(product), target, rtol=1e-6, maxiter=300, M=flat(precondition)
+    )
+    return split(solution)
 
 
 def _inverses(blocks: Sequence[Vector], damping: float) -> list[Vector]:
@@ -62,23 +88,23 @@ def _row_space(factor: Vector) -> Vector:
 
 def _dense_solve(
     small: Sequence[Vector],
-    grams: Sequence[Vector],
     blocks: Sequence[Vector],
+    pairs: Pairs,
     right: Sequence[Vector],
     damping: float,
 ) -> list[Vector]:
     """Form the normal matrix and factorise it; small ones by NumPy, one pool of threads."""
     flat = np.concatenate([part.ravel() for part in right])
     if flat.size <= _SMALL:
-        solution = _lapack.solve(_normal_matrix(small, grams, blocks, damping), flat)
+        solution = _lapack.solve(_normal_matrix(small, blocks, pairs, damping), flat)
     else:
-        solution = _by_cholesky(lambda: _normal_matrix(small, grams, blocks, damping), flat)
+        solution = _by_cholesky(lambda: _normal_matrix(small, blocks, pairs, damping), flat)
     parts = np.split(solution, np.cumsum([part.size for part in right])[:-1])
     return [part.reshape(r.shape) for part, r in zip(parts, right, strict=True)]
 
 
 def _normal_matrix(
-    small: Sequence[Vector], grams: Sequence[Vector], blocks: Sequence[Vector], damping: float
+    small: Sequence[Vector], blocks: Sequence[Vector], pairs: Pairs, damping: float
 ) -> Vector:
     """J^H J + damping, block by block."""
     sizes = [part.size for part in small]
@@ -91,7 +117,7 @@ def _normal_matrix(
         for other in range(k):
             columns = slice(starts[other], starts[other + 1])
             across = small[other].conj()[:, None, None, :]
-            block = hadamard(grams, (k, other))[:, None, :, None] * across
+            block = pairs[k, other][:, None, :, None] * across
             block = block * a.T[None, :, :, None]
             normal[rows, columns] = block.reshape(sizes[k], sizes[other])
             normal[columns, rows] = normal[rows, columns].conj().T
@@ -116,37 +142,26 @@ def _by_cholesky(formed: Callable[[], Vector], right: Vector) -> Vector:
 
 def _iterative_solve(
     small: Sequence[Vector],
-    grams: Sequence[Vector],
     blocks: Sequence[Vector],
+    pairs: Pairs,
     right: Sequence[Vector],
     damping: float,
-) -> list[Vector]:
+) -> Step:
     """Conjugate gradients, preconditioned by the diagonal blocks G_k + damping."""
-    starts = np.cumsum([0, *(part.size for part in right)])
-    pairs = {(k, j): hadamard(grams, (k, j)) for k in range(len(small)) for j in range(k)}
     inverses = _inverses(blocks, damping)
 
-    def split(flat: Vector) -> list[Vector]:
-        parts = np.split(flat, starts[1:-1])
-        return [part.reshape(r.shape) for part, r in zip(parts, right, strict=True)]
-
-    def product(flat: Vector) -> Vector:
-        step = split(flat)
+    def product(step: Sequence[Vector]) -> Step:
         overlaps = [a.conj() @ d.T for a, d in zip(small, step, strict=True)]
         results = []
         for k, a in enumerate(small):
             others = (j for j in range(len(small)) if j != k)
-            mixed = sum(pairs[max(k, j), min(k, j)] * overlaps[j] for j in others)
-            results.append(blocks[k] @ step[k] + mixed @ a + damping * step[k])
-        return np.concatenate([result.ravel() for result in results])
+            result = blocks[k] @ step[k] + damping * step[k]
+            for j in others:
+                result += (pairs[max(k, j), min(k, j)] * overlaps[j]) @ a
+            results.append(result)
+        return results
 
-    def precondition(flat: Vector) -> Vector:
-        parts = zip(inverses, split(flat), strict=True)
-        return np.concatenate([(inverse @ part).ravel() for inverse, part in parts])
+    def precondition(step: Sequence[Vector]) -> Step:
+        return [inverse @ part for inverse, part in zip(inverses, step, strict=True)]
 
-    size = int(starts[-1])
-    flat = np.concatenate([part.ravel() for part in right])
-    operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=flat.dtype)
-    guess = scipy.sparse.linalg.LinearOperator((size, size), matvec=precondition, dtype=flat.dtype)
-    solution, _ = scipy.sparse.linalg.cg(operator, flat, rtol=1e-6, maxiter=300, M=guess)
-    return split(solution)
+    return conjugate_gradients(product, precondition, right)

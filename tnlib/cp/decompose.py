@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _operands
+from tnlib import _completion as completion
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._prepare import Prepared, is_moderate, prepare
 from tnlib.cp.als import Terms
 from tnlib.cp.format import CP
 from tnlib.cp.products import Data
+from tnlib.cp.request import Request, checked_array, checked_course, checked_rank
 from tnlib.cp.result import result, zero
-from tnlib.cp.solve import METHODS, Callback, Course, Method, solve
+from tnlib.cp.solve import Callback, Course, Method, solve
 from tnlib.cp.start import STARTS, Init, first_terms, given_terms
 from tnlib.tucker import st_hosvd
 
@@ -37,6 +39,8 @@ def cp_als(
     max_iter: int = 100,
     restarts: int = 0,
     compress: bool | None = None,
+    mask: Array | None = None,
+    fixed: Sequence[int] | None = None,
     rng: RNG = None,
     callback: Callback | None = None,
     dtype: Any = None,
@@ -52,9 +56,9 @@ def cp_als(
     Parameters
     ----------
     X : array, shape (n_1, ..., n_d)
-        NumPy array or dense torch tensor with at least two axes: real floating point of any
-        precision, or integers (which are computed in the default floating type). Never modified;
-        a torch parameter is read as data.
+        NumPy array or dense torch tensor with at least two axes: floating point of any precision,
+        complex, or integers (which are computed in the default floating type). Never modified; a
+        torch parameter is read as data.
     rank : int, optional
         Number of terms; it may be larger than any mode.
     max_params : int, optional
@@ -74,7 +78,13 @@ def cp_als(
         Further random starts; the result with the least error is returned.
     compress : bool, optional
         Whether to iterate on a Tucker core first; by default where that saves work and no terms
-        are given to start from.
+        are given to start from. Not with `mask` or `fixed`.
+    mask : array of bool, shape (n_1, ..., n_d), optional
+        True where `X` is observed. Entries elsewhere are missing and may hold nan. The terms are
+        the least-squares fit to the observed ones (Tomasi and Bro, 2005), and every index of every
+        mode needs some.
+    fixed : sequence of int, optional
+        Modes whose factors stay those of `init`, a CP, as they are; at least one mode is free.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
         Randomness of starts and kernels; None is the fixed seed 0.
     callback : callable, optional
@@ -87,16 +97,18 @@ def cp_als(
     Returns
     -------
     CP
-        In the library and on the device of `X`: unit columns, weights that are not negative and
-        descend, the exact relative error, and in ``info`` how the iteration went.
+        In the library and on the device of `X`: unit columns, real weights that are not negative
+        and descend, the exact relative error, over observed entries where there is a mask, and in
+        ``info`` how the iteration went. With fixed factors the terms keep their order, and the
+        weights hold the norms of the other columns.
 
     Raises
     ------
     TypeError
-        If `X` is not a dense real array, or an argument has the wrong type.
+        If `X` is not a dense numeric array, or an argument has the wrong type.
     ValueError
-        If `X` is empty, has fewer than two axes or holds nan or inf, or an argument is out of
-        range.
+        If `X` is empty, has fewer than two axes or holds nan or inf where it is observed, an index
+        of a mode is not observed at all, or an argument is out of range.
 
     Examples
     --------
@@ -106,22 +118,30 @@ def cp_als(
     >>> weights, factors = cp
     >>> [factor.shape for factor in factors], cp.error < 1e-7
     ([(6, 2), (7, 2), (8, 2)], True)
+    >>> known = np.random.default_rng(0).random((6, 7, 8)) < 0.6
+    >>> X = np.where(known, cp.to_dense(), np.nan)
+    >>> again = cp_als(X, rank=2, mask=known)
+    >>> bool(np.allclose(again.to_dense(), cp.to_dense(), atol=1e-4))
+    True
     """
-    array = _checked(X, 2)
-    terms = _rank(rank, max_params, tuple(array.shape))
-    start = _start(init, tuple(array.shape), terms)
-    course = _course(method, tol, max_iter, callback)
-    _checks.flag("compress", compress)
+    array = checked_array(X, 2)
+    shape = tuple(int(size) for size in array.shape)
+    terms = checked_rank(rank, max_params, shape)
+    course = checked_course(method, tol, max_iter, callback)
+    request = Request.of(array, terms, method, init, compress, mask, fixed)
     extra = _checks.positive_int("restarts", restarts, least=0)
     generator = _array.as_generator(rng)
-    prepared = _prepared(array, dtype)
+    if request.mask is not None:
+        array = completion.filled(array, request.mask, 0.0)
+    prepared = prepare(array, dtype)
+    request.agrees(prepared)
     if prepared.energy == 0.0:
-        return zero(array, terms, prepared)
+        return zero(array, terms, prepared, request.kept)
     again: list[Init] = ["random"] * extra
     found: list[CP] = []
-    for begin in (start, *again):
+    for begin in (request.init, *again):
         own = course.fresh()
-        found.append(_decomposed(array, prepared, terms, method, begin, own, compress, generator))
+        found.append(_decomposed(array, prepared, request, begin, own, generator))
         if own.stopped:
             break
     return min(found, key=lambda cp: cp.error or 0.0)
@@ -172,12 +192,12 @@ def cp_als_batch(
     >>> [round(float(cp.weights[0]), 3) for cp in cp_als_batch(outer, 1)]
     [0.0, 4.899, 9.798, 14.697, 19.596]
     """
-    array = _checked(_operands.stacked(_operands.alike("tensors", tensors)), 3)
+    array = checked_array(_operands.stacked(_operands.alike("tensors", tensors)), 3)
     terms = _checks.positive_int("rank", rank)
     if not isinstance(init, str) or init not in STARTS:
         raise ValueError(f"init must be one of {', '.join(STARTS)}, got {init!r}")
-    course = _course("als", tol, max_iter, callback)
-    prepared = _prepared(array, dtype)
+    course = checked_course("als", tol, max_iter, callback)
+    prepared = prepare(array, dtype)
     energies = [_array.energy(item) for item in prepared.data]
     # Members at another scale than the rest, zero ones among them, are decomposed alone.
     usual = [k for k, energy in enumerate(energies) if is_moderate(energy, prepared.data)]
@@ -197,98 +217,74 @@ def cp_als_batch(
     return tuple(results[k] for k in range(len(energies)))
 
 
-def _checked(X: Any, least: int) -> Array:
-    array = _operands.tensor("X", X)
-    if array.ndim < least:
-        raise ValueError(f"a CP decomposition needs two axes or more, got {tuple(array.shape)}")
-    if _array.is_complex(array.dtype):
-        raise TypeError(f"CP of complex data is not supported, got {array.dtype}; use tucker_hosvd")
-    return array
-
-
-def _prepared(array: Array, dtype: Any) -> Prepared:
-    prepared = prepare(array, dtype)
-    if _array.is_complex(prepared.out):
-        raise TypeError(f"CP of complex numbers is not supported, got dtype={dtype!r}")
-    return prepared
-
-
-def _rank(rank: Any, max_params: Any, shape: tuple[int, ...]) -> int:
-    """The number of terms, or as many as fit into a budget, whichever is less."""
-    _checks.some_limit(rank=rank, max_params=max_params)
-    terms = None if rank is None else _checks.positive_int("rank", rank)
-    if max_params is None:
-        return terms or 0
-    each = 1 + sum(shape)
-    budget = _checks.positive_int("max_params", max_params)
-    if budget < each:
-        raise ValueError(f"max_params={budget} is too small: one term already has {each} values")
-    # No array needs more terms than its entries over its largest mode.
-    most = max(1, math.prod(shape) // max(shape))
-    return min(budget // each, most) if terms is None else min(budget // each, terms)
-
-
-def _start(init: Any, shape: tuple[int, ...], rank: int) -> Init | CP:
-    if isinstance(init, CP):
-        if (init.shape, init.rank) != (shape, rank):
-            raise ValueError(
-                f"init has shape {init.shape} and rank {init.rank}, expected {shape} and {rank}"
-            )
-        _operands.finite("init", (init.weights, *init.factors))
-        return init
-    if not isinstance(init, str) or init not in STARTS:
-        raise ValueError(f"init must be a CP or one of {', '.join(STARTS)}, got {init!r}")
-    return init
-
-
-def _course(method: Any, tol: Any, max_iter: Any, callback: Any) -> Course:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be callable, got {type(callback).__name__}")
-    return Course(
-        _checks.tolerance("tol", tol), _checks.positive_int("max_iter", max_iter), callback
-    )
-
-
 def _decomposed(
     array: Array,
     prepared: Prepared,
-    rank: int,
-    method: Method,
+    request: Request,
     begin: Init | CP,
     course: Course,
-    compress: bool | None,
     rng: np.random.Generator,
 ) -> CP:
     """One start, on a Tucker core first where that is asked for or worthwhile."""
     roundoff = _array.unit_roundoff(prepared.out)
-    data = Data.of(prepared.data[None], roundoff)
-    limits = [min(rank, size) for size in data.modes]
+    mask = request.mask
+    data = Data.of(
+        prepared.data[None],
+        roundoff,
+        mask=None if mask is None else _alike(mask, prepared.data)[None],
+        fixed=request.fixed,
+    )
+    kept = request.kept
+    limits = [min(request.rank, size) for size in data.modes]
     size = math.prod(data.modes)
     smaller = size > _LARGE and math.prod(limits) * _WORTHWHILE <= size
-    if not (smaller and isinstance(begin, str) if compress is None else compress):
-        terms = _begin(data, begin, rank, None, rng)
-        return result(array, prepared, data, solve(data, terms, method, course), course)
+    plain = mask is None and isinstance(begin, str) and not kept
+    if not (smaller and plain if request.compress is None else request.compress):
+        terms = _begin(data, begin, request, None, rng)
+        terms = solve(data, terms, request.method, course)
+        return result(array, prepared, data, terms, course, kept=kept)
     core, bases, gone, _ = st_hosvd(prepared.data, limits, None, prepared.energy, "auto", rng)
     lost = math.fsum(gone)
-    small = Data.of(core[None], roundoff, lost)
-    terms = solve(small, _begin(small, begin, rank, bases, rng), method, course)
-    xp = array_namespace(prepared.data)
-    wide = [_array.astype(basis, _array.double(xp, basis.dtype)) for basis in bases]
+    small = Data.of(core[None], roundoff, lost=lost)
+    terms = solve(small, _begin(small, begin, request, bases, rng), request.method, course)
+    wide = [_array.astype(basis, data.double) for basis in bases]
     factors = tuple(f @ basis.mT for f, basis in zip(terms.factors, wide, strict=True))
     terms = Terms(factors, terms.weights, terms.errors)
     if lost > course.tol**2 * prepared.energy and not course.stopped:
         if course.exhausted:
             course.converged, course.reason = False, "max_iter was reached"
         else:
-            terms = solve(data, terms, method, course)
+            terms = solve(data, terms, request.method, course)
     return result(array, prepared, data, terms, course)
 
 
 def _begin(
-    data: Data, begin: Init | CP, rank: int, bases: list[Array] | None, rng: np.random.Generator
+    data: Data,
+    begin: Init | CP,
+    request: Request,
+    bases: list[Array] | None,
+    rng: np.random.Generator,
 ) -> Terms:
+    """The terms to start from, with the fixed factors among them."""
     if isinstance(begin, CP):
         return given_terms(begin, data, bases)
-    return first_terms(data, rank, begin, rng)
+    terms = first_terms(_filled(data), request.rank, begin, rng)
+    if not data.fixed:
+        return terms
+    assert isinstance(request.init, CP)
+    kept = given_terms(request.init, data, None).factors
+    factors = [kept[k] if k in data.fixed else f for k, f in enumerate(terms.factors)]
+    return replace(terms, factors=tuple(factors))
+
+
+def _alike(mask: Array, data: Array) -> Array:
+    """A mask in the library of the data."""
+    return _array.to_numpy(mask) if isinstance(data, np.ndarray) else mask
+
+
+def _filled(data: Data) -> Data:
+    """The data with the mean of the observed entries where there are none."""
+    if data.mask is None:
+        return data
+    mean = completion.mean(data.matrix, data.mask)
+    return replace(data, matrix=completion.filled(data.matrix, data.mask, mean))

@@ -11,7 +11,7 @@ from tnlib import _array, _operands
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._format import Format
-from tnlib.cp.products import khatri_rao
+from tnlib.cp.products import conj, khatri_rao
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,7 +23,7 @@ class CP(Format):
     Attributes
     ----------
     weights : array, shape (R,)
-        Weight of every term.
+        Weight of every term; real ones go with complex factors as well.
     factors : tuple of arrays
         Factor k has shape (n_k, R).
     error : float or None
@@ -90,7 +90,8 @@ class CP(Format):
         Returns
         -------
         array, shape (R, R)
-            Symmetric, in at least single precision; rows of terms that are zero are zero.
+            Hermitian, in at least single precision; rows of terms that are zero are zero. Complex
+            factors have complex cosines; the real part is near -1 where terms nearly cancel.
 
         Examples
         --------
@@ -101,14 +102,16 @@ class CP(Format):
                [-0.99,  1.  ]])
         """
         xp = _array.namespace(self.weights, *self.factors)
-        wide = _array.working_dtype(xp, self.weights.dtype)
-        signs = xp.sign(_array.astype(self.weights, wide))
-        product = signs[:, None] * signs[None, :]
+        wide = _array.working_dtype(xp, self.factors[0].dtype)
+        weights = _array.astype(self.weights, wide)
+        sizes = xp.abs(weights)
+        signs = weights / xp.where(sizes > 0, sizes, xp.ones_like(sizes))
+        product = conj(signs)[:, None] * signs[None, :]
         for factor in self.factors:
             columns = _array.astype(factor, wide)
             norms = xp.linalg.vector_norm(columns, axis=0)
             unit = columns / xp.where(norms > 0, norms, xp.ones_like(norms))
-            product = product * (unit.mT @ unit)
+            product = product * (_array.adjoint(unit) @ unit)
         return product
 
     @own_arithmetic()
@@ -118,9 +121,10 @@ class CP(Format):
         Differentiable on torch. Half precision is contracted in float32.
         """
         xp = _array.namespace(self.weights, *self.factors)
-        wide = _array.working_dtype(xp, self.weights.dtype)
+        dtype = self.factors[0].dtype
+        wide = _array.working_dtype(xp, dtype)
         rows = [_array.astype(factor, wide).mT for factor in self.factors]
         half = max(len(rows) // 2, 1)
         left = khatri_rao([_array.astype(self.weights, wide)[:, None], *rows[:half]])
         right = khatri_rao(rows[half:]) if rows[half:] else xp.ones_like(left[:, :1])
-        return _array.astype((left.mT @ right).reshape(self.shape), self.weights.dtype)
+        return _array.astype((left.mT @ right).reshape(self.shape), dtype)

@@ -18,6 +18,7 @@ import numpy as np
 from tnlib import _array
 from tnlib._array import Array
 from tnlib._basis import Vector
+from tnlib.cp import masked
 from tnlib.cp.als import Terms, normalized
 from tnlib.cp.damped import damped_step
 from tnlib.cp.products import Data, gram, hadamard, normal
@@ -55,15 +56,15 @@ def steps(data: Data, terms: Terms) -> Iterator[Point]:
     damping, growth = 0.0, 2.0
     while True:
         grams = [gram(factor) for factor in point.factors]
-        blocks = [normal(grams, k, data.ridge) for k in range(len(grams))]
-        descent = _descent(point, grams, data.ridge)
-        scale = max(float(np.diag(block).real.max()) for block in blocks)
+        descent = _descent(point, grams)
+        scale = max(float(np.diag(hadamard(grams, (k,))).real.max()) for k in data.free)
         if scale == 0.0:
             return
         damping = max(damping or _START * scale, _LEAST * scale)
         while True:
-            step = damped_step(point.factors, grams, blocks, descent, damping)
-            trial = _point(data, [a + d for a, d in zip(point.factors, step, strict=True)])
+            step = _step(data, point.factors, grams, descent, damping)
+            moved = dict(zip(data.free, step, strict=True))
+            trial = _point(data, [a + moved.get(k, 0) for k, a in enumerate(point.factors)])
             pairs = zip(step, descent, strict=True)
             predicted = 0.5 * sum(float(np.vdot(d, damping * d + g).real) for d, g in pairs)
             gain = (point.objective - trial.objective) / predicted if predicted > 0 else -1.0
@@ -108,17 +109,33 @@ def _batched(factors: Sequence[Vector], like: Array) -> list[Array]:
     return [_array.from_numpy(factor[None], like) for factor in factors]
 
 
-def _descent(point: Point, grams: Sequence[Vector], ridge: float) -> list[Vector]:
-    """Negative gradient: the MTTKRPs of the residual, less the pull of what rounding takes."""
-    residual = point.residual
-    factors = _batched(point.factors, residual.matrix)
-    found: list[Vector] = []
-    for left in (True, False):
-        partial = residual.partial(factors, left)
-        modes = residual.side(left)
-        found += [_array.to_numpy(residual.mttkrp(partial, factors, k)[0]) for k in modes]
-    diagonals = [np.diag(hadamard(grams, (k,))).real[:, None] for k in range(len(grams))]
-    return [
-        product - ridge * diagonal * factor
-        for product, diagonal, factor in zip(found, diagonals, point.factors, strict=True)
-    ]
+def _descent(point: Point, grams: Sequence[Vector]) -> list[Vector]:
+    """Negative gradients: the MTTKRPs of the residual, less the pull of what rounding takes."""
+    data = point.residual
+    found = []
+    gradients = data.gradients(_batched(point.factors, data.matrix))
+    for mode, gradient in zip(data.free, gradients, strict=True):
+        diagonal = np.diag(hadamard(grams, (mode,))).real[:, None]
+        pull = data.ridge * diagonal * point.factors[mode]
+        found.append(_array.to_numpy(gradient[0]) - pull)
+    return found
+
+
+def _step(
+    data: Data,
+    factors: Sequence[Vector],
+    grams: Sequence[Vector],
+    descent: Sequence[Vector],
+    damping: float,
+) -> list[Vector]:
+    """The damped step of every free mode."""
+    if data.mask is not None:
+        return masked.damped_step(data, factors, grams, descent, damping)
+    free = data.free
+    blocks = [normal(grams, mode, data.ridge) for mode in free]
+    pairs = {
+        (k, other): hadamard(grams, (free[k], free[other]))
+        for k in range(len(free))
+        for other in range(k)
+    }
+    return damped_step([factors[mode] for mode in free], blocks, pairs, descent, damping)

@@ -38,8 +38,10 @@ class Data:
     """A batch of tensors as matrices (batch, N_left, N_right).
 
     `energies` are those that errors are relative to; `roundoff` is that of the arrays to return;
-    `lost` is what a compression before has already taken off the one tensor of a batch of one;
-    `wide` says that products are accumulated in double precision.
+    `lost` is what a compression before has already taken off the one tensor of a batch of one.
+    Products are accumulated in `double`, float64 or complex128, where they are `wide`. `mask` is
+    True where entries are observed; the others are zero in `matrix`. The factors of `fixed` modes
+    stay.
     """
 
     matrix: Array
@@ -47,27 +49,38 @@ class Data:
     split: int
     energies: tuple[float, ...]
     roundoff: float
-    lost: float = 0.0
-    wide: bool = False
+    lost: float
+    double: Any
+    wide: bool
+    mask: Array | None = None
+    fixed: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, batch: Array, roundoff: float = 0.0, lost: float = 0.0) -> Data:
+    def of(
+        cls,
+        batch: Array,
+        roundoff: float = 0.0,
+        *,
+        lost: float = 0.0,
+        mask: Array | None = None,
+        fixed: tuple[int, ...] = (),
+    ) -> Data:
         """Split the modes of (batch, n_1, ..., n_d) where the two groups are smallest."""
         modes = tuple(int(size) for size in batch.shape[1:])
         sizes = [math.prod(modes[:k]) + math.prod(modes[k:]) for k in range(1, len(modes))]
         split = 1 + sizes.index(min(sizes))
         matrix = batch.reshape(batch.shape[0], math.prod(modes[:split]), -1)
-        wide = _array.double(array_namespace(matrix), matrix.dtype)
+        name = "complex128" if _array.is_complex(matrix.dtype) else "float64"
+        double = _array.resolve_dtype(array_namespace(matrix), name)
         if math.prod(matrix.shape) <= _SMALL:
-            matrix = _array.astype(matrix, wide)
+            matrix = _array.astype(matrix, double)
+        wide = matrix.dtype == double or mask is not None
+        if mask is not None:
+            mask = mask.reshape(tuple(matrix.shape))
         energies = tuple(_energy(item) + lost for item in matrix)
-        return cls(matrix, modes, split, energies, roundoff, lost, wide=matrix.dtype == wide)
-
-    @property
-    def double(self) -> Any:
-        """float64 or complex128, in which factors are kept."""
-        name = "complex128" if _array.is_complex(self.matrix.dtype) else "float64"
-        return _array.resolve_dtype(array_namespace(self.matrix), name)
+        return cls(
+            matrix, modes, split, energies, roundoff, lost, double, wide, mask=mask, fixed=fixed
+        )
 
     @property
     def dtype(self) -> Any:
@@ -97,6 +110,11 @@ class Data:
         """The modes of one group."""
         return range(self.split) if left else range(self.split, len(self.modes))
 
+    @property
+    def free(self) -> list[int]:
+        """The modes whose factors are not fixed, in order."""
+        return [mode for mode in range(len(self.modes)) if mode not in self.fixed]
+
     def partial(self, factors: Sequence[Array], left: bool) -> Array:
         """Contract all modes of the other group: (batch, R, modes of this group)."""
         others = [conj(_array.astype(factors[k], self.dtype)) for k in self.side(not left)]
@@ -118,16 +136,38 @@ class Data:
             partial = (narrow[k][..., None, :] @ folded)[..., 0, :]
         return _array.astype(partial.reshape(batch, rank, -1), self.double)
 
+    def gradients(self, factors: Sequence[Array]) -> list[Array]:
+        """The MTTKRPs of all free modes with the same factors."""
+        found: list[Array] = []
+        for left in (True, False):
+            modes = [mode for mode in self.side(left) if mode in self.free]
+            partial = self.partial(factors, left) if modes else None
+            found += [self.mttkrp(partial, factors, mode) for mode in modes]
+        return found
+
     def residual(self, factors: Sequence[Array]) -> Array:
-        """The data minus the sum of the terms, as matrices."""
+        """The data minus the sum of the terms, as matrices; zero where nothing is observed."""
         left, right = self._halves(factors)
-        return self.matrix - left.mT @ right
+        return self.observed(self.matrix - left.mT @ right)
+
+    def observed(self, values: Array) -> Array:
+        """`values` where entries are observed, zero elsewhere."""
+        if self.mask is None:
+            return values
+        xp = array_namespace(values)
+        return xp.where(self.mask, values, xp.zeros_like(values[:1, :1, :1]))
 
     def errors(self, factors: Sequence[Array]) -> Vector:
-        """Relative errors of the terms, from residuals formed a tile at a time."""
-        left, right = self._halves(factors)
-        triples = zip(self.matrix, left, right, strict=True)
-        squared = [_array.residual_energy(item, a.mT, b) + self.lost for item, a, b in triples]
+        """Relative errors of the terms over what is observed.
+
+        The residuals are formed a tile at a time, whole only where there is a mask.
+        """
+        if self.mask is None:
+            left, right = self._halves(factors)
+            triples = zip(self.matrix, left, right, strict=True)
+            squared = [_array.residual_energy(item, a.mT, b) + self.lost for item, a, b in triples]
+        else:
+            squared = [_array.energy(item) for item in self.residual(factors)]
         relative: Vector = np.asarray(squared) / np.asarray(self.energies)
         return np.sqrt(relative)
 

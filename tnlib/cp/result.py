@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from tnlib import _array
@@ -20,15 +23,32 @@ _CANCELLING = -0.95
 
 
 def result(
-    array: Array, prepared: Prepared, data: Data, terms: Terms, course: Course, row: int = 0
+    array: Array,
+    prepared: Prepared,
+    data: Data,
+    terms: Terms,
+    course: Course,
+    row: int = 0,
+    kept: Mapping[int, Array] | None = None,
 ) -> CP:
-    """Sorted terms in the caller's library and dtype, with the error of what is returned."""
+    """Terms in the caller's library and dtype, with the error of what is returned.
+
+    They are sorted, but for those with factors that are kept as they are.
+    """
     xp = array_namespace(terms.weights)
-    order = xp.argsort(-terms.weights[0])
-    weights = _array.owned(terms.weights[0][order])
-    weights = _array.times_power_of_two(weights, prepared.exponent)
-    columns = [factor[0][order].mT for factor in terms.factors]
-    out = [_array.restored(values, array, prepared.out) for values in (weights, *columns)]
+    weights, factors = terms.weights[0], [factor[0].mT for factor in terms.factors]
+    for mode, factor in (kept or {}).items():
+        norms = _array.to_numpy(xp.linalg.vector_norm(_double(factor, data), axis=0))
+        weights = weights / _array.from_numpy(np.where(norms > 0, norms, 1.0), weights)
+        factors[mode] = _own(factor, data.matrix)
+    if not kept:
+        order = xp.argsort(-weights)
+        weights, factors = weights[order], [factor[:, order] for factor in factors]
+    weights = _array.times_power_of_two(_array.owned(weights), prepared.exponent)
+    out = [
+        _array.restored(weights, array, real_dtype(prepared.out)),
+        *(_array.restored(factor, array, prepared.out) for factor in factors),
+    ]
     error = error_of(data, out, prepared.exponent)
     verify(error, None, prepared.out, course.solvers)
     info = Info(
@@ -46,9 +66,7 @@ def result(
 
 def error_of(data: Data, arrays: Sequence[Array], exponent: int) -> float:
     """Relative error of weights and factors against data that were scaled by 2^-exponent."""
-    weights, *factors = (
-        _array.astype(_array.computable(values, data.matrix), data.double) for values in arrays
-    )
+    weights, *factors = (_double(values, data) for values in arrays)
     weights = _array.times_power_of_two(_array.owned(weights), -exponent)
     rows = [factor.mT[None] for factor in factors]
     rows[-1] = rows[-1] * weights[None, :, None]
@@ -65,12 +83,36 @@ def _degeneracy(terms: Terms) -> str:
     return f"; degenerate: two terms nearly cancel (congruence {lowest:.4f})"
 
 
-def zero(array: Array, rank: int, prepared: Prepared) -> CP:
-    """The zero array: weights 0, unit columns, error 0."""
+def real_dtype(dtype: Any) -> Any:
+    """The dtype of the real numbers that numbers of a dtype are made of."""
+    if not _array.is_complex(dtype):
+        return dtype
+    name = {"complex64": "float32", "complex128": "float64"}[_array.dtype_name(dtype)]
+    if isinstance(dtype, np.dtype):
+        return np.dtype(name)
+    return getattr(sys.modules["torch"], name)
+
+
+def _own(values: Array, like: Array) -> Array:
+    """A copy of a given array, in NumPy where `like` is."""
+    return _array.owned(_array.computable(values, like))
+
+
+def _double(values: Array, data: Data) -> Array:
+    """A returned array in the library of the data, in double precision."""
+    return _array.astype(_array.computable(values, data.matrix), data.double)
+
+
+def zero(array: Array, rank: int, prepared: Prepared, kept: Mapping[int, Array]) -> CP:
+    """The zero array: weights 0, unit columns but for kept factors, error 0."""
     xp = array_namespace(array)
-    weights = xp.zeros(rank, dtype=prepared.out, device=array.device)
+    weights = xp.zeros(rank, dtype=real_dtype(prepared.out), device=array.device)
     factors = []
-    for size in array.shape:
+    for mode, size in enumerate(array.shape):
+        if mode in kept:
+            own = _own(kept[mode], prepared.data)
+            factors.append(_array.restored(own, array, prepared.out))
+            continue
         factor = xp.zeros((size, rank), dtype=prepared.out, device=array.device)
         factor[0] = 1
         factors.append(factor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -71,16 +71,28 @@ def directions(terms: Terms) -> Terms:
 
 
 def given_terms(init: CP, data: Data, projections: list[Array] | None) -> Terms:
-    """Terms of a given decomposition, in the coordinates of `projections` where there are any."""
-    like = data.matrix
-    wide = data.double
-    factors: list[Any] = []
-    for k, factor in enumerate(init.factors):
-        rows = _array.astype(_array.computable(_array.plain(factor), like), wide).mT
-        if projections is not None:
-            rows = rows @ conj(_array.astype(projections[k], wide))
-        factors.append(rows[None])
-    weights = _array.astype(_array.computable(_array.plain(init.weights), like), wide)
-    factors[-1] = factors[-1] * weights[None, :, None]
-    terms = measured(data, normalized(factors, np.ones(1)), data.ridge)
+    """Terms of a given decomposition, in the coordinates of `projections` where there are any.
+
+    Terms that fit worse than nothing only give directions.
+    """
+    xp = array_namespace(data.matrix)
+    rows = [_rows(factor, data).mT[None] for factor in init.factors]
+    if projections is not None:
+        wide = [_array.astype(basis, data.double) for basis in projections]
+        rows = [factor @ conj(basis) for factor, basis in zip(rows, wide, strict=True)]
+    units = normalized(rows, np.ones(1))
+    factors = list(units.factors)
+    for mode in data.fixed:
+        factors[mode] = xp.where(xp.abs(rows[mode]) > 0, factors[mode], rows[mode])
+    weights = _rows(init.weights, data)[None]
+    sizes = xp.abs(weights)
+    phases = xp.where(sizes > 0, weights, xp.ones_like(weights)) / xp.where(sizes > 0, sizes, 1.0)
+    factors[data.free[0]] = factors[data.free[0]] * phases[..., None]
+    terms = Terms(tuple(factors), units.weights * sizes, units.errors)
+    terms = measured(data, terms, data.ridge)
     return terms if terms.errors[0] < 1 else directions(terms)
+
+
+def _rows(values: Array, data: Data) -> Array:
+    """A given array in the library of the data, in double precision."""
+    return _array.astype(_array.computable(_array.plain(values), data.matrix), data.double)

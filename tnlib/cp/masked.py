@@ -1,0 +1,113 @@
+"""CP where entries are missing: least squares over the observed entries alone.
+
+Every row of a factor has a normal matrix of its own, a sum over the observed entries of its slice
+(weighted least squares: Tomasi and Bro, Chemom. Intell. Lab. Syst. 75, 2005; Acar, Dunlavy, Kolda
+and Morup, ibid. 106, 2011). Nothing is filled in, so sweeps converge as without a mask. The normal
+matrices of all rows are a product of the mask with the products of pairs of terms, as the
+right-hand sides are one of the data with the terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from tnlib import _array, _lapack
+from tnlib._array import Array
+from tnlib._basis import Vector
+from tnlib.cp.damped import conjugate_gradients
+from tnlib.cp.products import Data, conj, hadamard, khatri_rao
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The normal matrices of the rows of one group's factors, from the partial product of it."""
+
+    mask: Data
+    partial: Array
+
+    @classmethod
+    def of(cls, data: Data, factors: Sequence[Array], left: bool) -> Rows:
+        """Contract the mask with pairs of terms over all modes of the other group."""
+        mask = replace(data, matrix=data.mask)
+        return cls(mask, mask.partial(_pairs(factors), left))
+
+    def normals(
+        self, factors: Sequence[Array], grams: Sequence[Array], mode: int, ridge: float
+    ) -> Array:
+        """Matrices (batch, n, R, R) of one mode, raised by `ridge` of the diagonal of them all.
+
+        That is the diagonal that they would add up to with nothing missing.
+        """
+        product = self.mask.mttkrp(self.partial, _pairs(factors), mode)
+        batch, _, size = product.shape
+        rank = grams[0].shape[-1]
+        eye = array_namespace(product).eye(rank, dtype=product.dtype, device=product.device)
+        whole = hadamard(grams, (mode,)) * eye
+        return product.mT.reshape(batch, size, rank, rank) + ridge * whole[:, None]
+
+
+def _pairs(factors: Sequence[Array]) -> list[Array]:
+    """Products of two terms, (batch, R^2, n)."""
+    products = (factor[:, :, None] * conj(factor)[:, None, :] for factor in factors)
+    return [product.reshape(product.shape[0], -1, product.shape[-1]) for product in products]
+
+
+def damped_step(
+    data: Data,
+    factors: Sequence[Vector],
+    grams: Sequence[Vector],
+    descent: Sequence[Vector],
+    damping: float,
+) -> list[Vector]:
+    """Solve (J^H J + damping) D = descent for the free modes, by conjugate gradients.
+
+    J^H J takes one product with the terms and one with the data's sides a mode; the preconditioner
+    is its diagonal, the normal matrix of every row.
+    """
+    arrays = [_array.from_numpy(factor[None], data.matrix) for factor in factors]
+    ridges = [_ridge(data, grams, mode) for mode in data.free]
+    inverses = []
+    rows = {left: Rows.of(data, arrays, left) for left in (True, False)}
+    batched = [_array.from_numpy(gram[None], data.matrix) for gram in grams]
+    for mode in data.free:
+        normals = rows[mode < data.split].normals(arrays, batched, mode, data.ridge)[0]
+        inverses.append(_lapack.inv(_array.to_numpy(normals) + damping * np.eye(len(grams[0]))))
+
+    def product(step: Sequence[Vector]) -> list[Vector]:
+        changes = dict(zip(data.free, step, strict=True))
+        seen = replace(data, matrix=data.observed(_tangent(data, arrays, changes)))
+        found = [_array.to_numpy(gradient[0]) for gradient in seen.gradients(arrays)]
+        parts = zip(found, ridges, step, strict=True)
+        return [gradient + (ridge + damping) * part for gradient, ridge, part in parts]
+
+    def precondition(step: Sequence[Vector]) -> list[Vector]:
+        pairs = zip(inverses, step, strict=True)
+        return [(inverse @ part.T[..., None])[..., 0].T for inverse, part in pairs]
+
+    return conjugate_gradients(product, precondition, descent)
+
+
+def _ridge(data: Data, grams: Sequence[Vector], mode: int) -> Vector:
+    diagonal: Vector = data.ridge * np.diag(hadamard(grams, (mode,))).real[:, None]
+    return diagonal
+
+
+def _tangent(data: Data, factors: Sequence[Array], changes: dict[int, Vector]) -> Array:
+    """The first change of the sum of terms when factors change, as matrices."""
+    sides = [data.side(left) for left in (True, False)]
+    whole = [khatri_rao([factors[k] for k in side]) for side in sides]
+    total = None
+    for position, side in enumerate(sides):
+        for mode in side:
+            if mode not in changes:
+                continue
+            change = _array.from_numpy(changes[mode][None], data.matrix)
+            moved = khatri_rao([change if k == mode else factors[k] for k in side])
+            ends = (moved, whole[1]) if position == 0 else (whole[0], moved)
+            part = ends[0].mT @ ends[1]
+            total = part if total is None else total + part
+    return total
