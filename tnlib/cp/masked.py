@@ -9,6 +9,7 @@ right-hand sides are one of the data with the terms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,9 @@ from tnlib._array import Array
 from tnlib._basis import Vector
 from tnlib.cp.damped import conjugate_gradients
 from tnlib.cp.products import Data, conj, hadamard, khatri_rao
+
+# Entries of J up to which it is formed.
+_DENSE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,23 @@ class Rows:
         mask = replace(data, matrix=data.mask)
         return cls(mask, mask.partial(_pairs(factors), left))
 
+    def sums(self, factors: Sequence[Array], mode: int) -> Array:
+        """Sums over the observed entries of every row's slice, (batch, n, R, R)."""
+        product = self.mask.mttkrp(self.partial, _pairs(factors), mode)
+        batch, _, size = product.shape
+        rank = factors[0].shape[-2]
+        return product.mT.reshape(batch, size, rank, rank)
+
     def normals(
         self, factors: Sequence[Array], grams: Sequence[Array], mode: int, ridge: float
     ) -> Array:
-        """Matrices (batch, n, R, R) of one mode, raised by `ridge` of the diagonal of them all.
+        """The normal matrices of one mode, raised by `ridge` of the diagonal of them all.
 
         That is the diagonal that they would add up to with nothing missing.
         """
-        product = self.mask.mttkrp(self.partial, _pairs(factors), mode)
-        batch, _, size = product.shape
-        rank = grams[0].shape[-1]
-        eye = array_namespace(product).eye(rank, dtype=product.dtype, device=product.device)
-        whole = hadamard(grams, (mode,)) * eye
-        return product.mT.reshape(batch, size, rank, rank) + ridge * whole[:, None]
+        sums = self.sums(factors, mode)
+        eye = array_namespace(sums).eye(sums.shape[-1], dtype=sums.dtype, device=sums.device)
+        return sums + ridge * (hadamard(grams, (mode,)) * eye)[:, None]
 
 
 def _pairs(factors: Sequence[Array]) -> list[Array]:
@@ -63,26 +71,60 @@ def damped_step(
     descent: Sequence[Vector],
     damping: float,
 ) -> list[Vector]:
-    """Solve (J^H J + damping) D = descent for the free modes, by conjugate gradients.
+    """Solve (J^H J + damping) D = descent for the free modes.
 
-    J^H J takes one product with the terms and one with the data's sides a mode; the preconditioner
-    is its diagonal, the normal matrix of every row.
+    Small problems form J, a row for each observed entry; large ones take conjugate gradients.
+    """
+    ridges = [_ridge(data, grams, mode) + damping for mode in data.free]
+    unknowns = sum(part.size for part in descent)
+    solve = _dense_solve if math.prod(data.modes) * unknowns <= _DENSE else _iterative_solve
+    return solve(data, factors, descent, ridges)
+
+
+def _dense_solve(
+    data: Data, factors: Sequence[Vector], descent: Sequence[Vector], ridges: Sequence[Vector]
+) -> list[Vector]:
+    """Form J and its normal matrix, and eliminate."""
+    columns = []
+    for mode in data.free:
+        others = [factor for k, factor in enumerate(factors) if k != mode]
+        size, rows = data.modes[mode], khatri_rao(others).T
+        shape = [length for k, length in enumerate(data.modes) if k != mode]
+        block = np.zeros((size, *rows.shape, size), dtype=rows.dtype)
+        block[np.arange(size), :, :, np.arange(size)] = rows
+        block = np.moveaxis(block.reshape(size, *shape, -1), 0, mode)
+        columns.append(block.reshape(math.prod(data.modes), -1))
+    seen = np.concatenate(columns, axis=1)[_array.to_numpy(data.mask).reshape(-1)]
+    normal = seen.conj().T @ seen
+    raised = [
+        np.broadcast_to(r, part.shape).ravel() for r, part in zip(ridges, descent, strict=True)
+    ]
+    normal[np.diag_indices_from(normal)] += np.concatenate(raised)
+    solved = _lapack.solve(normal, np.concatenate([part.ravel() for part in descent]))
+    parts = np.split(solved, np.cumsum([part.size for part in descent])[:-1])
+    return [part.reshape(like.shape) for part, like in zip(parts, descent, strict=True)]
+
+
+def _iterative_solve(
+    data: Data, factors: Sequence[Vector], descent: Sequence[Vector], ridges: Sequence[Vector]
+) -> list[Vector]:
+    """Conjugate gradients, preconditioned by the normal matrices of the rows.
+
+    J^H J takes one product with the terms and one with the data's sides a mode.
     """
     arrays = [_array.from_numpy(factor[None], data.matrix) for factor in factors]
-    ridges = [_ridge(data, grams, mode) for mode in data.free]
-    inverses = []
     rows = {left: Rows.of(data, arrays, left) for left in (True, False)}
-    batched = [_array.from_numpy(gram[None], data.matrix) for gram in grams]
-    for mode in data.free:
-        normals = rows[mode < data.split].normals(arrays, batched, mode, data.ridge)[0]
-        inverses.append(_lapack.inv(_array.to_numpy(normals) + damping * np.eye(len(grams[0]))))
+    inverses = []
+    for mode, ridge in zip(data.free, ridges, strict=True):
+        normals = _array.to_numpy(rows[mode < data.split].sums(arrays, mode)[0])
+        inverses.append(_lapack.inv(normals + np.diag(ridge[:, 0])))
 
     def product(step: Sequence[Vector]) -> list[Vector]:
         changes = dict(zip(data.free, step, strict=True))
         seen = replace(data, matrix=data.observed(_tangent(data, arrays, changes)))
         found = [_array.to_numpy(gradient[0]) for gradient in seen.gradients(arrays)]
         parts = zip(found, ridges, step, strict=True)
-        return [gradient + (ridge + damping) * part for gradient, ridge, part in parts]
+        return [gradient + ridge * part for gradient, ridge, part in parts]
 
     def precondition(step: Sequence[Vector]) -> list[Vector]:
         pairs = zip(inverses, step, strict=True)
