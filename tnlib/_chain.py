@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 import numpy as np
 
@@ -13,10 +13,11 @@ from tnlib import _array, _checks, _norm, _scale, _schmidt, _train, gauge
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._format import Format
+from tnlib._types import ArrayT, Scalar
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Chain(Format):
+class Chain(Format, Generic[ArrayT]):
     """Cores whose first and last axes are bonds; subclasses say what the axes between are.
 
     Sums, differences and multiples are written ``a + b``, ``a - b``, ``2 * a``; ranks add up, and
@@ -24,7 +25,7 @@ class Chain(Format):
     changes of gauge are not.
     """
 
-    cores: tuple[Array, ...]
+    cores: tuple[ArrayT, ...]
     center: int | None = field(default=None, kw_only=True)
 
     @property
@@ -50,28 +51,28 @@ class Chain(Format):
         """A chain with the modes of this one from merged cores."""
         raise NotImplementedError
 
-    def __add__(self, other: Any) -> Self:
+    def __add__(self, other: Self) -> Self:
         if not isinstance(other, Chain):
             return NotImplemented
         self._check_modes(other)
         return self._rebuilt(_train.add(*self._promoted(other)))
 
-    def __radd__(self, other: Any) -> Self:
+    def __radd__(self, other: int) -> Self:
         """``0 + chain``, which is how the built-in ``sum`` begins."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
-    def __sub__(self, other: Any) -> Self:
+    def __sub__(self, other: Self) -> Self:
         if not isinstance(other, Chain):
             return NotImplemented
         self._check_modes(other)
         ours, theirs = self._promoted(other)
-        return self._rebuilt(_train.add(ours, [-theirs[0], *theirs[1:]]))
+        return self._rebuilt(_train.add(ours, _train.negated(theirs)))
 
     def __neg__(self) -> Self:
         return self._scaled(-1)
 
     @own_arithmetic()
-    def __mul__(self, factor: Any) -> Self:
+    def __mul__(self, factor: Scalar | ArrayT) -> Self:
         if isinstance(factor, Chain):
             raise TypeError("for the elementwise product use a.hadamard(b), for operators a @ b")
         return self._scaled(_checks.scalar("factor", factor))
@@ -79,7 +80,7 @@ class Chain(Format):
     __rmul__ = __mul__
 
     @own_arithmetic()
-    def __truediv__(self, divisor: Any) -> Self:
+    def __truediv__(self, divisor: Scalar | ArrayT) -> Self:
         number = _checks.scalar("divisor", divisor)
         if not _array.is_torch(number) and number == 0:
             raise ZeroDivisionError("division by zero")
@@ -107,7 +108,7 @@ class Chain(Format):
         return self._rebuilt(_train.hadamard(*self._promoted(other)))
 
     @own_arithmetic()
-    def inner(self, other: Self) -> Array:
+    def inner(self, other: Self) -> ArrayT:
         """Inner product: the sum of ``conj(self) * other`` over all entries.
 
         Without forming either array; differentiable. Infinite beyond the range of the dtype, zero
@@ -124,10 +125,11 @@ class Chain(Format):
             If `other` is of another format, library or shape.
         """
         self._check_modes(other)
-        return _scale.times(*_train.inner(self._merged(), other._merged()))
+        found: ArrayT = _scale.times(*_train.inner(self._merged(), other._merged()))
+        return found
 
     @own_arithmetic()
-    def norm(self) -> Array:
+    def norm(self) -> ArrayT:
         """Frobenius norm.
 
         Found by orthogonalisation, so that the norm of a difference is accurate to the unit
@@ -144,10 +146,11 @@ class Chain(Format):
         ValueError
             If a core holds nan or inf.
         """
-        return _norm.norm(self._merged())
+        found: ArrayT = _norm.norm(self._merged())
+        return found
 
     @own_arithmetic()
-    def lognorm(self) -> Array:
+    def lognorm(self) -> ArrayT:
         """Natural logarithm of the Frobenius norm, -inf for zero.
 
         Right where the norm itself leaves the range of the dtype. Differentiable like it.
@@ -168,7 +171,8 @@ class Chain(Format):
         >>> float(many.norm()), round(float(many.lognorm() / np.log(10)), 9)
         (inf, 1500.0)
         """
-        return _norm.lognorm(self._merged())
+        found: ArrayT = _norm.lognorm(self._merged())
+        return found
 
     @own_arithmetic()
     def normalized(self) -> Self:
@@ -220,7 +224,7 @@ class Chain(Format):
         return self._regauged(gauge.balance(self._merged(), self.center))
 
     @own_arithmetic()
-    def singular_values(self, *, normalized: bool = False) -> tuple[Array, ...]:
+    def singular_values(self, *, normalized: bool = False) -> tuple[ArrayT, ...]:
         """Schmidt values: the singular values of the unfolding at every bond.
 
         Computed in double precision, without forming the array. Values that are only rounding of
@@ -318,7 +322,7 @@ class Chain(Format):
                 "arrays with the same modes"
             )
 
-    def _promoted(self, other: Chain) -> tuple[list[Array], list[Array]]:
+    def _promoted(self, other: Self) -> tuple[list[Array], list[Array]]:
         """Merged cores of both in their common dtype."""
         xp = _array.namespace(*self.cores, *other.cores)
         dtype = xp.result_type(self.cores[0], other.cores[0])

@@ -36,6 +36,13 @@ def per_axis(value: Any, sizes: Sequence[int], like: Array) -> tuple[list[Array]
     return broadcast(checked)
 
 
+def paired(index: Sequence[Array], widths: Sequence[int]) -> list[Array]:
+    """Positions in the modes i_k j_k, of those in row modes, then in column modes."""
+    half = len(widths)
+    triples = zip(index[:half], index[half:], widths, strict=True)
+    return [row * width + column for row, column, width in triples]
+
+
 def digits(name: str, value: Any, dims: Sequence[int], size: int, like: Array) -> list[Array]:
     """Numbers of rows or columns as their digits, the last running fastest; or digits as given."""
     if isinstance(value, tuple | list):

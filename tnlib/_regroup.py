@@ -16,7 +16,7 @@ from tnlib._prepare import Prepared, verify
 from tnlib._sweep import zero_train
 from tnlib.info import Info
 
-C = TypeVar("C", bound=Chain)
+C = TypeVar("C", bound=Chain[Any])
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,6 @@ def finished(
     return type(tt)(shaped, error=error, error_kind=kind, center=place, info=info)
 
 
-def modes_of(tt: Chain) -> list[tuple[int, ...]]:
+def modes_of(tt: Chain[Any]) -> list[tuple[int, ...]]:
     """The axes between the bonds of every core."""
     return [tuple(map(int, core.shape[1:-1])) for core in tt.cores]

@@ -80,6 +80,11 @@ def _block_diagonal(xp: Any, a: Array, b: Array) -> Array:
     return xp.concat([upper, lower], axis=0)
 
 
+def negated(cores: Sequence[Array]) -> list[Array]:
+    """Cores of the array with the other sign."""
+    return [-cores[0], *cores[1:]]
+
+
 def hadamard(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
     """Cores of the elementwise product: Kronecker products over the bonds."""
 

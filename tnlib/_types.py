@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-ArrayT = TypeVar("ArrayT", "np.ndarray[Any, np.dtype[Any]]", "torch.Tensor")
+NumPyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+ArrayT = TypeVar("ArrayT", NumPyArray, "torch.Tensor")
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
-    AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]] | torch.Tensor
+    AnyArray: TypeAlias = NumPyArray | torch.Tensor
     DType: TypeAlias = str | type[np.generic] | np.dtype[Any] | torch.dtype
+    Indices: TypeAlias = AnyArray | int | Sequence[AnyArray | int | Sequence[int]]
+    Scalar: TypeAlias = complex | np.number[Any]
     RNG: TypeAlias = int | np.integer[Any] | np.random.Generator | torch.Generator | None
 else:
-    AnyArray = DType = RNG = Any
+    AnyArray = DType = Indices = Scalar = RNG = Any
 
+# Array libraries.
+Library = Literal["numpy", "torch"]
 # Kernels of a truncated basis.
 Method = Literal["auto", "svd", "gram", "krylov"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from tnlib import _array, _batch_sweep, _checks, _operands
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._types import RNG, ArrayT, DType, Method
 from tnlib.mpo import MPO, mpo_decompose, operator
 from tnlib.shapes import matrix_modes
 
@@ -22,17 +22,17 @@ _SMALL = 1 << 14
 
 @own_arithmetic()
 def mpo_decompose_batch(
-    Ws: Array | Sequence[Array],
+    Ws: ArrayT | Sequence[ArrayT],
     ranks: int | Sequence[int] | None = None,
     *,
     row_dims: Sequence[int] | None = None,
     col_dims: Sequence[int] | None = None,
     eps: float | None = None,
-    method: str = "auto",
+    method: Method = "auto",
     refine: int = 0,
     rng: RNG = None,
-    dtype: Any = None,
-) -> tuple[MPO, ...]:
+    dtype: DType | None = None,
+) -> tuple[MPO[ArrayT], ...]:
     """Decompose many matrices of one shape into matrix product operators.
 
     The same as :func:`mpo_decompose` of each, up to rounding, in one batched sweep where that is

@@ -83,7 +83,7 @@ def _plain_factors(tucker: Tucker) -> list[Array]:
     ]
 
 
-def from_tensorly(decomposition: Any) -> TT | MPO | Tucker | CP:
+def from_tensorly(decomposition: Any) -> TT[Any] | MPO[Any] | Tucker | CP:
     """A decomposition of tensorly as one of tnlib, sharing memory.
 
     Parameters

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import opt_einsum
 
@@ -29,8 +29,9 @@ from tnlib import (
     shapes,
 )
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._chain import Chain
+from tnlib._types import RNG, ArrayT, DType, Indices, Method
 from tnlib.contraction import plan_contraction
 from tnlib.tt import TT
 
@@ -39,7 +40,7 @@ _MOST_ENTRIES = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MPO(Chain):
+class MPO(Chain[ArrayT]):
     """A matrix product operator (also called a TT matrix).
 
     Attributes
@@ -93,7 +94,7 @@ class MPO(Chain):
         return math.prod(self.row_dims), math.prod(self.col_dims)
 
     @own_arithmetic()
-    def to_matrix(self) -> Array:
+    def to_matrix(self) -> ArrayT:
         """The dense matrix, of shape ``shape``, in the dtype of the cores.
 
         Differentiable with respect to torch cores. Half precision is contracted in float32.
@@ -112,14 +113,15 @@ class MPO(Chain):
         axes = [(side, size) for pair in pairs for side, size in enumerate(pair) if size > 1]
         order = sorted(range(len(axes)), key=lambda k: axes[k][0])
         apart = flat.reshape([size for _, size in axes])
-        return xp.permute_dims(apart, tuple(order)).reshape(self.shape)
+        matrix: ArrayT = xp.permute_dims(apart, tuple(order)).reshape(self.shape)
+        return matrix
 
-    def to_dense(self) -> Array:
+    def to_dense(self) -> ArrayT:
         """The dense matrix; the name that every format of the package has."""
         return self.to_matrix()
 
     @own_arithmetic()
-    def matvec(self, x: Array) -> Array:
+    def matvec(self, x: ArrayT) -> ArrayT:
         """Apply the matrix along the last axis: ``x @ matrix.T`` without forming the matrix.
 
         The cheapest order of contractions for the given number of vectors is searched; where it
@@ -164,23 +166,18 @@ class MPO(Chain):
                 f"x is {_array.dtype_name(x.dtype)} and the cores are "
                 f"{_array.dtype_name(self.cores[0].dtype)}; cast one of them"
             )
-        # Modes of 1 are left out, since libraries allow few axes.
-        narrow = [size for size in self.col_dims if size > 1]
-        vectors = _array.astype(x, _array.working_dtype(xp, x.dtype)).reshape(-1, *narrow)
-        cores, exponent = _train.tamed(self._merged())
-        cores = [
-            core.reshape([core.shape[0], *(size for size in pair if size > 1), core.shape[2]])
-            for core, pair in zip(cores, self._pairs, strict=True)
-        ]
-        shapes_of = [tuple(core.shape) for core in cores]
-        batch = (max(vectors.shape[0], 1), *narrow)
-        plan = plan_contraction(_matvec_equation(self._pairs), batch, *shapes_of)
-        product = _scale.times(plan(vectors, *cores).reshape(*x.shape[:-1], rows), exponent)
+        wide = _array.astype(x, _array.working_dtype(xp, x.dtype)).reshape(-1, columns)
+        product = _applied(self._merged(), self._pairs, wide).reshape(*x.shape[:-1], rows)
         with _array.out_of_range_allowed():
-            return _array.astype(product, x.dtype)
+            found: ArrayT = _array.astype(product, x.dtype)
+        return found
 
+    @overload
+    def __matmul__(self, other: MPO[ArrayT]) -> MPO[ArrayT]: ...
+    @overload
+    def __matmul__(self, other: TT[ArrayT]) -> TT[ArrayT]: ...
     @own_arithmetic()
-    def __matmul__(self, other: Any) -> Any:
+    def __matmul__(self, other: MPO[ArrayT] | TT[ArrayT]) -> MPO[ArrayT] | TT[ArrayT]:
         """Product with an operator (an MPO) or a train (a TT); ranks multiply."""
         if not isinstance(other, MPO | TT):
             raise TypeError(
@@ -211,7 +208,7 @@ class MPO(Chain):
         return MPO(unmerged(cores, zip(self.row_dims, other.col_dims, strict=True)))
 
     @property
-    def T(self) -> MPO:
+    def T(self) -> MPO[ArrayT]:
         """The transposed matrix."""
         xp = _array.namespace(*self.cores)
         cores = tuple(xp.permute_dims(core, (0, 2, 1, 3)) for core in self.cores)
@@ -220,7 +217,7 @@ class MPO(Chain):
         )
 
     @own_arithmetic()
-    def entry(self, i: int, j: int) -> Array:
+    def entry(self, i: int, j: int) -> ArrayT:
         """Entry (i, j) as an array without axes, without forming the matrix.
 
         Examples
@@ -237,10 +234,13 @@ class MPO(Chain):
             strict=True,
         )
         cores = zip(self.cores, places, strict=True)
-        return _train.entry([core[:, k, m : m + 1] for core, (k, m) in cores])
+        found: ArrayT = _train.entry([core[:, k, m : m + 1] for core, (k, m) in cores])
+        return found
 
     @classmethod
-    def from_tt(cls, train: TT, row_dims: Sequence[int], col_dims: Sequence[int]) -> MPO:
+    def from_tt(
+        cls, train: TT[ArrayT], row_dims: Sequence[int], col_dims: Sequence[int]
+    ) -> MPO[ArrayT]:
         """The operator that a train over paired modes is: its mode k is (i_k, j_k), i_k first.
 
         No arithmetic: cores are reshaped, and the error stays what it is. A train over modes
@@ -269,7 +269,7 @@ class MPO(Chain):
                 f"are {shapes.paired_modes(rows, columns)}"
             )
         cores = unmerged(train.cores, zip(rows, columns, strict=True))
-        return cls(
+        return MPO(
             cores,
             error=train.error,
             error_kind=train.error_kind,
@@ -277,7 +277,7 @@ class MPO(Chain):
             info=train.info,
         )
 
-    def as_tt(self) -> TT:
+    def as_tt(self) -> TT[ArrayT]:
         """The train over the modes i_k j_k, row mode first; no arithmetic, and the same error.
 
         Examples
@@ -295,7 +295,7 @@ class MPO(Chain):
         )
 
     @own_arithmetic()
-    def gather(self, rows: Any, columns: Any) -> Array:
+    def gather(self, rows: Indices, columns: Indices) -> ArrayT:
         """Many entries at once, at given rows and columns, without forming the matrix.
 
         As :meth:`TT.gather`: O(r^2) operations an entry and core, differentiable, whatever the
@@ -331,13 +331,13 @@ class MPO(Chain):
         like = self.cores[0]
         i = _indices.digits("rows", rows, self.row_dims, self.shape[0], like)
         j = _indices.digits("columns", columns, self.col_dims, self.shape[1], like)
-        index, shape = _indices.broadcast([*i, *j])
-        pairs = zip(index[: len(i)], index[len(i) :], self.col_dims, strict=True)
-        merged = [row * width + column for row, column, width in pairs]
-        return _entries.gathered(self._merged(), merged).reshape(shape)
+        index, shape = _indices.broadcast(i + j)
+        merged = _indices.paired(index, self.col_dims)
+        found: ArrayT = _entries.gathered(self._merged(), merged).reshape(shape)
+        return found
 
     @own_arithmetic()
-    def trace(self) -> Array:
+    def trace(self) -> ArrayT:
         """Sum of the diagonal, without forming the matrix.
 
         Differentiable with respect to torch cores. The row modes must be the column modes.
@@ -359,10 +359,11 @@ class MPO(Chain):
         >>> round(float(mpo.trace()), 6)
         120.0
         """
-        return _trace.trace(self.cores)
+        found: ArrayT = _trace.trace(self.cores)
+        return found
 
     @own_arithmetic()
-    def partial_trace(self, positions: int | Sequence[int]) -> Any:
+    def partial_trace(self, positions: int | Sequence[int]) -> MPO[ArrayT]:
         """The operator on the other cores, with the modes of the given cores traced out.
 
         For a density matrix this is the reduced one. Differentiable; scales are spread evenly over
@@ -377,7 +378,7 @@ class MPO(Chain):
         Returns
         -------
         MPO
-            Of the other cores. Where none is left, the trace: an array without axes.
+            Of the other cores.
 
         Raises
         ------
@@ -386,7 +387,8 @@ class MPO(Chain):
         IndexError
             If there is no such core.
         ValueError
-            If a position is given twice, or its row mode is not its column mode.
+            If a position is given twice, or its row mode is not its column mode, or none is
+            left.
 
         Examples
         --------
@@ -399,10 +401,13 @@ class MPO(Chain):
         """
         chosen = _trace.positions(positions, len(self.cores))
         if len(chosen) == len(self.cores):
-            return _trace.trace(self.cores)
+            raise ValueError(
+                f"positions={positions!r} are all {len(self.cores)} cores; for the whole trace use "
+                "trace()"
+            )
         return MPO(_trace.partial(self.cores, chosen))
 
-    def row(self, i: int) -> TT:
+    def row(self, i: int) -> TT[ArrayT]:
         """Row i as a tensor train over the column modes, without forming the matrix.
 
         ``mpo.row(i).to_dense().reshape(-1)`` is the row as a vector.
@@ -418,7 +423,7 @@ class MPO(Chain):
         return TT(tuple(core[:, digit] for core, digit in zip(self.cores, digits, strict=True)))
 
     @own_arithmetic()
-    def column(self, j: int) -> TT:
+    def column(self, j: int) -> TT[ArrayT]:
         """Column j as a tensor train over the row modes, without forming the matrix.
 
         Examples
@@ -446,24 +451,24 @@ class MPO(Chain):
     def _merged(self) -> list[Array]:
         return [_merged(core) for core in self.cores]
 
-    def _rebuilt(self, cores: Sequence[Array], **about: Any) -> MPO:
+    def _rebuilt(self, cores: Sequence[Array], **about: Any) -> MPO[ArrayT]:
         return MPO(unmerged(cores, self._pairs), **about)
 
 
 @own_arithmetic()
 def mpo_decompose(
-    W: Array,
+    W: ArrayT,
     ranks: int | Sequence[int] | None = None,
     *,
     row_dims: Sequence[int] | None = None,
     col_dims: Sequence[int] | None = None,
     eps: float | None = None,
     max_params: int | None = None,
-    method: str = "auto",
+    method: Method = "auto",
     refine: int = 0,
     rng: RNG = None,
-    dtype: Any = None,
-) -> MPO:
+    dtype: DType | None = None,
+) -> MPO[ArrayT]:
     """Decompose a matrix of any shape into a matrix product operator.
 
     The matrix is reshaped to (i_1, ..., i_d, j_1, ..., j_d), interleaved to (i_1, j_1, i_2, ...)
@@ -546,7 +551,7 @@ def mpo_decompose(
     return operator(swept, rows, columns)
 
 
-def operator(swept: _sweep.Swept, rows: Sequence[int], columns: Sequence[int]) -> MPO:
+def operator(swept: _sweep.Swept, rows: Sequence[int], columns: Sequence[int]) -> MPO[Any]:
     """The operator of a finished sweep."""
     cores = unmerged(swept.cores, zip(rows, columns, strict=True))
     return MPO(cores, error=swept.error, error_kind="exact", center=len(cores) - 1, info=swept.info)
@@ -581,6 +586,22 @@ def _digits(position: int, sizes: Sequence[int]) -> list[int]:
         position, digit = divmod(position, size)
         digits.append(digit)
     return digits[::-1]
+
+
+def _applied(cores: Sequence[Array], pairs: Sequence[tuple[int, int]], vectors: Array) -> Array:
+    """Products (b, m) of (b, n) vectors with the operator of merged cores."""
+    # Modes of 1 are left out, since libraries allow few axes.
+    narrow = [size for _, size in pairs if size > 1]
+    batch = vectors.reshape(-1, *narrow)
+    tamed, exponent = _train.tamed(cores)
+    split = [
+        core.reshape([core.shape[0], *(size for size in pair if size > 1), core.shape[2]])
+        for core, pair in zip(tamed, pairs, strict=True)
+    ]
+    shapes_of = [tuple(core.shape) for core in split]
+    planned = (max(batch.shape[0], 1), *narrow)
+    plan = plan_contraction(_matvec_equation(pairs), planned, *shapes_of)
+    return _scale.times(plan(batch, *split), exponent)
 
 
 def _matvec_equation(pairs: Sequence[tuple[int, int]]) -> str:

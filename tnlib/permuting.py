@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tnlib import _array, _checks, _regroup
 from tnlib._arithmetic import own_arithmetic
@@ -19,7 +19,7 @@ from tnlib._basis import orthogonal_factors
 from tnlib._chain import Chain
 from tnlib._prepare import binds, budget
 
-C = TypeVar("C", bound=Chain)
+C = TypeVar("C", bound="Chain[Any]")
 
 
 @own_arithmetic()

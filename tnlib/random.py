@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from tnlib import _array, _checks
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
+from tnlib._types import RNG, AnyArray, ArrayT, DType, NumPyArray
 from tnlib.mpo import MPO, unmerged
 from tnlib.shapes import paired_modes
 from tnlib.tt import TT
 
 
+@overload
+def tt_random(
+    shape: Sequence[int],
+    ranks: int | Sequence[int],
+    *,
+    rng: RNG = ...,
+    dtype: DType | None = ...,
+    like: None = ...,
+) -> TT[NumPyArray]: ...
+@overload
+def tt_random(
+    shape: Sequence[int],
+    ranks: int | Sequence[int],
+    *,
+    rng: RNG = ...,
+    dtype: DType | None = ...,
+    like: ArrayT,
+) -> TT[ArrayT]: ...
 @own_arithmetic()
 def tt_random(
     shape: Sequence[int],
     ranks: int | Sequence[int],
     *,
     rng: RNG = None,
-    dtype: Any = None,
-    like: Array = None,
-) -> TT:
+    dtype: DType | None = None,
+    like: AnyArray | None = None,
+) -> TT[Any]:
     """A random tensor train, whose entries have mean 0 and variance 1.
 
     Core entries are independent normal numbers with variance 1 / sqrt of the product of the two
@@ -62,6 +81,26 @@ def tt_random(
     return TT(_cores(sizes, limits, rng, dtype, np.empty(0) if like is None else like))
 
 
+@overload
+def mpo_random(
+    row_dims: Sequence[int],
+    col_dims: Sequence[int],
+    ranks: int | Sequence[int],
+    *,
+    rng: RNG = ...,
+    dtype: DType | None = ...,
+    like: None = ...,
+) -> MPO[NumPyArray]: ...
+@overload
+def mpo_random(
+    row_dims: Sequence[int],
+    col_dims: Sequence[int],
+    ranks: int | Sequence[int],
+    *,
+    rng: RNG = ...,
+    dtype: DType | None = ...,
+    like: ArrayT,
+) -> MPO[ArrayT]: ...
 @own_arithmetic()
 def mpo_random(
     row_dims: Sequence[int],
@@ -69,9 +108,9 @@ def mpo_random(
     ranks: int | Sequence[int],
     *,
     rng: RNG = None,
-    dtype: Any = None,
-    like: Array = None,
-) -> MPO:
+    dtype: DType | None = None,
+    like: AnyArray | None = None,
+) -> MPO[Any]:
     """A random matrix product operator, whose entries have mean 0 and variance 1.
 
     Parameters

@@ -21,7 +21,7 @@ from tnlib._format import ErrorKind
 from tnlib._prepare import allowance, binds, budget, within
 from tnlib.mpo import MPO
 
-C = TypeVar("C", bound=Chain)
+C = TypeVar("C", bound="Chain[Any]")
 Mode = tuple[int, ...]
 
 
@@ -116,7 +116,7 @@ def tt_reshape(
     )
 
 
-def _new_modes(tt: Chain, shape: Any) -> list[Mode]:
+def _new_modes(tt: Chain[Any], shape: Any) -> list[Mode]:
     """`shape` as the modes of every new core, with the product of those of `tt`."""
     if not isinstance(tt, MPO):
         return [(size,) for size in _fitting("shape", shape, math.prod(tt.shape))]

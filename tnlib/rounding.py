@@ -16,16 +16,17 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _train, gauge
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._basis import NOISE
 from tnlib._chain import Chain
 from tnlib._prepare import Prepared, binds, budget, verify, within
 from tnlib._sweep import split_all, zero_train
+from tnlib._types import RNG, DType, Method
 from tnlib.choice.budget import bond_ranks, checked
 from tnlib.choice.counts import ChainCount
 from tnlib.info import Info
 
-C = TypeVar("C", bound=Chain)
+C = TypeVar("C", bound="Chain[Any]")
 
 _CANCELS = "cancels to rounding"
 # Errors this many times above what rounding can do are the sum of the discarded energies.
@@ -39,9 +40,9 @@ def tt_round(
     *,
     eps: float | None = None,
     max_params: int | None = None,
-    method: str = "auto",
+    method: Method = "auto",
     rng: RNG = None,
-    dtype: Any = None,
+    dtype: DType | None = None,
 ) -> C:
     """Lower the ranks of a tensor train or a matrix product operator.
 

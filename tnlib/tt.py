@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import EllipsisType
+from typing import Any, ClassVar, overload
 
 from tnlib import _array, _checks, _entries, _indices, _operands, _sweep, _train
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._chain import Chain
+from tnlib._types import RNG, ArrayT, DType, Indices, Method
 
 _MOST_AXES = 64
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TT(Chain):
+class TT(Chain[ArrayT]):
     """A tensor train.
 
     Attributes
@@ -67,11 +69,11 @@ class TT(Chain):
     def _merged(self) -> list[Array]:
         return list(self.cores)
 
-    def _rebuilt(self, cores: Sequence[Array], **about: Any) -> TT:
+    def _rebuilt(self, cores: Sequence[Array], **about: Any) -> TT[ArrayT]:
         return TT(tuple(cores), **about)
 
     @own_arithmetic()
-    def to_dense(self) -> Array:
+    def to_dense(self) -> ArrayT:
         """The array that the cores stand for, of shape ``shape``, in their dtype.
 
         Differentiable with respect to torch cores. Half precision is contracted in float32.
@@ -93,8 +95,13 @@ class TT(Chain):
                 f"NumPy's arrays have at most {_MOST_AXES} axes and this train {len(self.cores)}; "
                 "index it, or take inner products"
             )
-        return _train.dense(self.cores).reshape(self.shape)
+        dense: ArrayT = _train.dense(self.cores).reshape(self.shape)
+        return dense
 
+    @overload
+    def __getitem__(self, key: slice | EllipsisType) -> TT[ArrayT]: ...
+    @overload
+    def __getitem__(self, key: Any) -> Any: ...
     @own_arithmetic()
     def __getitem__(self, key: Any) -> Any:
         """An entry (an array without axes) or a smaller train, without forming the array.
@@ -133,7 +140,7 @@ class TT(Chain):
         return TT(tuple(_train.without(parts, kept)))
 
     @own_arithmetic()
-    def gather(self, indices: Any) -> Array:
+    def gather(self, indices: Indices) -> ArrayT:
         """Many entries at once, at given positions, without forming the array.
 
         O(r^2) operations an entry and core. Differentiable with respect to torch cores. An entry
@@ -171,7 +178,8 @@ class TT(Chain):
         (3, 4)
         """
         index, shape = _indices.per_axis(indices, self.shape, self.cores[0])
-        return _entries.gathered(self.cores, index).reshape(shape)
+        found: ArrayT = _entries.gathered(self.cores, index).reshape(shape)
+        return found
 
     def _selection(self, key: Any) -> list[int | list[int]]:
         """What `key` takes from every axis: a position, or a list of them."""
@@ -200,16 +208,16 @@ class TT(Chain):
 
 @own_arithmetic()
 def tt_svd(
-    X: Array,
+    X: ArrayT,
     ranks: int | Sequence[int] | None = None,
     *,
     eps: float | None = None,
     max_params: int | None = None,
-    method: str = "auto",
+    method: Method = "auto",
     refine: int = 0,
     rng: RNG = None,
-    dtype: Any = None,
-) -> TT:
+    dtype: DType | None = None,
+) -> TT[ArrayT]:
     """Decompose an array into a tensor train by sequential truncated SVDs.
 
     The result is left-canonical and at most sqrt(d - 1) times worse than the best train of its

@@ -42,7 +42,7 @@ def test_tracing_out_in_two_steps_is_tracing_out_at_once():
     once = operator.partial_trace((1, 3))
     twice = operator.partial_trace(3).partial_trace(1)
     assert_close(once.to_matrix(), twice.to_matrix(), 100)
-    whole = operator.partial_trace(range(4))
+    whole = operator.trace()
     assert whole.shape == ()
     assert_close(once.trace(), whole, 100, float(np.abs(operator.to_matrix()).sum()))
     same = operator.partial_trace(())
@@ -95,10 +95,12 @@ def test_traces_are_differentiable():
     assert zero.grad.any()
 
 
+SQUARE = mpo_random((2, 2), (2, 2), 1)
 OPERATOR = mpo_random((2, 3, 2), (2, 2, 2), 2)
 BAD = [
     (lambda: OPERATOR.trace(), ValueError, "core 1 has the row mode 3 and the column mode 2"),
     (lambda: OPERATOR.partial_trace(1), ValueError, "square modes, core 1"),
+    (lambda: SQUARE.partial_trace(range(2)), ValueError, r"use trace\(\)"),
     (lambda: OPERATOR.partial_trace(3), IndexError, "from -3 to 2, got 3"),
     (lambda: OPERATOR.partial_trace((0, -3)), ValueError, "given once"),
     (lambda: OPERATOR.partial_trace("0"), TypeError, "must be an integer"),

@@ -15,6 +15,7 @@ from typing import Literal, overload
 
 from tnlib import _checks, _operands
 from tnlib._arithmetic import own_arithmetic
+from tnlib._array import Array
 from tnlib._progress import bar
 from tnlib._table import aligned
 from tnlib._types import RNG, AnyArray
@@ -224,7 +225,7 @@ def suggest_dims(
 
 
 def _measured(
-    matrix: AnyArray, dims: Modes, budget: int | None, eps: float | None, rng: RNG
+    matrix: Array, dims: Modes, budget: int | None, eps: float | None, rng: RNG
 ) -> DimsSuggestion:
     """What a decomposition in these modes achieves; ranks of one where the budget is too small."""
     fits = budget is None or _least(*dims) <= budget

@@ -18,6 +18,7 @@ except ImportError as error:
     raise ImportError("tnlib.testing needs hypothesis: pip install tnlib[testing]") from error
 
 from tnlib._array import Array
+from tnlib._types import Library
 from tnlib.cp.format import CP
 from tnlib.mpo import MPO
 from tnlib.testing import _build
@@ -30,7 +31,7 @@ _SCALES = st.sampled_from((1.0, 1.0, 1.0, 0.0, 1e12, 1e-12))
 
 
 def tensors(
-    *, min_order: int = 2, max_order: int = 5, max_size: int = 5, library: str = "numpy"
+    *, min_order: int = 2, max_order: int = 5, max_size: int = 5, library: Library = "numpy"
 ) -> st.SearchStrategy[Array]:
     """Draw arrays whose unfoldings have flat spectra, or spectra that decay.
 
@@ -69,7 +70,7 @@ def tensors(
 
 
 def matrices(
-    *, max_order: int = 4, max_size: int = 4, library: str = "numpy"
+    *, max_order: int = 4, max_size: int = 4, library: Library = "numpy"
 ) -> st.SearchStrategy[tuple[Array, tuple[int, ...], tuple[int, ...]]]:
     """Draw matrices together with modes of their rows and columns.
 
@@ -109,8 +110,8 @@ def matrices(
 
 
 def trains(
-    *, max_order: int = 5, max_size: int = 5, max_rank: int = 4, library: str = "numpy"
-) -> st.SearchStrategy[TT]:
+    *, max_order: int = 5, max_size: int = 5, max_rank: int = 4, library: Library = "numpy"
+) -> st.SearchStrategy[TT[Any]]:
     """Draw tensor trains whose ranks may be larger than their arrays need.
 
     Parameters
@@ -144,8 +145,8 @@ def trains(
 
 
 def operators(
-    *, max_order: int = 4, max_size: int = 4, max_rank: int = 4, library: str = "numpy"
-) -> st.SearchStrategy[MPO]:
+    *, max_order: int = 4, max_size: int = 4, max_rank: int = 4, library: Library = "numpy"
+) -> st.SearchStrategy[MPO[Any]]:
     """Draw matrix product operators whose ranks may be larger than their matrices need.
 
     Parameters
@@ -178,7 +179,7 @@ def operators(
 
 
 def tuckers(
-    *, max_order: int = 4, max_size: int = 5, max_rank: int = 4, library: str = "numpy"
+    *, max_order: int = 4, max_size: int = 5, max_rank: int = 4, library: Library = "numpy"
 ) -> st.SearchStrategy[Tucker]:
     """Draw Tucker decompositions whose ranks may be larger than their modes.
 
@@ -214,7 +215,7 @@ def tuckers(
 
 
 def cps(
-    *, max_order: int = 4, max_size: int = 5, max_rank: int = 6, library: str = "numpy"
+    *, max_order: int = 4, max_size: int = 5, max_rank: int = 6, library: Library = "numpy"
 ) -> st.SearchStrategy[CP]:
     """Draw CP decompositions with weights of both signs.
 
@@ -251,7 +252,7 @@ def cps(
 
 
 def adversarial_tensors(
-    *, max_order: int = 4, max_size: int = 4, library: str = "numpy"
+    *, max_order: int = 4, max_size: int = 4, library: Library = "numpy"
 ) -> st.SearchStrategy[Array]:
     """Draw float32 and float64 arrays of raw floats: nan, inf, subnormal and huge ones too.
 
