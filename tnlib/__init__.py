@@ -15,6 +15,7 @@ from tnlib.contraction import (
     plan_contraction,
 )
 from tnlib.cp import CP, cp_als, cp_als_batch
+from tnlib.cross import tt_cross
 from tnlib.files import load, save
 from tnlib.hooi import tucker_hooi
 from tnlib.info import Info
@@ -60,6 +61,7 @@ __all__ = [
     "save",
     "suggest_dims",
     "to_tensorly",
+    "tt_cross",
     "tt_permute",
     "tt_random",
     "tt_reshape",

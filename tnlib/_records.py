@@ -100,9 +100,9 @@ def record_of(name: str, decomposition: Format, arrays: Sequence[Array]) -> Reco
 
 
 def _info(info: Info) -> dict[str, Any]:
-    """The record of an info; without fallbacks where there are none, as files were before."""
-    entries = asdict(info)
-    return entries if info.fallbacks else {k: v for k, v in entries.items() if k != "fallbacks"}
+    """The record of an info; without what is younger than files and says nothing here."""
+    younger = [name for name in _YOUNGER if not getattr(info, name)]
+    return {name: value for name, value in asdict(info).items() if name not in younger}
 
 
 def written_records(records: Mapping[str, Record]) -> str:
@@ -160,7 +160,7 @@ def _checked(text: str, what: str) -> dict[str, Record]:
         record = {"whole": [], **record} if isinstance(record, dict) else record
         _check(record, _RECORD, f"{what}, at {name!r},")
         if record["info"] is not None:
-            record["info"] = {"fallbacks": []} | record["info"]
+            record["info"] = {**_YOUNGER, **record["info"]}
             _check(record["info"], _INFO, f"{what}, at the info of {name!r},")
         records[name] = Record(**record)
         whole, count = record["whole"], record["arrays"] - 1 + len(record["whole"])
@@ -236,4 +236,7 @@ _INFO = {
     "reason": _is_text,
     "trace": _list_of(_is_float),
     "fallbacks": _list_of(_is_text),
+    "evaluations": _is_int,
 }
+# Entries that older files lack, and what they had been.
+_YOUNGER: dict[str, Any] = {"fallbacks": [], "evaluations": 0}

@@ -15,7 +15,7 @@ class Info:
     ----------
     kernels : tuple of str
         What did the work: for every split or mode in the order of computation "identity", "qr",
-        "svd", "gram" or "krylov"; for CP the solvers that ran, "als" and "lm".
+        "svd", "gram" or "krylov"; for CP the solvers that ran, "als" and "lm"; "cross".
     discarded : tuple of float
         Share of the input's energy that each split discarded; for a decomposition by projections
         alone, error^2 is their sum up to rounding.
@@ -37,6 +37,8 @@ class Info:
         Where a driver of LAPACK failed, as it can on the most regular of matrices and on GPUs,
         what was used instead, such as "svd: gesvd instead of gesdd"; empty as a rule. The result
         is as accurate.
+    evaluations : int
+        Entries that a function was asked for; 0 where an array was given.
 
     Examples
     --------
@@ -58,3 +60,4 @@ class Info:
     reason: str = "direct"
     trace: tuple[float, ...] = field(default=(), repr=False)
     fallbacks: tuple[str, ...] = field(default_factory=notes)
+    evaluations: int = 0
