@@ -160,7 +160,7 @@ def _checked(text: str, what: str) -> dict[str, Record]:
         record = {"whole": [], **record} if isinstance(record, dict) else record
         _check(record, _RECORD, f"{what}, at {name!r},")
         if record["info"] is not None:
-            record["info"] = {**_YOUNGER, **record["info"]}
+            record["info"] = _YOUNGER | record["info"]
             _check(record["info"], _INFO, f"{what}, at the info of {name!r},")
         records[name] = Record(**record)
         whole, count = record["whole"], record["arrays"] - 1 + len(record["whole"])
