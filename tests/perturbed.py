@@ -55,7 +55,7 @@ def _values(array):
 def _like(values, array):
     if not isinstance(array, torch.Tensor):
         return values
-    return torch.from_numpy(np.ascontiguousarray(values)).to(array.dtype)
+    return torch.from_numpy(np.array(values, order="C")).to(array.dtype)
 
 
 def _noise(name, operands, shape, dtype):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import tracemalloc
 
 import numpy as np
@@ -167,6 +168,7 @@ def forward_plan_in_training(equation, shapes, plan, wanted):
     return dataclasses.replace(plan, requires_grad=tuple(wanted))
 
 
+@pytest.mark.skipif("tests.perturbed" in sys.modules, reason="noise takes memory")
 def test_the_peak_is_that_of_the_memory_that_is_used():
     equation, shapes = "ab,bc,cd->ad", [(300, 200), (200, 400), (400, 350)]
     plan = plan_contraction(equation, *shapes, dtype="float64")
