@@ -22,6 +22,12 @@ threadpoolctl.threadpool_limits(THREADS)
 torch.set_num_threads(THREADS)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Torch's random numbers are those of the test, whichever tests and fixtures went before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=["numpy", "torch"])
 def to_library(request):
     """Turn a NumPy array into an array of the library under test."""

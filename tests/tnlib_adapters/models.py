@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import torch
 import transformers as hf
+
+from tests.tolerances import assert_close, rounding
 
 VOCABULARY = 64
 _SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -101,11 +106,58 @@ TARGETS = {
 }
 
 
-def make(name, dtype=torch.float32):
-    """A model of an architecture, always with the same weights."""
+# What an output has behind it: two layers of projections and attentions with sums of 11 to 96
+# terms, adapters in them, and a head. In half precision, the arrays that are rounded on the way.
+TERMS, ARRAYS = 1000, 40
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@functools.cache
+def _template(name, dtype):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return MAKERS[name]().to(dtype).eval()
+
+
+def make(name, dtype=torch.float32):
+    """A model of an architecture, always with the same weights."""
+    return copy.deepcopy(_template(name, dtype))
+
+
+def precise(name):
+    """The widest dtype that an architecture computes in: some have their norms in float32."""
+    return torch.float64 if name in ("bert", "gpt2", "roberta", "vit") else torch.float32
+
+
+def assert_same_outputs(found, expected, dtype=None):
+    """Outputs of one function, computed in two ways, perhaps with values rounded to `dtype`.
+
+    Norms keep what is added up in every layer about as large as the outputs, so roundings add up
+    as in one long sum. In half precision that sum is of arrays, each off by u in norm.
+    """
+    dtype = found.dtype if dtype is None else dtype
+    if dtype not in HALVES:
+        return assert_close(found, expected, TERMS, dtype=dtype)
+    off = torch.linalg.norm((found - expected).double())
+    allowed = rounding(dtype, ARRAYS / 2, torch.linalg.norm(expected.double()))
+    assert off <= allowed, f"off by {off:.3g}, rounding explains {allowed:.3g}"
+
+
+def assert_other_outputs(found, expected):
+    """Outputs that are apart by ten times what rounding explains."""
+    off = float((found - expected).abs().max())
+    assert off > 10 * rounding(found.dtype, TERMS, expected.abs().max())
+
+
+def assert_same_model(found, expected):
+    """Equal values, bit for bit, and so the same outputs.
+
+    Files leave tensors at other places in memory, which may choose another code for a product.
+    """
+    state, values = found.state_dict(), expected.state_dict()
+    assert state.keys() == values.keys()
+    assert [name for name in state if not torch.equal(state[name], values[name])] == []
+    assert_same_outputs(logits(found), logits(expected))
 
 
 def tokens(rows=3, length=11):
@@ -135,7 +187,8 @@ def train(model, steps=3, lr=1e-2):
     optimizer = torch.optim.Adam(parameters, lr)
     losses = []
     for _ in range(steps):
-        output = model(**inputs(model)).logits.float()
+        output = model(**inputs(model)).logits
+        output = output.float() if output.dtype in HALVES else output
         loss = -output.log_softmax(-1)[..., 0].mean()
         optimizer.zero_grad()
         loss.backward()
