@@ -158,6 +158,8 @@ class Chain(Format, Generic[ArrayT]):
         Returns
         -------
         array, shape ()
+            In double precision whatever the cores are, since a logarithm spends digits on the
+            size of the norm.
 
         Raises
         ------

@@ -54,13 +54,13 @@ def norm(cores: Sequence[Array]) -> Array:
 
 
 def lognorm(cores: Sequence[Array]) -> Array:
-    """The natural logarithm of the norm, -inf for zero."""
+    """The natural logarithm of the norm in double precision, -inf for zero."""
     root, exponent = rooted(cores)
     xp = array_namespace(*cores)
     zero = root == 0
     exponent = _array.astype(exponent, root.dtype)
     logarithm = xp.log(xp.where(zero, 1.0, root)) + math.log(2) * exponent
-    return _real(xp.where(zero, -math.inf, logarithm), cores[0])
+    return xp.where(zero, -math.inf, logarithm)
 
 
 def normalized(cores: Sequence[Array], center: int | None) -> list[Array]:

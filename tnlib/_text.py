@@ -12,10 +12,9 @@ def number(value: int) -> str:
     """An integer, or from 10^16 its size: ``"about 2^4096"``."""
     if abs(value) < 10**16:
         return str(value)
-    sign = "-" if value < 0 else ""
-    exponent = abs(value).bit_length() - 1
+    exponent = (value * value).bit_length() // 2
     exact = "" if abs(value) == 1 << exponent else "about "
-    return f"{exact}{sign}2^{exponent}"
+    return f"{exact}{'-' if value < 0 else ''}2^{exponent}"
 
 
 def sizes(values: Sequence[int]) -> str:

@@ -13,13 +13,24 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from tnlib import _array, _scale
+from tnlib import _array, _scale, _text
 from tnlib._array import Array
 
 
 def dense(cores: Sequence[Array]) -> Array:
-    """The flat array that the cores stand for, in their dtype."""
-    out = cores[0].dtype
+    """The flat array that the cores stand for, in their dtype.
+
+    Raises
+    ------
+    ValueError
+        If no array can have so many entries.
+    """
+    out, count = cores[0].dtype, math.prod(core.shape[1] for core in cores)
+    if count >= 2**63:
+        raise ValueError(
+            f"the dense array would have {_text.number(count)} entries; index it, or take inner "
+            "products"
+        )
     left, right, exponent = halves(widened(cores))
     flat = _scale.product(left, right, exponent).reshape(-1)
     with _array.out_of_range_allowed():

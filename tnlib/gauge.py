@@ -117,7 +117,7 @@ def canonical(cores: Sequence[Array], center: int) -> tuple[Array, ...]:
     """Cores of the same train in the canonical gauge with the given center."""
     moving, exponent = orthogonalized(working(cores), center)
     out = cores[0].dtype
-    if not _scale.fits(moving[center], out, exponent):
+    if len(cores) > 1 and not _scale.fits(moving[center], out, exponent):
         raise ValueError(
             f"{_array.dtype_name(out)} cannot hold the norm, about 2^{exponent}, in one core; "
             "take the gauge of normalized(), and keep lognorm()"
