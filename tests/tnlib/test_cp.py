@@ -172,6 +172,17 @@ def test_swamps_are_crossed_by_levenberg_marquardt(seed, dense, monkeypatch):
     assert cp_als(array, 5, method="lm", compress=False).error < 1e-6
 
 
+def test_a_matrix_that_is_not_positive_to_rounding_is_solved_in_another_way(monkeypatch):
+    def refuse(*arguments, **options):
+        raise np.linalg.LinAlgError("not positive definite")
+
+    monkeypatch.setattr(damped.scipy.linalg, "cho_factor", refuse)
+    monkeypatch.setattr(damped, "_SMALL", 0)
+    cp = cp_als(collinear(20, 5, 0.9), 5)
+    assert cp.error < 1e-6
+    assert "cholesky: solve instead of potrf" in cp.info.fallbacks
+
+
 def test_single_precision_tells_the_truth():
     array = of_rank(np.random.default_rng(0), (20, 21, 22), 3).astype(np.float32)
     cp = cp_als(array, 3)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.arrays import LIBRARIES, numpy_of, tensors
 from tests.tolerances import rounding
 from tnlib import CP, cp_als
+from tnlib.cp import damped, masked, products
 
 METHODS = ("als", "lm", "auto")
 SEEDS = st.integers(0, 2**32 - 1)
@@ -47,6 +48,49 @@ def wide(array):
     return array.astype(complex if np.iscomplexobj(array) else float)
 
 
+@pytest.fixture(params=["formed", "iterated"])
+def solver(request, monkeypatch):
+    """Steps of Levenberg-Marquardt from a Jacobian, or by conjugate gradients."""
+    if request.param == "iterated":
+        monkeypatch.setattr(masked, "_DENSE", 0)
+
+
+def test_large_problems_are_solved_by_iterations(solver):
+    array = of_rank((5, 6, 7), 2)
+    mask = observed(array.shape, 0.7)
+    for dtype in (float, complex):
+        cp = cp_als(array.astype(dtype), 3, mask=mask, method="lm", init="random")
+        assert off(cp, array) < 1e-6
+
+
+@given(SEEDS, st.booleans())
+@settings(max_examples=10)
+def test_a_step_with_everything_observed_is_that_without_a_mask(seed, is_complex):
+    rng = np.random.default_rng(seed)
+    shape, rank, damping = (3, 4, 2), 2, 0.1
+    draw = [
+        rng.standard_normal((rank, n)) + 1j * is_complex * rng.standard_normal((rank, n))
+        for n in (*shape, *shape)
+    ]
+    factors, descent = draw[:3], draw[3:]
+    if not is_complex:
+        factors, descent = [f.real for f in factors], [f.real for f in descent]
+    grams = [products.gram(f) for f in factors]
+    blocks = [products.normal(grams, k, 0.0) for k in range(3)]
+    pairs = {(k, j): products.hadamard(grams, (k, j)) for k in range(3) for j in range(k)}
+    expected = damped.damped_step(factors, blocks, pairs, descent, damping)
+    zeros = np.zeros((1, *shape), factors[0].dtype)
+    data = products.Data.of(zeros, mask=np.ones((1, *shape), bool))
+    condition = max(float(np.linalg.norm(block)) for block in blocks) * 3 / damping
+    ridges = [np.full((rank, 1), damping)] * 3
+    for solve, accuracy in ((masked._dense_solve, 0.0), (masked._iterative_solve, 1e-5)):
+        step = solve(data, factors, descent, ridges)
+        for ours, theirs in zip(step, expected, strict=True):
+            size = np.abs(theirs).max()
+            allowed = rounding("float64", 100, size, condition) + accuracy * size * condition
+            assert np.abs(ours - theirs).max() <= allowed
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("share", [0.8, 0.4])
 @pytest.mark.parametrize(("offset", "dtype"), [(0.0, float), (3.0, float), (0.0, complex)])
@@ -61,7 +105,7 @@ def test_entries_that_are_missing_are_found(method, share, offset, dtype, to_lib
 
 
 @given(tensors(min_order=2), st.integers(1, 4), SEEDS, st.sampled_from(METHODS))
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_the_error_is_that_over_observed_entries(array, rank, seed, method):
     mask = observed(array.shape, 0.6, seed)
     for to in LIBRARIES.values():
