@@ -12,12 +12,26 @@ import bisect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from tnlib import _checks
+from tnlib.contraction.arguments import DType
 from tnlib.contraction.network import parsed
+from tnlib.contraction.objective import Minimize
 from tnlib.contraction.plan import Plan
 from tnlib.contraction.planner import plan_contraction
+from tnlib.contraction.roofline import Roofline
+
+
+class Options(TypedDict, total=False):
+    """Those of a plan whose limits do not depend on the size."""
+
+    minimize: Minimize
+    requires_grad: Collection[int] | None
+    constants: Collection[int]
+    dtype: DType | None
+    roofline: Roofline | None
+    max_repeats: int
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,10 @@ class PlansBySize:
 
 
 def plan_by_size(
-    equation: str, *shapes: Sequence[int | str], largest: int = 1 << 20, **options: Any
+    equation: str,
+    *shapes: Sequence[int | str],
+    largest: int = 1 << 20,
+    **options: Unpack[Options],
 ) -> PlansBySize:
     """Find the best plan for every size of one index, and the sizes at which it changes.
 

@@ -7,22 +7,29 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tnlib import _array, _checks
 from tnlib._array import Array
+from tnlib.contraction.arguments import DType
 from tnlib.contraction.kernel import compiled
 from tnlib.contraction.roofline import LARGE, SMALL, Roofline
 from tnlib.contraction.tree import Step
+
+if TYPE_CHECKING:
+    import torch
 
 # Seconds and repeats for one number.
 _PATIENCE, _REPEATS = 0.3, 25
 
 
 def measure_roofline(
-    dtype: Any = "float32", *, library: str = "torch", device: Any = "cpu"
+    dtype: DType = "float32",
+    *,
+    library: Literal["torch", "numpy"] = "torch",
+    device: str | torch.device = "cpu",
 ) -> Roofline:
     """Measure how fast this machine multiplies, reads, writes and transposes.
 

@@ -331,8 +331,8 @@ class Plan:
 
     def __repr__(self) -> str:
         return (
-            f"Plan({self.equation!r}, flops={self.flops:.3g}, peak_bytes={self.peak_bytes:.3g}, "
-            f"steps={len(self.steps)})"
+            f"Plan({self.equation!r}, flops={report.number(self.flops, 3)}, "
+            f"peak_bytes={report.number(self.peak_bytes, 3)}, steps={len(self.steps)})"
         )
 
     def __str__(self) -> str:

@@ -24,6 +24,7 @@ from tnlib.contraction.interleaved import equation_of
 from tnlib.contraction.network import Network, Shape, parsed
 from tnlib.contraction.objective import OBJECTIVES, Minimize, Objective
 from tnlib.contraction.plan import Plan
+from tnlib.contraction.report import number
 from tnlib.contraction.roofline import Roofline
 from tnlib.contraction.search import candidates
 from tnlib.contraction.tree import steps_of
@@ -267,5 +268,5 @@ def _infeasible(
     )
     return (
         f"no order of contraction was found that keeps the memory limit; the smallest peak "
-        f"found is {lowest} bytes for intermediate arrays and the result: {advice}"
+        f"found is {number(lowest, 17)} bytes for intermediate arrays and the result: {advice}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tnlib._table import aligned
@@ -27,31 +28,43 @@ def table(plan: Plan) -> str:
         shape = "x".join(str(network.sizes[index]) for index in step.result) or "1"
         flops = product_flops(network, masks[0], masks[-1], result)
         size = network.volume(result) * plan.itemsize
-        rows.append((names[count + k], arrays, step.equation, f"{flops:.4g}", shape, bytes_(size)))
+        rows.append((names[count + k], arrays, step.equation, number(flops), shape, bytes_(size)))
     return "\n".join([plan.equation, aligned(rows), totals(plan)])
 
 
 def totals(plan: Plan) -> str:
     """One or two lines: operations, memory, what is folded, sliced and predicted."""
-    parts = [f"flops {plan.flops:.4g}", f"peak {bytes_(plan.peak_bytes)}"]
+    parts = [f"flops {number(plan.flops)}", f"peak {bytes_(plan.peak_bytes)}"]
     if plan.requires_grad:
-        parts.append(f"backward flops {plan.backward_flops:.4g}")
+        parts.append(f"backward flops {number(plan.backward_flops)}")
         parts.append(f"saved {bytes_(plan.saved_bytes)}")
     if plan.constants:
-        parts.append(f"folded once: flops {plan.folding_flops:.4g}")
+        parts.append(f"folded once: flops {number(plan.folding_flops)}")
     if plan.sliced:
         parts.append(
-            f"{plan.n_slices} slices over {', '.join(plan.sliced)}, of which the steps are one"
+            f"{number(plan.n_slices, 15)} slices over {', '.join(plan.sliced)}, of which the steps "
+            "are one"
         )
     if plan.seconds is not None:
         parts.append(f"predicted {plan.seconds:.3g} s")
     return "total: " + "; ".join(parts)
 
 
-def bytes_(number: float) -> str:
+def number(value: int, digits: int = 4) -> str:
+    """A count to so many digits, also where it is beyond the range of a float."""
+    try:
+        return f"{float(value):.{digits}g}"
+    except OverflowError:
+        return f"{Decimal(value):.{digits - 1}e}"
+
+
+def bytes_(count: int) -> str:
     """A number of bytes with a unit."""
-    for unit in _UNITS[:-1]:
-        if number < 1024:
-            return f"{number:.4g} {unit}"
-        number /= 1024
-    return f"{number:.4g} {_UNITS[-1]}"
+    power = 0
+    while power < len(_UNITS) - 1 and count >= 1024 ** (power + 1):
+        power += 1
+    try:
+        value = f"{count / 1024**power:.4g}"
+    except OverflowError:
+        value = number(count // 1024**power)
+    return f"{value} {_UNITS[power]}"

@@ -151,22 +151,32 @@ class Roofline:
             if len(masks) == 1:
                 total += self.single(network, masks[0], result)
                 continue
-            moved = copies(step, network.sizes) * self.itemsize / self.move_bytes_per_second
+            moved = _float(copies(step, network.sizes) * self.itemsize)
+            moved /= self.move_bytes_per_second
             total += (1 + extra) * (self.product(network, masks[0], masks[1], result) + moved)
         return total
 
     def _step(self, flops: int, read: int, written: int, batch: int, summed: bool) -> float:
         """Seconds from operations, values read and written, and matrices of a batch."""
-        reading = read * self.itemsize / self.read_bytes_per_second
-        arithmetic = flops / self.flops_per_second
-        size = written * self.itemsize
-        overhead = self.seconds_per_step + max(batch - 1, 0) * self.seconds_per_batch * summed
+        reading = _float(read * self.itemsize) / self.read_bytes_per_second
+        arithmetic = _float(flops) / self.flops_per_second
+        size = _float(written * self.itemsize)
+        others = _float(max(batch - 1, 0)) if summed and self.seconds_per_batch else 0.0
+        overhead = self.seconds_per_step + others * self.seconds_per_batch
         return overhead + max(arithmetic, reading) + size / self._writing(size)
 
-    def _writing(self, size: int) -> float:
+    def _writing(self, size: float) -> float:
         """Bytes a second of writing a result of `size` bytes."""
         if size <= SMALL:
             return self.write_bytes_per_second
         share = min(math.log(size / SMALL) / math.log(LARGE / SMALL), 1.0)
         fast, slow = self.write_bytes_per_second, self.fresh_bytes_per_second
         return float(fast ** (1 - share) * slow**share)
+
+
+def _float(count: int) -> float:
+    """A count as a float; infinite beyond its range."""
+    try:
+        return float(count)
+    except OverflowError:
+        return math.inf

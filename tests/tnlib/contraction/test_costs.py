@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import sys
 import tracemalloc
 
@@ -20,6 +21,7 @@ from tests.tnlib.contraction.networks import (
     operator_and_batch,
     regular,
 )
+from tests.tnlib.contraction.test_roofline import RATES
 from tnlib import plan_contraction
 
 
@@ -238,3 +240,40 @@ def test_a_plan_prints_as_a_table():
     assert "flops 560" in lines[-1]
     assert "peak 224 B" in lines[-1]
     assert repr(plan).startswith("Plan('bi,ij,jk->bk', flops=560")
+
+
+@pytest.mark.parametrize(("count", "digits"), [(2, 400), (3, 400), (10, 120), (2, 3000)])
+def test_plans_beyond_the_range_of_floats_can_be_made_printed_and_compared(count, digits):
+    # A chain of matrices whose rows and columns are many modes of 10^9.
+    modes = digits // 9
+    symbols = [opt_einsum.get_symbol(k) for k in range(modes * (count + 1))]
+    sides = ["".join(symbols[k * modes : (k + 1) * modes]) for k in range(count + 1)]
+    terms = [left + right for left, right in itertools.pairwise(sides)]
+    shapes = [(10**9,) * 2 * modes] * count
+    equation = f"{','.join(terms)}->{sides[0]}{sides[-1]}"
+    every = (
+        {"minimize": "time", "roofline": RATES},
+        {},
+        {"minimize": "memory"},
+        {"constants": range(1, count)},
+        {"requires_grad": (0,)},
+    )
+    for options in every[: 1 if count == 10 else None]:
+        plan = plan_contraction(equation, *shapes, max_repeats=2, **options)
+        assert plan.flops >= 2 * 10 ** (27 * modes)
+        assert re.search(r"flops=\d\.\d+e\+\d+, peak_bytes=\d\.\d+e\+\d+,", repr(plan))
+        assert "TiB" in str(plan)
+        assert plan.predicted(RATES) == np.inf
+        assert plan.resized(*shapes).flops == plan.flops
+
+
+def test_the_smallest_peak_is_named_however_large():
+    shapes, names = [(10**9,) * 40] * 2, "".join(map(opt_einsum.get_symbol, range(60)))
+    equation = f"{names[:40]},{names[20:]}->{names[:20]}{names[40:]}"
+    with pytest.raises(ValueError, match=r"smallest peak found is 4\.0*e\+360 bytes"):
+        plan_contraction(equation, *shapes, memory_limit=1e9)
+
+
+def test_sizes_that_no_array_has_are_refused():
+    with pytest.raises(ValueError, match="at most 9223372036854775807"):
+        plan_contraction("i->", (2**63,))
