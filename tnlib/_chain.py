@@ -51,6 +51,7 @@ class Chain(Format, Generic[ArrayT]):
         """A chain with the modes of this one from merged cores."""
         raise NotImplementedError
 
+    @own_arithmetic()
     def __add__(self, other: Self) -> Self:
         if not isinstance(other, Chain):
             return NotImplemented
@@ -61,6 +62,7 @@ class Chain(Format, Generic[ArrayT]):
         """``0 + chain``, which is how the built-in ``sum`` begins."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
+    @own_arithmetic()
     def __sub__(self, other: Self) -> Self:
         if not isinstance(other, Chain):
             return NotImplemented
@@ -68,6 +70,7 @@ class Chain(Format, Generic[ArrayT]):
         ours, theirs = self._promoted(other)
         return self._rebuilt(_train.add(ours, _train.negated(theirs)))
 
+    @own_arithmetic()
     def __neg__(self) -> Self:
         return self._scaled(-1)
 
@@ -306,6 +309,7 @@ class Chain(Format, Generic[ArrayT]):
         found, _ = _schmidt.spectra(self._merged())
         return tuple(_schmidt.entropy(_array.to_numpy(v), order, root) for v in found)
 
+    @own_arithmetic()
     def conj(self) -> Self:
         """Complex conjugate; the same chain for real cores."""
         cores = [core.conj() if _array.is_complex(core.dtype) else core for core in self._merged()]

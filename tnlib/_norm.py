@@ -78,10 +78,11 @@ def normalized(cores: Sequence[Array], center: int | None) -> list[Array]:
     if not _array.is_traced(root) and not root:
         raise ValueError("the norm is zero, and no multiple of the zero array has norm 1")
     position = len(cores) - 1 if center is None else center
-    out, wide = cores[0].dtype, _train.widened(cores)
+    out = cores[0].dtype
     if center is None:
-        wide = _scale.evened(wide, -exponent)
+        wide = _train.spread(cores, -exponent)
     else:
+        wide = _train.widened(cores)
         wide[center] = _scale.times(wide[center], -exponent)
     wide[position] = wide[position] / _real(xp.where(root == 0, 1.0, root), wide[position])
     return [_array.astype(core, out) for core in wide]

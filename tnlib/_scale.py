@@ -141,10 +141,10 @@ def exponent(array: Array) -> int:
 def is_moderate(cores: Sequence[Array]) -> bool:
     """Whether any product of neighbouring cores stays far from overflow and underflow.
 
-    Not for cores that are traced, whose values cannot be looked at.
+    Unknown, so not taken for granted, for cores that are traced.
     """
     if any(map(_array.is_traced, cores)):
-        return True
+        return False
     xp = array_namespace(*cores)
     reach = 0.0
     for core in cores:

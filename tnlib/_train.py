@@ -193,8 +193,8 @@ def scaled(
     else:
         size = _power_above(factor)
         rest = factor * 2.0 ** (-size // 2) * 2.0 ** (-size - (-size // 2))
+        wide = spread(cores, -size if inverse else size)
         wide[position] = wide[position] / rest if inverse else wide[position] * rest
-        wide = _scale.evened(wide, -size if inverse else size)
     with _array.out_of_range_allowed():
         return [_array.astype(core, out) for core in wide], alone
 
@@ -223,6 +223,12 @@ def tamed(cores: Sequence[Array]) -> tuple[list[Array], Any]:
     """
     wide = widened(cores)
     return (wide, 0) if _scale.is_moderate(wide) else _scale.equalized(wide)
+
+
+def spread(cores: Sequence[Array], exponent: Any) -> list[Array]:
+    """Cores of 2^exponent times the train, of one size, in at least single precision."""
+    even, taken = tamed(cores)
+    return _scale.evened(even, exponent + taken)
 
 
 def widened(cores: Sequence[Array]) -> list[Array]:

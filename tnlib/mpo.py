@@ -167,7 +167,9 @@ class MPO(Chain[ArrayT]):
                 f"{_array.dtype_name(self.cores[0].dtype)}; cast one of them"
             )
         wide = _array.astype(x, _array.working_dtype(xp, x.dtype)).reshape(-1, columns)
-        product = _applied(self._merged(), self._pairs, wide).reshape(*x.shape[:-1], rows)
+        product = _applied(_train.widened(self._merged()), self._pairs, wide).reshape(
+            *x.shape[:-1], rows
+        )
         with _array.out_of_range_allowed():
             found: ArrayT = _array.astype(product, x.dtype)
         return found
@@ -590,6 +592,10 @@ def _digits(position: int, sizes: Sequence[int]) -> list[int]:
 
 def _applied(cores: Sequence[Array], pairs: Sequence[tuple[int, int]], vectors: Array) -> Array:
     """Products (b, m) of (b, n) vectors with the operator of merged cores."""
+    kept = [row * column > 1 for row, column in pairs]
+    if any(kept) and not all(kept):
+        cores = _train.without(cores, kept)
+        pairs = [pair for pair, keep in zip(pairs, kept, strict=True) if keep]
     # Modes of 1 are left out, since libraries allow few axes.
     narrow = [size for _, size in pairs if size > 1]
     batch = vectors.reshape(-1, *narrow)
