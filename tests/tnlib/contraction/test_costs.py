@@ -261,7 +261,7 @@ def test_plans_beyond_the_range_of_floats_can_be_made_printed_and_compared(count
     for options in every[: 1 if count == 10 else None]:
         plan = plan_contraction(equation, *shapes, max_repeats=2, **options)
         assert plan.flops >= 2 * 10 ** (27 * modes)
-        assert re.search(r"flops=\d\.\d+e\+\d+, peak_bytes=\d\.\d+e\+\d+,", repr(plan))
+        assert re.search(r"flops=\d\.\d+e\+\d+, peak_bytes=\d[.\d]*e\+\d+,", repr(plan))
         assert "TiB" in str(plan)
         assert plan.predicted(RATES) == np.inf
         assert plan.resized(*shapes).flops == plan.flops
