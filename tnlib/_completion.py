@@ -10,7 +10,7 @@ along their last change (Nesterov, 1983), from scratch wherever that raises the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,10 +20,11 @@ from tnlib import _array
 from tnlib._array import Array
 from tnlib._basis import NOISE
 from tnlib._prepare import Prepared
-from tnlib.tucker import Tucker, computed, given, multiplied
+from tnlib.tucker import Tucker, computed, multiplied
 
-Factors: TypeAlias = Sequence[Array | None]
-Sweep: TypeAlias = Callable[[Array, Factors], tuple[list[Array | None], Array, tuple[str, ...]]]
+# Factors by mode.
+Factors: TypeAlias = Mapping[int, Array]
+Sweep: TypeAlias = Callable[[Array, Factors], tuple[Factors, Array, tuple[str, ...]]]
 
 # Changes of the error in a row that must be small: one may be where the extrapolation turns.
 _SETTLED = 3
@@ -95,7 +96,7 @@ def iterate(
     guess, best, model = start, None, None
     while len(trace) < sweeps and settled < _SETTLED:
         found = sweep(guess, factors)
-        dense = multiplied(found[1], given(found[0]))
+        dense = multiplied(found[1], found[0])
         error = math.sqrt(_missed(data, mask, dense) / energy)
         if best is not None and steps and not error <= trace[-1]:
             trace.append(trace[-1])
@@ -113,7 +114,7 @@ def iterate(
     return Course(best[0], best[1], best[2], tuple(trace), settled >= _SETTLED)
 
 
-def relative_error(prepared: Prepared, mask: Array, result: Tucker) -> float:
+def relative_error(prepared: Prepared, mask: Array, result: Tucker[Any]) -> float:
     """Residual of `result` over the observed entries of data that are zero elsewhere."""
     core, factors = computed(prepared, result, range(prepared.data.ndim))
     dense = multiplied(core, factors)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from tnlib import _array
+from tnlib import _array, _checks
 from tnlib._array import Array
 
 
@@ -76,22 +76,32 @@ def cores(values: Any, ndim: int, layout: str) -> tuple[Array, ...]:
     return arrays
 
 
-def tucker(core: Any, factors: Any) -> tuple[Array, ...]:
-    """The factors of a Tucker decomposition, checked against its core; None is the identity."""
-    arrays = matrices(factors, optional=True)
-    there = [factor for factor in arrays if factor is not None]
-    _array.namespace(core, *there)
-    if core.ndim != len(arrays):
-        raise ValueError(f"a core of {core.ndim} axes needs as many factors, got {len(arrays)}")
-    for k, (factor, rank) in enumerate(zip(arrays, core.shape, strict=True)):
-        if factor is not None and factor.shape[1] != rank:
+def tucker(core: Any, factors: Any, modes: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+    """The factors of a Tucker decomposition, checked against its core, and their modes.
+
+    Without `modes` there is a factor for each, or none at all.
+    """
+    arrays = matrices(factors) if len(factors) else ()
+    _array.namespace(core, *arrays)
+    chosen = _checks.modes(modes, core.ndim) if len(modes) else tuple(range(core.ndim))
+    if arrays and len(arrays) != len(chosen):
+        raise ValueError(
+            f"a core of {core.ndim} axes needs as many factors, or modes= that say whose they are, "
+            f"got {len(arrays)} factors and modes={tuple(modes)}"
+        )
+    if list(chosen) != sorted(chosen):
+        raise ValueError(f"modes must ascend, got {chosen}")
+    if not arrays:
+        chosen = ()
+    for k, factor in zip(chosen, arrays, strict=True):
+        if factor.shape[1] != core.shape[k]:
             raise ValueError(
-                f"factor {k} has {factor.shape[1]} columns and axis {k} of the core {rank}"
+                f"factor {k} has {factor.shape[1]} columns and axis {k} of the core {core.shape[k]}"
             )
     if 0 in core.shape:
         raise ValueError(f"the core is empty: its shape is {tuple(core.shape)}")
-    one_dtype([core, *there], "core and factors")
-    return arrays
+    one_dtype([core, *arrays], "core and factors")
+    return arrays, chosen
 
 
 def cp(weights: Any, factors: Any) -> tuple[Array, ...]:
@@ -113,19 +123,16 @@ def cp(weights: Any, factors: Any) -> tuple[Array, ...]:
     return arrays
 
 
-def matrices(values: Any, optional: bool = False) -> tuple[Array, ...]:
-    """`values` as a non-empty tuple of non-empty matrices, some of them None if `optional`."""
+def matrices(values: Any) -> tuple[Array, ...]:
+    """`values` as a non-empty tuple of non-empty matrices."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"factors must be a sequence of matrices, got {type(values).__name__}")
     arrays = tuple(values)
     if not arrays:
         raise ValueError("factors must not be empty")
-    there = {k: f for k, f in enumerate(arrays) if f is not None or not optional}
-    if there:
-        _array.namespace(*there.values())
+    _array.namespace(*arrays)
     arrays = tuple(map(_array.base, arrays))
-    for k in there:
-        factor = arrays[k]
+    for k, factor in enumerate(arrays):
         if factor.ndim != 2 or 0 in factor.shape:
             raise ValueError(
                 f"factor {k} must be a non-empty matrix, got shape {tuple(factor.shape)}"

@@ -29,7 +29,7 @@ KINDS: dict[str, Callable[..., Format]] = {"TT": TT, "MPO": MPO, "Tucker": Tucke
 class Record:
     """One decomposition without its arrays.
 
-    `whole` are the modes of a Tucker decomposition that have no factor.
+    `modes` are those of the factors of a Tucker decomposition; none where they are all.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Record:
     error_kind: str
     center: int | None
     info: dict[str, Any] | None
-    whole: Sequence[int] = ()
+    modes: Sequence[int] = ()
 
     @property
     def fields(self) -> list[str]:
@@ -47,8 +47,7 @@ class Record:
         if self.kind in ("TT", "MPO"):
             return [f"cores.{k}" for k in range(self.arrays)]
         first = "core" if self.kind == "Tucker" else "weights"
-        modes = range(self.arrays - 1 + len(self.whole))
-        return [first, *(f"factors.{k}" for k in modes if k not in self.whole)]
+        return [first, *(f"factors.{k}" for k in self.modes or range(self.arrays - 1))]
 
     def dtype_of(self, name: str, ndim: int) -> str:
         """The dtype of a stored array: weights of complex terms can be real."""
@@ -72,10 +71,9 @@ class Record:
             about["info"] = Info(**entries)
         if self.kind in ("TT", "MPO"):
             return KINDS[self.kind](tuple(arrays), center=self.center, **about)
-        factors = list(arrays[1:])
-        for mode in self.whole:
-            factors.insert(mode, None)
-        return KINDS[self.kind](arrays[0], tuple(factors), **about)
+        if self.modes:
+            about["modes"] = tuple(self.modes)
+        return KINDS[self.kind](arrays[0], tuple(arrays[1:]), **about)
 
 
 def record_of(name: str, decomposition: Format, arrays: Sequence[Array]) -> Record:
@@ -93,10 +91,16 @@ def record_of(name: str, decomposition: Format, arrays: Sequence[Array]) -> Reco
         decomposition.error_kind,
         decomposition.center if isinstance(decomposition, Chain) else None,
         None if decomposition.info is None else _info(decomposition.info),
-        [k for k, f in enumerate(decomposition.factors) if f is None]
-        if isinstance(decomposition, Tucker)
-        else [],
+        _some_modes(decomposition),
     )
+
+
+def _some_modes(decomposition: Format) -> list[int]:
+    """The modes of the factors of a partial Tucker decomposition."""
+    if not isinstance(decomposition, Tucker):
+        return []
+    modes = list(decomposition.modes)
+    return [] if modes == list(range(len(decomposition.ranks))) else modes
 
 
 def _info(info: Info) -> dict[str, Any]:
@@ -109,9 +113,9 @@ def written_records(records: Mapping[str, Record]) -> str:
     """Records as JSON that :func:`read_records` accepts."""
     content = {name: asdict(record) for name, record in records.items()}
     for record in content.values():
-        # As files were before there were whole modes.
-        if not record["whole"]:
-            del record["whole"]
+        # As files were before there were partial decompositions.
+        if not record["modes"]:
+            del record["modes"]
     try:
         text = json.dumps(
             {"version": VERSION, "decompositions": content}, allow_nan=False, default=_number
@@ -157,17 +161,16 @@ def _checked(text: str, what: str) -> dict[str, Record]:
     _check(content, {"version": _is_int, "decompositions": _is_dict}, what)
     records = {}
     for name, record in content["decompositions"].items():
-        record = {"whole": [], **record} if isinstance(record, dict) else record
+        record = {"modes": [], **record} if isinstance(record, dict) else record
         _check(record, _RECORD, f"{what}, at {name!r},")
         if record["info"] is not None:
             record["info"] = _YOUNGER | record["info"]
             _check(record["info"], _INFO, f"{what}, at the info of {name!r},")
         records[name] = Record(**record)
-        whole, count = record["whole"], record["arrays"] - 1 + len(record["whole"])
-        if whole != sorted({mode for mode in whole if mode < count}) or (
-            whole and record["kind"] != "Tucker"
-        ):
-            raise ValueError(f"{what}, at {name!r}, is damaged: whole modes {whole!r:.200}")
+        modes = record["modes"]
+        fits = record["kind"] == "Tucker" and len(modes) == record["arrays"] - 1
+        if modes and (modes != sorted(set(modes)) or not fits):
+            raise ValueError(f"{what}, at {name!r}, is damaged: modes {modes!r:.200}")
         if record["center"] is not None and record["center"] >= record["arrays"]:
             raise ValueError(f"{what}, at {name!r}, is damaged: no core {record['center']}")
     return records
@@ -224,7 +227,7 @@ _RECORD = {
     "error_kind": get_args(ErrorKind).__contains__,
     "center": _optional(_is_int),
     "info": _optional(_is_dict),
-    "whole": _list_of(_is_int),
+    "modes": _list_of(_is_int),
 }
 _INFO = {
     "kernels": _list_of(_is_text),

@@ -14,7 +14,7 @@ from tnlib import _array, _checks, _lapack, _operands
 from tnlib._array import Array
 from tnlib._basis import NOISE
 from tnlib._prepare import Prepared
-from tnlib.tucker import Tucker, given, st_hosvd
+from tnlib.tucker import Tucker, by_mode, st_hosvd
 
 Start: TypeAlias = Literal["hosvd", "random"]
 
@@ -54,7 +54,7 @@ class Beginning:
             return cls("hosvd" if init == "hosvd" else "random", modes)
         if init.shape != shape:
             raise ValueError(f"init has shape {init.shape}, expected {shape}")
-        own = {k: _array.plain(f) for k, f in given(init.factors).items() if k in modes}
+        own = {k: _array.plain(f) for k, f in by_mode(init).items() if k in modes}
         _operands.finite("init", list(own.values()))
         if not set(kept) <= set(own):
             raise ValueError(

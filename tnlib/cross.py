@@ -11,18 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _entries, _pivots, gauge
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._format import ErrorKind
 from tnlib._pivots import Pivots
 from tnlib._prepare import Prepared, budget
 from tnlib._sampling import Exhausted, Sampled, Vector, random_indices
+from tnlib._types import RNG, AnyArray, ArrayT, DType, NumPyArray
 from tnlib.info import Info
 from tnlib.rounding import tt_round
 from tnlib.tt import TT
@@ -33,6 +34,38 @@ _FLOOR = 1e-13
 _PATIENCE = 6
 
 
+@overload
+def tt_cross(
+    function: Callable[[Any], Array],
+    shape: Sequence[int],
+    ranks: int | Sequence[int] | None = ...,
+    *,
+    eps: float | None = ...,
+    max_evaluations: int = ...,
+    max_iter: int = ...,
+    n_samples: int = ...,
+    start: Any = ...,
+    rng: RNG = ...,
+    callback: Callable[[int, float], object] | None = ...,
+    dtype: DType | None = ...,
+    like: None = ...,
+) -> TT[NumPyArray]: ...
+@overload
+def tt_cross(
+    function: Callable[[Any], Array],
+    shape: Sequence[int],
+    ranks: int | Sequence[int] | None = ...,
+    *,
+    eps: float | None = ...,
+    max_evaluations: int = ...,
+    max_iter: int = ...,
+    n_samples: int = ...,
+    start: Any = ...,
+    rng: RNG = ...,
+    callback: Callable[[int, float], object] | None = ...,
+    dtype: DType | None = ...,
+    like: ArrayT,
+) -> TT[ArrayT]: ...
 @own_arithmetic()
 def tt_cross(
     function: Callable[[Any], Array],
@@ -46,9 +79,9 @@ def tt_cross(
     start: Any = None,
     rng: RNG = None,
     callback: Callable[[int, float], object] | None = None,
-    dtype: Any = None,
-    like: Array = None,
-) -> TT:
+    dtype: DType | None = None,
+    like: AnyArray | None = None,
+) -> TT[Any]:
     """Approximate a function of indices by a tensor train, from few of its values.
 
     Adaptive cross interpolation (Oseledets and Tyrtyshnikov, Linear Algebra Appl. 432, 2010) with
@@ -156,7 +189,7 @@ class _Search:
     rng: np.random.Generator
     whole: tuple[Vector, Vector] | None = None
     known: list[tuple[Vector, Vector]] = field(default_factory=list)
-    best: TT | None = None
+    best: TT[Any] | None = None
     error: float = math.inf
     trace: list[float] = field(default_factory=list)
     converged: bool = False
@@ -201,7 +234,7 @@ class _Search:
             worst = where[np.argsort(-np.abs(exact - found))[:3]]
             pivots = _pivots.joined(pivots, worst, limits, shape, self.rng)
 
-    def _before(self, train: TT) -> float:
+    def _before(self, train: TT[Any]) -> float:
         """The error on the samples of earlier sweeps, of which a few became pivots."""
         if not self.known or self.whole:
             return 0.0
@@ -225,7 +258,7 @@ class _Search:
             return False
         return True
 
-    def _rounded(self, cores: Sequence[Vector]) -> TT:
+    def _rounded(self, cores: Sequence[Vector]) -> TT[Any]:
         """The interpolating train with the ranks it needs, in its own dtype."""
         wide = TT(tuple(np.ascontiguousarray(core) for core in cores))
         like = self.values.seen if self.like is None else self.like
@@ -262,7 +295,7 @@ class _Search:
             self.whole = where, self.values(count, where.__getitem__)
         return self.whole
 
-    def result(self) -> TT:
+    def result(self) -> TT[Any]:
         """The best train, with its record."""
         assert self.best is not None
         info = Info(
@@ -308,14 +341,14 @@ def _points(start: Any, shape: Sequence[int]) -> Vector:
     return np.where(found < 0, found + np.asarray(shape), found)
 
 
-def _approximated(train: TT, where: Vector) -> Vector:
+def _approximated(train: TT[Any], where: Vector) -> Vector:
     """Entries of the train as it is returned, in double precision."""
     cores = gauge.working(train.cores)
     index = [_array.from_numpy(np.ascontiguousarray(column), cores[0]) for column in where.T]
     return _array.to_numpy(_entries.gathered(cores, index))
 
 
-def _relative(exact: Vector, found: Vector, train: TT) -> float:
+def _relative(exact: Vector, found: Vector, train: TT[Any]) -> float:
     """Root mean square of the differences over that of the values.
 
     To the latter the train adds its own mean square less that of its samples: peaks that it knows

@@ -134,7 +134,7 @@ def _arrays(name: str, decomposition: Any) -> list[Array]:
         arrays = decomposition.cores
     else:
         first, factors = decomposition
-        arrays = (first, *(factor for factor in factors if factor is not None))
+        arrays = (first, *factors)
     return [_operands.tensor(f"an array of {name!r}", _array.detached(array)) for array in arrays]
 
 

@@ -9,25 +9,23 @@ reads the data twice. Missing entries are filled in between sweeps, see :mod:`tn
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _completion, _operands
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._prepare import prepare, verify
 from tnlib._tucker_start import Beginning, Start, feasible
-from tnlib._types import Method
+from tnlib._types import RNG, ArrayT, DType, Method
 from tnlib.choice.budget import mode_ranks
 from tnlib.info import Info
 from tnlib.lowrank import truncated_basis
 from tnlib.tucker import (
     Tucker,
-    given,
     multiplied,
     relative_error,
     rounded,
@@ -38,20 +36,20 @@ from tnlib.tucker import (
 
 @own_arithmetic()
 def tucker_hooi(
-    X: Array,
+    X: ArrayT,
     ranks: int | Sequence[int] | None = None,
     *,
     max_params: int | None = None,
     tol: float = 1e-8,
     max_iter: int = 50,
-    init: Start | Tucker = "hosvd",
+    init: Start | Tucker[ArrayT] = "hosvd",
     modes: Sequence[int] | None = None,
     fixed: Sequence[int] | None = None,
-    mask: Array | None = None,
+    mask: ArrayT | None = None,
     method: Method = "auto",
     rng: RNG = None,
-    dtype: Any = None,
-) -> Tucker:
+    dtype: DType | None = None,
+) -> Tucker[ArrayT]:
     """Decompose an array by higher-order orthogonal iteration.
 
     From the sequentially truncated HOSVD, which is within sqrt(d) of the best and mostly much
@@ -75,8 +73,8 @@ def tucker_hooi(
     init : {"hosvd", "random"} or Tucker, optional
         Factors to start from; those of a Tucker need not be orthonormal.
     modes : sequence of int, optional
-        The modes to decompose; the others are left whole (partial Tucker) and their factors are
-        None. By default all.
+        The modes to decompose; the others are left whole (partial Tucker) and have no factor. By
+        default all.
     fixed : sequence of int, optional
         Modes whose factors stay those of `init`, a Tucker, as they are. The core is the best for
         them.
@@ -154,15 +152,14 @@ def tucker_hooi(
     free = tuple(k for k in begin if k not in back)
     limits_of = feasible({**bounds, **{k: begin[k].shape[1] for k in back}}, shape)
     task = _Task(limits_of, free, kernel, generator)
-    first = [begin.get(k) for k in range(array.ndim)]
     if observed is None:
-        course = _iterate(data, first, task, prepared.energy, tolerance, sweeps)
+        course = _iterate(data, begin, task, prepared.energy, tolerance, sweeps)
     else:
         course = _completion.iterate(
-            prepared.data, observed, data, first, task.sweep, prepared.energy, tolerance, sweeps
+            prepared.data, observed, data, begin, task.sweep, prepared.energy, tolerance, sweeps
         )
     core = multiplied(course.core, back)
-    factors = [start.own[k] if k in back else f for k, f in enumerate(course.factors)]
+    factors = {k: start.own[k] if k in back else f for k, f in course.factors.items()}
     result = rounded(core, factors, prepared, array)
     if observed is None:
         error = relative_error(prepared, result, range(array.ndim))
@@ -179,7 +176,7 @@ def tucker_hooi(
         reason=course.reason,
         trace=course.trace,
     )
-    return Tucker(result.core, result.factors, error=error, error_kind="exact", info=info)
+    return replace(result, error=error, error_kind="exact", info=info)
 
 
 @dataclass(frozen=True)
@@ -192,11 +189,11 @@ class _Task:
     generator: np.random.Generator
 
     def sweep(
-        self, data: Array, factors: Sequence[Array | None]
-    ) -> tuple[list[Array | None], Array, tuple[str, ...]]:
+        self, data: Array, factors: Mapping[int, Array]
+    ) -> tuple[dict[int, Array], Array, tuple[str, ...]]:
         """Update every free mode once: factors, the core, and the kernels used."""
         xp = array_namespace(data)
-        factors = list(factors)
+        factors = dict(factors)
         half = max(data.ndim // 2, 1)
         groups = (range(half), range(half, data.ndim))
         kernels = []
@@ -227,14 +224,14 @@ class _Task:
         return factors, core, tuple(kernels)
 
 
-def _adjoints(factors: Sequence[Array | None], modes: Sequence[int]) -> dict[int, Array]:
+def _adjoints(factors: Mapping[int, Array], modes: Sequence[int]) -> dict[int, Array]:
     """What projects the given modes on their factors."""
-    return {k: _array.adjoint(f) for k, f in given(factors).items() if k in modes}
+    return {k: _array.adjoint(f) for k, f in factors.items() if k in modes}
 
 
 def _iterate(
     data: Array,
-    factors: Sequence[Array | None],
+    factors: Mapping[int, Array],
     task: _Task,
     energy: float,
     tolerance: float,

@@ -73,17 +73,18 @@ def to_tensorly(decomposition: Format) -> Any:
     raise TypeError(f"expected a TT, MPO, Tucker or CP, got {type(decomposition).__name__}")
 
 
-def _plain_factors(tucker: Tucker) -> list[Array]:
+def _plain_factors(tucker: Tucker[Any]) -> list[Array]:
     """The factors as matrices, the identity of a whole mode among them."""
     core = tucker.core
     xp = array_namespace(core)
+    there = dict(zip(tucker.modes, tucker.factors, strict=True))
     return [
-        xp.eye(size, dtype=core.dtype, device=core.device) if factor is None else factor
-        for factor, size in zip(tucker.factors, tucker.shape, strict=True)
+        there[k] if k in there else xp.eye(size, dtype=core.dtype, device=core.device)
+        for k, size in enumerate(tucker.shape)
     ]
 
 
-def from_tensorly(decomposition: Any) -> TT[Any] | MPO[Any] | Tucker | CP:
+def from_tensorly(decomposition: Any) -> TT[Any] | MPO[Any] | Tucker[Any] | CP:
     """A decomposition of tensorly as one of tnlib, sharing memory.
 
     Parameters

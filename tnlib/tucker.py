@@ -11,17 +11,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic
 
 from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _operands, lowrank
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._format import Format
 from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify, within
-from tnlib._types import Method
+from tnlib._types import RNG, ArrayT, DType, Method
 from tnlib.choice.budget import checked, mode_ranks
 from tnlib.choice.counts import TuckerCount
 from tnlib.info import Info
@@ -31,16 +31,20 @@ _EXHAUSTIVE = 6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Tucker(Format):
-    """A core tensor and one factor matrix for each of its axes; unpacks as ``core, factors``.
+class Tucker(Format, Generic[ArrayT]):
+    """A core tensor and a factor matrix for each of its axes; unpacks as ``core, factors``.
+
+    A partial decomposition has factors for some modes only, and leaves the others whole.
 
     Attributes
     ----------
     core : array, shape (r_1, ..., r_d)
         The core tensor.
     factors : tuple of arrays
-        Factor k has shape (n_k, r_k). None stands for the identity: that mode is left whole, and
-        n_k = r_k.
+        One for each of `modes`: that of mode k has shape (n_k, r_k).
+    modes : tuple of int
+        The modes that the factors belong to, ascending; may be left out where they are all. For
+        the others n_k = r_k.
     error : float or None
         Relative Frobenius error against the decomposed array, over its observed entries where
         some were missing; None for one that was not made from an array.
@@ -66,12 +70,15 @@ class Tucker(Format):
     ((2, 2, 2), (8, 9, 10))
     """
 
-    core: Array
-    factors: tuple[Array | None, ...]
+    core: ArrayT
+    factors: tuple[ArrayT, ...]
+    modes: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "core", _array.base(self.core))
-        object.__setattr__(self, "factors", _operands.tucker(self.core, self.factors))
+        factors, modes = _operands.tucker(self.core, self.factors, self.modes)
+        object.__setattr__(self, "factors", factors)
+        object.__setattr__(self, "modes", modes)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.core, self.factors))
@@ -79,10 +86,10 @@ class Tucker(Format):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape (n_1, ..., n_d) of the dense array."""
-        return tuple(
-            rank if factor is None else int(factor.shape[0])
-            for factor, rank in zip(self.factors, self.ranks, strict=True)
-        )
+        sizes = list(self.ranks)
+        for mode, factor in zip(self.modes, self.factors, strict=True):
+            sizes[mode] = int(factor.shape[0])
+        return tuple(sizes)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -92,28 +99,25 @@ class Tucker(Format):
     @property
     def n_params(self) -> int:
         """Number of values in core and factors."""
-        return sum(int(math.prod(array.shape)) for array in self.arrays)
-
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The core and the factors that are not the identity."""
-        return (self.core, *(factor for factor in self.factors if factor is not None))
+        factors = sum(int(math.prod(factor.shape)) for factor in self.factors)
+        return int(math.prod(self.core.shape)) + factors
 
     @own_arithmetic()
-    def to_dense(self) -> Array:
+    def to_dense(self) -> ArrayT:
         """The array that core and factors stand for, of shape ``shape``, in their dtype.
 
         Differentiable on torch. Half precision is contracted in float32.
         """
-        wide = _array.working_dtype(_array.namespace(*self.arrays), self.core.dtype)
-        factors = [None if f is None else _array.astype(f, wide) for f in self.factors]
-        dense = multiplied(_array.astype(self.core, wide), given(factors))
-        return _array.astype(dense, self.core.dtype)
+        wide = _array.working_dtype(_array.namespace(self.core), self.core.dtype)
+        factors = {k: _array.astype(factor, wide) for k, factor in by_mode(self).items()}
+        dense = multiplied(_array.astype(self.core, wide), factors)
+        found: ArrayT = _array.astype(dense, self.core.dtype)
+        return found
 
 
 @own_arithmetic()
 def tucker_hosvd(
-    X: Array,
+    X: ArrayT,
     ranks: int | Sequence[int] | None = None,
     *,
     eps: float | None = None,
@@ -121,8 +125,8 @@ def tucker_hosvd(
     modes: Sequence[int] | None = None,
     method: Method = "auto",
     rng: RNG = None,
-    dtype: Any = None,
-) -> Tucker:
+    dtype: DType | None = None,
+) -> Tucker[ArrayT]:
     """Decompose an array by a sequentially truncated higher-order SVD.
 
     Modes are truncated in the order that costs least. The factors have orthonormal columns; the
@@ -147,7 +151,7 @@ def tucker_hosvd(
         `modes`.
     modes : sequence of int, optional
         The modes to decompose; the others are left whole (partial Tucker, Tucker-2 for two of
-        three) and their factors are None. By default all.
+        three) and have no factor. By default all.
     method : {"auto", "svd", "gram", "krylov"}, optional
         Kernel of the truncated SVDs, see :doc:`/explanations/error`.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
@@ -175,9 +179,9 @@ def tucker_hosvd(
     >>> core, factors = tucker_hosvd(np.sin(i + j + k), eps=1e-10)
     >>> core.shape, [factor.shape for factor in factors]
     ((2, 2, 2), [(8, 2), (9, 2), (10, 2)])
-    >>> core, factors = tucker_hosvd(np.sin(i + j + k), eps=1e-10, modes=(0, 2))
-    >>> core.shape, factors[1] is None
-    ((2, 9, 2), True)
+    >>> partial = tucker_hosvd(np.sin(i + j + k), eps=1e-10, modes=(0, 2))
+    >>> partial.core.shape, partial.modes, [factor.shape for factor in partial.factors]
+    ((2, 9, 2), (0, 2), [(8, 2), (10, 2)])
     """
     array = _operands.tensor("X", X)
     if array.ndim == 0:
@@ -203,17 +207,16 @@ def tucker_hosvd(
 
     core, found, discarded, kernels = within(split, share, prepared.energy)
     # The core has the whole modes first.
-    moved = (*order[len(chosen) :], *order[: len(chosen)])
+    moved = order[len(chosen) :] + order[: len(chosen)]
     core = array_namespace(core).permute_dims(core, _inverse(moved))
-    by_mode = dict(zip(order, found, strict=False))
-    result = rounded(core, [by_mode.get(k) for k in range(array.ndim)], prepared, array)
+    result = rounded(core, dict(zip(order, found, strict=False)), prepared, array)
     error = relative_error(prepared, result, order)
     binding = binds(most, [factor.shape[1] for factor in found])
     verify(error, None if binding else tolerance, prepared.out, kernels)
     info = Info(
         kernels, tuple(d / prepared.energy for d in discarded), tolerance, prepared.compute_name
     )
-    return Tucker(result.core, result.factors, error=error, error_kind="exact", info=info)
+    return replace(result, error=error, error_kind="exact", info=info)
 
 
 def whole_budget(max_params: Any, shape: tuple[int, ...], modes: Sequence[int]) -> int | None:
@@ -277,21 +280,22 @@ def multiplied(tensor: Array, matrices: Mapping[int, Array]) -> Array:
     return xp.permute_dims(tensor, tuple(axes.index(axis) for axis in range(tensor.ndim)))
 
 
-def given(factors: Sequence[Array | None]) -> dict[int, Array]:
-    """The factors that are not the identity, by mode."""
-    return {k: factor for k, factor in enumerate(factors) if factor is not None}
+def by_mode(tucker: Tucker[Any]) -> dict[int, Array]:
+    """The factors by mode."""
+    return dict(zip(tucker.modes, tucker.factors, strict=True))
 
 
 def rounded(
-    core: Array, factors: Sequence[Array | None], prepared: Prepared, like: Array
-) -> Tucker:
+    core: Array, factors: Mapping[int, Array], prepared: Prepared, like: Array
+) -> Tucker[Any]:
     """Computed arrays with the scale put back, in the library and dtype of the result."""
     core = _array.times_power_of_two(_array.owned(core), prepared.exponent)
-    restored = (f if f is None else _array.restored(f, like, prepared.out) for f in factors)
-    return Tucker(_array.restored(core, like, prepared.out), tuple(restored))
+    modes = tuple(sorted(factors))
+    restored = tuple(_array.restored(factors[k], like, prepared.out) for k in modes)
+    return Tucker(_array.restored(core, like, prepared.out), restored, modes=modes)
 
 
-def relative_error(prepared: Prepared, result: Tucker, order: Sequence[int]) -> float:
+def relative_error(prepared: Prepared, result: Tucker[Any], order: Sequence[int]) -> float:
     """Residual of `result` against the data, whose axes are in the given order.
 
     All factors but the first or the last are applied, whichever leaves less.
@@ -313,15 +317,18 @@ def relative_error(prepared: Prepared, result: Tucker, order: Sequence[int]) -> 
 
 
 def computed(
-    prepared: Prepared, result: Tucker, order: Sequence[int]
+    prepared: Prepared, result: Tucker[Any], order: Sequence[int]
 ) -> tuple[Array, dict[int, Array]]:
     """Core and factors of `result` as the data are: their dtype, scale and order of modes."""
     xp = array_namespace(prepared.data)
     core = _array.computable(result.core, prepared.data)
     if prepared.exponent:
         core = _array.times_power_of_two(_array.owned(core), -prepared.exponent)
-    factors = given([result.factors[axis] for axis in order])
-    factors = {k: _array.computable(factor, prepared.data) for k, factor in factors.items()}
+    place = {axis: k for k, axis in enumerate(order)}
+    factors = {
+        place[axis]: _array.computable(factor, prepared.data)
+        for axis, factor in by_mode(result).items()
+    }
     return xp.permute_dims(core, tuple(order)), factors
 
 
@@ -366,7 +373,7 @@ def zero_tucker(
     eps: float | None,
     modes: Sequence[int],
     fixed: Mapping[int, Array] | None = None,
-) -> Tucker:
+) -> Tucker[Any]:
     """The zero array: ranks 1, error 0, factors that are fixed or unit vectors."""
     xp = array_namespace(array)
     like = {"dtype": prepared.out, "device": array.device}
@@ -377,5 +384,6 @@ def zero_tucker(
     core = xp.zeros(tuple(sizes), **like)
     count = len(modes)
     info = Info(("identity",) * count, (0.0,) * count, eps, prepared.compute_name)
-    found = tuple(factors.get(k) for k in range(array.ndim))
-    return Tucker(core, found, error=0.0, error_kind="exact", info=info)
+    chosen = tuple(sorted(factors))
+    found = tuple(factors[k] for k in chosen)
+    return Tucker(core, found, modes=chosen, error=0.0, error_kind="exact", info=info)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def cores(
 
 def tucker(
     to: Converter, modes: Sequence[tuple[int, int]], seed: int, decay: float, scale: float
-) -> Tucker:
+) -> Tucker[Any]:
     rng = np.random.default_rng(seed)
     factors = [rng.standard_normal(shape) * falling(shape[1], decay) for shape in modes]
     core = scale * rng.standard_normal([rank for _, rank in modes])

@@ -180,7 +180,7 @@ def operators(
 
 def tuckers(
     *, max_order: int = 4, max_size: int = 5, max_rank: int = 4, library: Library = "numpy"
-) -> st.SearchStrategy[Tucker]:
+) -> st.SearchStrategy[Tucker[Any]]:
     """Draw Tucker decompositions whose ranks may be larger than their modes.
 
     Parameters
