@@ -9,7 +9,7 @@ from typing import Any, Generic, Self
 
 import numpy as np
 
-from tnlib import _array, _checks, _norm, _scale, _schmidt, _train, gauge
+from tnlib import _array, _checks, _norm, _scale, _schmidt, _text, _train, gauge
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._format import Format
@@ -324,8 +324,8 @@ class Chain(Format, Generic[ArrayT]):
             raise TypeError(f"expected another {type(self).__name__}, got {type(other).__name__}")
         if self._modes != other._modes:
             raise ValueError(
-                f"the modes must agree, got {self._modes} and {other._modes}; decompose both "
-                "arrays with the same modes"
+                f"the modes must agree, got {_text.modes(self._modes)} and "
+                f"{_text.modes(other._modes)}; decompose both arrays with the same modes"
             )
 
     def _promoted(self, other: Self) -> tuple[list[Array], list[Array]]:

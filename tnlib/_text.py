@@ -29,3 +29,10 @@ def sizes(values: Sequence[int]) -> str:
     if len(shown) > _SHOWN:
         shown[_ENDS:-_ENDS] = ["..."]
     return f"({shown[0]},)" if len(shown) == 1 else f"({', '.join(shown)})"
+
+
+def modes(values: Sequence[int] | Sequence[Sequence[int]]) -> str:
+    """Mode sizes, or those of rows and columns."""
+    if isinstance(values[0], int):
+        return sizes([int(value) for value in values if isinstance(value, int)])
+    return " x ".join(sizes(part) for part in values if not isinstance(part, int))

@@ -49,13 +49,15 @@ def given_back(
         If a core overflows the dtype or vanishes in it.
     """
     out = like[0].dtype if dtype is None else dtype
-    given = tuple(_array.restored(_array.owned(core), like[0], out) for core in cores)
+    name = _array.dtype_name(out)
+    advice = "or have it in a wider dtype, as tt_round(..., dtype=) gives it"
+    try:
+        given = tuple(_array.restored(_array.owned(core), like[0], out) for core in cores)
+    except ValueError:
+        raise ValueError(f"the result overflows {name}: scale it down, {advice}") from None
     for wide, core in zip(cores, given, strict=True):
         if _array.magnitude(wide) > 0.0 == _array.magnitude(core):
-            raise ValueError(
-                f"the result is too small for cores of {_array.dtype_name(out)}: scale the array "
-                "up, or pass a wider dtype="
-            )
+            raise ValueError(f"the result vanishes in {name}: scale it up, {advice}")
     return given
 
 

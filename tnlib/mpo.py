@@ -188,8 +188,8 @@ class MPO(Chain[ArrayT]):
         rows = other.row_dims if isinstance(other, MPO) else other.shape
         if self.col_dims != rows:
             raise ValueError(
-                f"the column modes {self.col_dims} meet the modes {rows}; decompose both with "
-                "the same modes"
+                f"the column modes {_text.sizes(self.col_dims)} meet the modes "
+                f"{_text.sizes(rows)}; decompose both with the same modes"
             )
         xp = _array.namespace(*self.cores, *other.cores)
         ours, theirs = self._merged(), other._merged()

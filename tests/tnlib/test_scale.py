@@ -151,8 +151,10 @@ def test_half_precision_spreads_what_one_core_cannot_hold():
     assert float((train * 1e5).lognorm()) == pytest.approx(
         float(train.lognorm()) + math.log(1e5), abs=4 * 2.0**-11
     )
-    with pytest.raises(ValueError, match=r"overflows float16: .* pass a wider dtype="):
-        tt_round(TT([torch.full((1, 4, 1), 6e4, dtype=torch.float16)] * 2), 1)
+    with pytest.raises(ValueError, match=r"overflows float16: .* in a wider dtype, as tt_round"):
+        tt_round(TT([torch.full((1, 4, 1), 6e4, dtype=torch.float16)] * 2) * 4, 1)
+    with pytest.raises(ValueError, match="vanishes in float16"):
+        tt_round(TT([torch.full((1, 4, 1), 1e-20)] * 2), 1, dtype="float16")
 
 
 def test_a_train_that_cancels_to_rounding_is_the_zero_train(to_library):
