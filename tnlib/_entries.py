@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -17,6 +18,9 @@ from array_api_compat import array_namespace
 from tnlib import _array
 from tnlib._array import Array
 from tnlib._scaled import Scaled
+
+# Exponents of the largest and smallest numbers of every factor.
+Sizes: TypeAlias = list[tuple[int, int]]
 
 # Values of the matrices that are gathered at a time.
 _BLOCK = 1 << 21
@@ -32,11 +36,13 @@ def gathered(cores: Sequence[Array], index: Sequence[Array]) -> Array:
     count = index[0].shape[0]
     if not count:
         return cores[0][0, :0, 0]
+    pairs = list(zip(cores, index, strict=True))
+    sizes = known([core if core.shape[1] <= count else core[:, at, :] for core, at in pairs])
     step = max(1, _BLOCK // sum(core.shape[0] * core.shape[2] for core in cores))
     parts = []
     for start in range(0, count, step):
-        where = [positions[start : start + step] for positions in index]
-        parts.append(product([_slices(*pair) for pair in zip(cores, where, strict=True)]))
+        slices = [_slices(core, at[start : start + step]) for core, at in pairs]
+        parts.append(product(slices, sizes))
     with np.errstate(over="ignore"):
         return _array.astype(xp.concat(parts), cores[0].dtype)
 
@@ -47,26 +53,28 @@ def _slices(core: Array, where: Array) -> Array:
     return _array.astype(slices, _array.double(xp, core.dtype))
 
 
-def product(matrices: Sequence[Array]) -> Array:
+def product(matrices: Sequence[Array], sizes: Sizes | None) -> Array:
     """Products (b,) of batches of matrices (b, r, r) in double precision, closed by ones."""
-    plain = _plain(matrices)
-    return (scaled_product(matrices).plain() if plain is None else plain)[:, 0, 0]
+    plain = _plain(matrices, sizes)
+    return (_scaled(matrices).plain() if plain is None else plain)[:, 0, 0]
 
 
 def scaled_product(matrices: Sequence[Array]) -> Scaled:
     """Products of batches of matrices in double precision, with exponents."""
-    plain = _plain(matrices)
-    if plain is not None:
-        return Scaled.of(plain)
+    plain = _plain(matrices, known(matrices))
+    return _scaled(matrices) if plain is None else Scaled.of(plain)
+
+
+def _scaled(matrices: Sequence[Array]) -> Scaled:
     scaled = Scaled.of(matrices[0])
     for matrix in matrices[1:]:
         scaled = scaled @ Scaled.of(matrix)
     return scaled
 
 
-def _plain(matrices: Sequence[Array]) -> Array | None:
+def _plain(matrices: Sequence[Array], sizes: Sizes | None) -> Array | None:
     """The products as they are, or None if they may have lost something on the way."""
-    floor = _floor(matrices)
+    floor = None if sizes is None else _floor(sizes)
     if floor is None:
         return None
     carried = matrices[0]
@@ -76,26 +84,31 @@ def _plain(matrices: Sequence[Array]) -> Array | None:
     return carried if floor == 0.0 or bool(xp.all(xp.abs(carried) >= floor)) else None
 
 
-def _floor(matrices: Sequence[Array]) -> float | None:
+def _floor(sizes: Sizes) -> float | None:
     """The size from which a plain product lost nothing on the way; None if it may overflow."""
-    try:
-        sizes = [_sizes(matrix) for matrix in matrices]
-    except RuntimeError:  # torch.func.vmap hides the numbers
-        return None
-    top, least, growth = 0, 0, 0
-    for high, low in sizes:
-        top, least, growth = top + high, least + low, max(growth + high, 0)
+    top, low, least, growth = 0, 0, 0, 0
+    for high, smallest in sizes:
+        top, low = top + high, low + smallest
+        least, growth = min(least, low), max(growth + high, 0)
         if top > _RANGE:
             return None
     # What is lost on the way can grow by the factors that follow.
     return 0.0 if least > -_RANGE else math.ldexp(1.0, min(growth + _BITS - 1022, 1000))
 
 
-def _sizes(matrices: Array) -> tuple[int, int]:
+def known(arrays: Sequence[Array]) -> Sizes | None:
+    """Sizes of all that a product is made of; None where torch.func.vmap hides the numbers."""
+    try:
+        return [_sizes(array) for array in arrays]
+    except RuntimeError:
+        return None
+
+
+def _sizes(array: Array) -> tuple[int, int]:
     """Exponents above the largest sum of a product with these, and below its smallest term."""
-    xp = array_namespace(matrices)
-    values = xp.abs(_array.real_view(_array.detached(matrices)))
-    high = math.frexp(float(xp.max(values)))[1] + matrices.shape[1].bit_length()
+    xp = array_namespace(array)
+    values = xp.abs(_array.real_view(_array.detached(array)))
+    high = math.frexp(float(xp.max(values)))[1] + max(array.shape).bit_length()
     nonzero = xp.where(values > 0, values, xp.full_like(values, math.inf))
     low = math.frexp(float(xp.min(nonzero)))[1] - 1
     return high, low

@@ -54,12 +54,33 @@ def digits(name: str, value: Any, dims: Sequence[int], size: int, like: Array) -
         parts = [integers(f"{name}[{k}]", part, like) for k, part in enumerate(value)]
         named = [f"{name}[{k}]" for k in range(len(dims))]
         return [positions(*item) for item in zip(named, parts, dims, strict=True)]
-    number = positions(name, integers(name, value, like), size)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [integers(name, digit, like) for digit in _digits(index_of(name, value, size), dims)]
+    number = integers(name, value, like)
+    if size < 2**63:
+        number = positions(name, number, size)
+    # Position -1 has all the largest digits, and -1 - i what is left of them by those of i.
+    xp = array_namespace(number)
+    below = number < 0
+    found = _digits(xp.where(below, -1 - number, number), dims)
+    pairs = zip(found, dims, strict=True)
+    return [xp.where(below, dim - 1 - digit, digit) for digit, dim in pairs]
+
+
+def _digits(number: Any, dims: Sequence[int]) -> list[Any]:
+    """The digits of whole numbers in mixed radix, the last running fastest."""
     found = []
     for dim in reversed(dims):
         found.append(number % dim)
         number = number // dim
     return found[::-1]
+
+
+def index_of(name: str, value: int, size: int) -> int:
+    """One position, of any size."""
+    if not -size <= value < size:
+        raise IndexError(f"{name} must be from {-size} to {size - 1}, got {value}")
+    return value % size
 
 
 def integers(name: str, value: Any, like: Array) -> Array:
@@ -70,11 +91,8 @@ def integers(name: str, value: Any, like: Array) -> Array:
         value = np.asarray(value, dtype=np.int64)
     try:
         xp = _array.namespace(value)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be an integer array of NumPy or torch, got {type(value).__name__}; "
-            "convert it with numpy.asarray"
-        ) from None
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer array of NumPy or torch: {error}") from None
     if not xp.isdtype(value.dtype, "integral"):
         raise TypeError(
             f"{name} must be integers, got {_array.dtype_name(value.dtype)}; for a mask pass "

@@ -10,14 +10,15 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _checks
 from tnlib._array import Array
-from tnlib._entries import product, scaled_product
+from tnlib._entries import known, product, scaled_product
 from tnlib._scaled import Scaled, largest
 
 
 def trace(cores: Sequence[Array]) -> Array:
     """The sum of the diagonal, without axes, in at least single precision."""
     xp = array_namespace(*cores)
-    value = product([_joined(k, core) for k, core in enumerate(cores)])[0]
+    matrices = [_joined(k, core) for k, core in enumerate(cores)]
+    value = product(matrices, known(matrices))[0]
     with np.errstate(over="ignore"):
         return _array.astype(value, _array.working_dtype(xp, cores[0].dtype))
 

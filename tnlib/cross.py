@@ -23,7 +23,7 @@ from tnlib._format import ErrorKind
 from tnlib._pivots import Pivots
 from tnlib._prepare import Prepared, budget
 from tnlib._sampling import Exhausted, Sampled, Vector, random_indices
-from tnlib._types import RNG, AnyArray, ArrayT, DType, NumPyArray
+from tnlib._types import RNG, AnyArray, ArrayT, DType
 from tnlib.info import Info
 from tnlib.rounding import tt_round
 from tnlib.tt import TT
@@ -36,7 +36,7 @@ _PATIENCE = 6
 
 @overload
 def tt_cross(
-    function: Callable[[Any], Array],
+    function: Callable[[Any], ArrayT],
     shape: Sequence[int],
     ranks: int | Sequence[int] | None = ...,
     *,
@@ -49,7 +49,7 @@ def tt_cross(
     callback: Callable[[int, float], object] | None = ...,
     dtype: DType | None = ...,
     like: None = ...,
-) -> TT[NumPyArray]: ...
+) -> TT[ArrayT]: ...
 @overload
 def tt_cross(
     function: Callable[[Any], Array],

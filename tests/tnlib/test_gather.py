@@ -194,3 +194,24 @@ def test_derivatives_at_zeros_are_those_of_the_plain_product():
         torch.autograd.grad(value.sum(), leaves), exact, scales, strict=True
     ):
         assert_close(found[:, 0] * scale, expected, 16)
+
+
+def test_operators_with_more_rows_than_integers_of_64_bits_are_gathered():
+    order = 70
+    eye = MPO([np.eye(2).reshape(1, 2, 2, 1)] * order)
+    assert eye.gather(2**69, 2**69) == 1.0
+    assert eye.gather(2**69, 2**68) == 0.0
+    last = np.array([-1, -2, -1, 0])
+    assert eye.gather(last, np.array([-1, -2, -3, -1])).tolist() == [1, 1, 0, 0]
+    assert eye.gather(-3, 2**70 - 3) == 1.0
+    with pytest.raises(IndexError, match="rows must be from"):
+        eye.gather(2**70, 0)
+
+
+def test_small_terms_on_the_way_are_not_lost_where_later_cores_are_large():
+    small, large = 1e-160, 1e160
+    first = np.array([[[small, 0.0]]])
+    middle = np.array([[small, 0.0], [0.0, 1.0]])[:, None]
+    last = np.array([large, 1.0])[:, None, None]
+    train = TT([first, middle, np.array([[large, 0.0], [0.0, 1.0]])[:, None], last])
+    assert train.gather((0, 0, 0, 0)) == pytest.approx(1.0, rel=rounding(np.float64, 16))
