@@ -184,7 +184,7 @@ class _Search:
     limits: tuple[int, ...] | None
     eps: float | None
     dtype: Any
-    like: Array | None
+    like: AnyArray | None
     samples: int
     rng: np.random.Generator
     whole: tuple[Vector, Vector] | None = None
