@@ -8,7 +8,12 @@ values of that projection say how much energy the best rank-r basis inside Q cap
 grows until a step adds next to nothing to it.
 
 Of equal singular values such a space finds no more than a block has columns, however long it
-grows. So before it is taken, a second random block is tried, and has to add next to nothing too.
+grows. So before it is taken, the Krylov space of a second random block is tried beside it, and has
+to add next to nothing too.
+
+No random space can prove that it missed nothing. The bound that is stated, an error of 1 + SLACK
+times the least of that rank, is what the stopping rule leaves where gains shrink by a tenth or more
+per step: then all later steps capture at most nine times what the last one did.
 """
 
 from __future__ import annotations
@@ -33,11 +38,12 @@ from tnlib._basis import (
     tails,
 )
 
-# Stop when a step captures less than this share of what is still discarded: on flat spectra the
-# error is then within 0.05 % of the least possible.
+# Stop when a step captures less than this share of what is still discarded.
 GAIN = 5e-4
-# Columns of a fresh random block that is to find nothing more either.
-_PROBE = 8
+# Share by which the error may be above the least of its rank: ten gains, halved by the root.
+SLACK = 5 * GAIN
+# Columns of a fresh random block that is to find nothing more either, and steps that it takes.
+_PROBE, _PROBE_STEPS = 8, 3
 # Rounding that a basis may leave of a matrix of its rank, in units of that of one array.
 _ROUNDING = 4
 
@@ -119,10 +125,19 @@ def _captured(gram: Vector) -> Vector:
 
 
 def _probed(matrix: Array, space: Array, images: Array, gram: Vector, rng: Any) -> Vector:
-    """What the space would capture with a fresh random block of directions outside it."""
-    start = _array.normal(rng, (matrix.shape[1], _PROBE), matrix)
-    fresh = _image(matrix, orthonormal(matrix @ start, space))
-    return _captured(_bordered(gram, images, _array.astype(fresh, images.dtype)))
+    """What the space would capture with the Krylov space of a fresh random block beside it."""
+    xp = array_namespace(matrix)
+    newest = _array.normal(rng, (matrix.shape[1], _PROBE), matrix)
+    for _ in range(_PROBE_STEPS):
+        direction = orthonormal(matrix @ newest, space)
+        if direction.shape[1] == 0:
+            break
+        newest = _image(matrix, direction)
+        wide = _array.astype(newest, images.dtype)
+        gram = _bordered(gram, images, wide)
+        space = xp.concat([space, direction], axis=1)
+        images = xp.concat([images, wide], axis=1)
+    return _captured(gram)
 
 
 def _sound(matrix: Array, found: Basis, target: Target, complete: bool) -> Basis | None:

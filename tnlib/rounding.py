@@ -47,8 +47,9 @@ def tt_round(
     """Lower the ranks of a tensor train or a matrix product operator.
 
     The result is left-canonical and at most sqrt(d - 1) times further from `tt` than the closest
-    one of its ranks. Rounding to given ranks a second time changes nothing but rounding errors; a
-    tolerance is granted anew at every call, relative to what is given then.
+    one of its ranks; 1.0025 sqrt(d - 1) times where ``info.kernels`` names the Krylov kernel, which
+    stops when it gains next to nothing. Rounding to given ranks a second time changes nothing but
+    rounding errors; a tolerance is granted anew at every call, relative to what is given then.
 
     Where the last core cannot hold the norm, all cores share the scale and ``center`` is None.
     A train whose terms cancel to rounding, such as ``a - a``, becomes the zero train: ``error`` is

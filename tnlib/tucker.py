@@ -2,8 +2,8 @@
 
 The *sequentially truncated* higher-order SVD (Vannieuwenhoven, Vandebril and Meerbergen, SIAM J.
 Sci. Comput. 34, 2012) truncates one mode after the other, each time on what the modes before have
-left. The discarded energies add up to the squared error, which is at most sqrt(d) times the least
-possible at these ranks.
+left. The discarded energies add up to the squared error; with the best basis at every step, it is
+at most sqrt(d) times the least possible at these ranks.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def tucker_hosvd(
 
     Modes are truncated in the order that costs least. The factors have orthonormal columns; the
     error is at most sqrt(d) times that of the best Tucker decomposition of these ranks, where d
-    modes are truncated.
+    modes are truncated; 1.0025 sqrt(d) times where ``info.kernels`` names the Krylov kernel, which
+    stops when it gains next to nothing.
 
     Parameters
     ----------

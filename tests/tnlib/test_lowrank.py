@@ -7,7 +7,8 @@ import pytest
 
 from tests.arrays import LIBRARIES, numpy_of, with_spectrum
 from tests.tolerances import rounding
-from tnlib import _array
+from tnlib import _array, mpo_decompose
+from tnlib.krylov import SLACK
 from tnlib.lowrank import truncated_basis
 
 SHAPES = [(40, 40), (30, 200), (200, 30), (5, 64), (64, 5), (1, 9), (9, 1)]
@@ -160,3 +161,44 @@ def test_single_precision_below_what_its_norms_resolve(ratio):
         residual = np.linalg.norm(matrix - basis.vectors @ basis.rest)
         best = np.linalg.norm(values[rank:])
         assert residual <= 1.001 * best + 1e-6 * np.linalg.norm(values)
+
+
+def hard_spectra(size):
+    """Flat, clustered, repeated and slowly decaying singular values, and one above all others."""
+    k = np.arange(1, size + 1.0)
+    jitter = 1 + 1e-3 * np.random.default_rng(5).standard_normal(size)
+    return {
+        "flat": np.ones(size),
+        "k^-0.3": k**-0.3,
+        "root of linear": np.sqrt(1 - k / (size + 1)),
+        "one spike": np.where(k == 1, 1e3, 1.0),
+        "plateau 1.1": np.where(k <= 40, 1.1, 1.0),
+        "plateau 1.5": np.where(k <= 40, 1.5, 1.0),
+        "clusters of 30": 1.1 ** -((k - 1) // 30),
+        "near clusters": np.sort(1.2 ** -((k - 1) // 20) * jitter)[::-1],
+        "threes": np.repeat(np.linspace(2, 1, size // 3 + 1), 3)[:size],
+    }
+
+
+@pytest.mark.parametrize("spectrum", sorted(hard_spectra(520)))
+def test_the_krylov_kernel_keeps_its_stated_bound(spectrum):
+    # The start block is Gaussian, so a diagonal matrix stands for all of these singular values.
+    values = hard_spectra(520)[spectrum]
+    for rank, dtype in ((10, np.float32), (41, np.float64)):
+        matrix = np.zeros((520, 560), dtype)
+        matrix[np.arange(520), np.arange(520)] = values
+        basis = basis_of(matrix, "auto", max_rank=rank)
+        left = np.linalg.norm(matrix.astype(np.float64) - basis.vectors @ basis.rest)
+        least = np.linalg.norm(values[rank:])
+        slack = SLACK if basis.kernel == "krylov" else 0.0
+        assert left <= (1 + slack) * least + rounding(dtype, 50, np.linalg.norm(values))
+
+
+def test_the_bound_of_a_train_holds_with_its_slack():
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((600, 640))
+    operator = mpo_decompose(matrix, 12, row_dims=(600, 1), col_dims=(1, 640))
+    assert operator.info.kernels == ("krylov",)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    best = np.linalg.norm(values[12:]) / np.linalg.norm(values)
+    assert best <= operator.error <= (1 + SLACK) * best
