@@ -33,8 +33,8 @@ class Arithmetic:
 
     Attributes
     ----------
-    torch : module or None
-        The torch module for tensors, None for NumPy arrays.
+    tensors : bool
+        Whether they are torch's.
     kind : {"inexact", "integer", "bool"}
         Of the numbers.
     dtype, result : dtype
@@ -45,12 +45,17 @@ class Arithmetic:
         Names of the dtypes of tensors, where only autocast takes them together.
     """
 
-    torch: Any
+    tensors: bool
     kind: Kind
     dtype: Any
     result: Any
     cast: bool
     mixed: str = ""
+
+    @property
+    def torch(self) -> Any:
+        """The torch module for tensors, None for NumPy arrays."""
+        return sys.modules["torch"] if self.tensors else None
 
     @classmethod
     def of(cls, pairs: Collection[tuple[type, Any]]) -> Arithmetic:
@@ -63,9 +68,8 @@ class Arithmetic:
             cannot be mixed.
         """
         types, dtypes = {kind for kind, _ in pairs}, {dtype for _, dtype in pairs}
-        torch = library(types)
-        if torch is not None:
-            return _of_tensors(torch, dtypes)
+        if library(types) is not None:
+            return _of_tensors(dtypes)
         for dtype in dtypes:
             if dtype.kind not in "biufc":
                 raise TypeError(f"arrays must be numeric, got dtype {dtype}; cast it")
@@ -74,7 +78,7 @@ class Arithmetic:
         cast = dtypes != {dtype} or any(dtype.byteorder == ">" for dtype in dtypes)
         cast = cast or types != {np.ndarray}
         kind: Kind = "bool" if dtype.kind == "b" else "integer" if dtype.kind in "iu" else "inexact"
-        return cls(None, kind, dtype, result, cast)
+        return cls(False, kind, dtype, result, cast)
 
     def brought(self, arrays: Sequence[Array]) -> Sequence[Array]:
         """NumPy arrays as plain ones of the common dtype."""
@@ -86,7 +90,7 @@ class Arithmetic:
             raise TypeError(f"tensors must be of one dtype, got {self.mixed}; cast them")
 
 
-def _of_tensors(torch: Any, dtypes: Collection[Any]) -> Arithmetic:
+def _of_tensors(dtypes: Collection[Any]) -> Arithmetic:
     names = sorted(_array.dtype_name(dtype) for dtype in dtypes)
     for name in names:
         if name not in DTYPES:
@@ -97,7 +101,7 @@ def _of_tensors(torch: Any, dtypes: Collection[Any]) -> Arithmetic:
     if names[0] not in _INEXACT:
         kind = "bool" if names[0] == "bool" else "integer"
     dtype = next(iter(dtypes))
-    return Arithmetic(torch, kind, dtype, dtype, False, ", ".join(names) if len(names) > 1 else "")
+    return Arithmetic(True, kind, dtype, dtype, False, ", ".join(names) if len(names) > 1 else "")
 
 
 def library(types: Collection[type]) -> Any:

@@ -56,7 +56,7 @@ class Call:
     def __call__(self, arrays: Sequence[Array], constants: Constants | None) -> Array:
         """The contraction of the arrays and what was folded."""
         arithmetic = self.arithmetic
-        if arithmetic.torch is not None:
+        if arithmetic.tensors:
             if arithmetic.mixed:
                 arithmetic.check_autocast(arrays[0].device)
             return self._contracted(arrays, constants)

@@ -44,7 +44,7 @@ class Constants:
             self._arrays = {n: copied(_array.detached(a)) for n, a in arrays.items()}
         self.about = tuple((type(array), array.dtype) for array in self._arrays.values())
         # Tensors are folded in their own dtype, also for a call under autocast.
-        self._own = arithmetic if arithmetic.torch is not None else None
+        self._own = arithmetic if arithmetic.tensors else None
         self._made: dict[tuple[str, tuple[str, ...]], Folded] = {}
         self.first: Folded = ()
         if self._own is not None:
@@ -68,7 +68,7 @@ def fold(
     """The constants that the other steps need, those of constants alone being done."""
     count = len(network.terms)
     values = dict(constants)
-    if arithmetic.torch is None:
+    if not arithmetic.tensors:
         values = dict(zip(values, arithmetic.brought(tuple(values.values())), strict=True))
     with _data_alone(arithmetic.torch):
         for k, step in enumerate(steps):

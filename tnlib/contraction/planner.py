@@ -81,8 +81,8 @@ def plan_contraction(
         once and not counted. Given as arrays they are folded into the plan, which is then called
         with the other operands; given as shapes, fold them later with :meth:`Plan.folded`.
     dtype : dtype or str, optional
-        Type of the numbers, for their size; by default that of the arrays, else the roofline's,
-        else float32.
+        Type of the numbers, for their size; by default that in which the arrays are computed,
+        which is float32 for half precision on NumPy, else the roofline's, else float32.
     roofline : Roofline, optional
         Rates of the machine, from :func:`measure_roofline` or a file; with it a plan predicts its
         time.
@@ -203,7 +203,8 @@ def contract(
 
         return traced.contract(equation, arrays, minimize, memory_limit)
     arrays = arrays_of(arrays)
-    _array.namespace(*arrays)
+    if arrays:
+        _array.namespace(*arrays)
     plan = plan_contraction(equation, *arrays, minimize=minimize, memory_limit=memory_limit)
     return plan(*arrays)
 

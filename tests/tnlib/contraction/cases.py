@@ -43,10 +43,10 @@ class Case:
 
 
 def draw(rng) -> Case:
-    """A random contraction that one loop can check."""
+    """A random contraction that one loop can check, and whose sums are in range."""
     while True:
         case = _drawn(rng)
-        if case is not None:
+        if case is not None and fits(case):
             return case
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -218,3 +220,17 @@ def test_what_underflows_is_zero_also_where_numpy_raises():
         assert not contract("ij,jk->ik", half, half).any()
         with pytest.raises(FloatingPointError, match="overflow"):
             contract("i,j->ij", 1 / small, 1 / small)
+
+
+@pytest.mark.parametrize("library", sorted(LIBRARIES))
+def test_folded_plans_are_copied_and_stored(library):
+    x, a, b = (LIBRARIES[library](np.ones(shape)) for shape in ((2, 3), (3, 4), (4,)))
+    plan = folded(CHAIN, (2, 3), a, b)
+    for other in (pickle.loads(pickle.dumps(plan)), copy.deepcopy(plan)):
+        assert (other(x) == plan(x)).all()
+        assert (pickle.loads(pickle.dumps(other))(x) == plan(x)).all()
+
+
+def test_no_operand_is_a_wrong_number_of_them():
+    with pytest.raises(ValueError, match="has 1 operands, got 0"):
+        contract("ij->ij")
