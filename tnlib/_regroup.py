@@ -15,16 +15,21 @@ from tnlib._format import ErrorKind
 from tnlib._prepare import Prepared, verify
 from tnlib._sweep import zero_train
 from tnlib.info import Info
+from tnlib.rounding import CANCELS, uncertainty
 
 C = TypeVar("C", bound=Chain[Any])
 
 
 @dataclass(frozen=True)
 class Begun:
-    """Merged cores in double precision, the first of them the center, times 2^exponent."""
+    """Merged cores in double precision, the first of them the center, times 2^exponent.
+
+    `cancels` says that they are only rounding of what the train is a difference of.
+    """
 
     cores: list[Array]
     prepared: Prepared
+    cancels: bool
 
     @property
     def total(self) -> float:
@@ -33,9 +38,11 @@ class Begun:
 
 def begun(merged: Sequence[Array]) -> Begun:
     """The right-canonical gauge of a train."""
-    cores, exponent = gauge.orthogonalized(gauge.working(merged), 0)
+    wide = gauge.working(merged)
+    cores, exponent = gauge.orthogonalized(wide, 0)
     energy = _array.energy(cores[0])
-    return Begun(cores, Prepared(cores[0], exponent, energy, merged[0].dtype))
+    cancels = uncertainty(wide, energy, exponent) >= 1.0
+    return Begun(cores, Prepared(cores[0], exponent, energy, merged[0].dtype), cancels)
 
 
 def basis(matrix: Array, limit: int | None, allowed: float | None, generator: Any) -> Basis:
@@ -73,27 +80,34 @@ def finished(
 
     `lost` is the distance of these from `tt`, in units of the scaled norm.
     """
-    total, out = begin.total, begin.prepared.out
-    given = tt.cores
-    if total == 0.0:
-        cores = zero_train([math.prod(mode) for mode in modes], given[0], out)
-        lost, kind, total = 0.0, "exact", 1.0
-        place: int | None = len(cores) - 1
-        rounded = tuple(cores)
-    else:
-        exponent = begin.prepared.exponent
-        rounded, place = gauge.placed(cores, center, exponent, given, out)
-        exact = _scale.put_back(cores, exponent, cores[center].dtype, (center,))
-        off = gauge.distance(exact, rounded, exponent)
-        lost = math.hypot(lost, off) if kind == "exact" else lost + off
+    total, out, given = begin.total, begin.prepared.out, tt.cores
+    if begin.cancels or total == 0.0:
+        return _zero(tt, modes, begin, eps)
+    exponent = begin.prepared.exponent
+    rounded, place = gauge.placed(cores, center, exponent, given, out)
+    exact = _scale.put_back(cores, exponent, cores[center].dtype, (center,))
+    off = gauge.distance(exact, rounded, exponent)
+    lost = math.hypot(lost, off) if kind == "exact" else lost + off
     error = lost / math.sqrt(total)
     verify(error, None if binding else eps, out, kernels)
     info = Info(kernels, tuple(d / total for d in discarded), eps, begin.prepared.compute_name)
-    shaped = tuple(
-        core.reshape(core.shape[0], *mode, core.shape[2])
-        for core, mode in zip(rounded, modes, strict=True)
-    )
+    shaped = _shaped(rounded, modes)
     return type(tt)(shaped, error=error, error_kind=kind, center=place, info=info)
+
+
+def _zero(tt: C, modes: Sequence[tuple[int, ...]], begin: Begun, eps: float | None) -> C:
+    """The zero chain, of which :func:`tt_round` says the same."""
+    cores = zero_train([math.prod(mode) for mode in modes], tt.cores[0], begin.prepared.out)
+    error, reason = (1.0, CANCELS) if begin.cancels else (0.0, "direct")
+    info = Info((), (), eps, begin.prepared.compute_name, reason=reason)
+    about: dict[str, Any] = {"error": error, "error_kind": "exact", "info": info}
+    return type(tt)(_shaped(cores, modes), center=len(cores) - 1, **about)
+
+
+def _shaped(cores: Sequence[Array], modes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
+    """Merged cores with the axes that their modes have."""
+    pairs = zip(cores, modes, strict=True)
+    return tuple(core.reshape(core.shape[0], *mode, core.shape[2]) for core, mode in pairs)
 
 
 def modes_of(tt: Chain[Any]) -> list[tuple[int, ...]]:

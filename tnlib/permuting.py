@@ -35,7 +35,8 @@ def tt_permute(
 
     Neighbouring cores are swapped until the order is right. Without `ranks` and `eps` nothing but
     rounding is left out, and ranks can grow with every swap: what is a short bond in one order can
-    be a long one in another.
+    be a long one in another. What cancels to rounding becomes the zero train, as in
+    :func:`tt_round`.
 
     Parameters
     ----------

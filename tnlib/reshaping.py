@@ -40,7 +40,8 @@ def tt_reshape(
     whole neighbouring ones, and neither `ranks` nor `eps` is given, cores are multiplied and
     nothing else: exact but for rounding, and differentiable. Elsewhere modes are split by truncated
     SVDs, without `ranks` and `eps` of rounding only. Modes that share no factors, as in (4, 9) to
-    (9, 4), are merged first.
+    (9, 4), are merged first. What cancels to rounding becomes the zero train, as in
+    :func:`tt_round`, where modes are split.
 
     Parameters
     ----------

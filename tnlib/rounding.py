@@ -28,7 +28,7 @@ from tnlib.info import Info
 
 C = TypeVar("C", bound="Chain[Any]")
 
-_CANCELS = "cancels to rounding"
+CANCELS = "cancels to rounding"
 # Errors this many times above what rounding can do are the sum of the discarded energies.
 _RESOLVED = 1e3
 
@@ -116,9 +116,9 @@ def tt_round(
         info = Info((), (), tolerance, prepared.compute_name, reason=reason)
         return tt._rebuilt(zeros, error=error, error_kind="exact", center=len(given) - 1, info=info)
 
-    uncertainty = _uncertainty(wide, total, exponent)
-    if uncertainty >= 1.0:
-        return zero(1.0, _CANCELS)
+    unsure = uncertainty(wide, total, exponent)
+    if unsure >= 1.0:
+        return zero(1.0, CANCELS)
     if total == 0.0:
         return zero(0.0, "direct")
     if allowed is not None:
@@ -133,11 +133,11 @@ def tt_round(
     last = len(given) - 1
     rounded, center = gauge.placed(done, last, exponent, given, out)
     error = math.sqrt(math.fsum(discarded) / total)
-    if error < _RESOLVED * (_array.unit_roundoff(out) + uncertainty):
+    if error < _RESOLVED * (_array.unit_roundoff(out) + unsure):
         error = gauge.distance(wide, rounded, exponent) / math.sqrt(total)
     binding = binds(limits, [core.shape[-1] for core in rounded])
     if error > 1.0 and (binding or tolerance is None):
-        return zero(1.0, _CANCELS)
+        return zero(1.0, CANCELS)
     verify(error, None if binding else tolerance, out, used)
     info = Info(used, tuple(d / total for d in discarded), tolerance, prepared.compute_name)
     return tt._rebuilt(rounded, error=error, error_kind="exact", center=center, info=info)
@@ -153,7 +153,7 @@ def _out(core: Array, dtype: Any) -> Any:
     return out
 
 
-def _uncertainty(cores: Sequence[Array], total: float, exponent: int) -> float:
+def uncertainty(cores: Sequence[Array], total: float, exponent: int) -> float:
     """How far computing may move the train, relative to its norm.
 
     A roundoff of the train whose cores are replaced by their absolute values, which is large where

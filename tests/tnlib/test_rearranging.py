@@ -173,6 +173,16 @@ def test_half_precision_complex_and_zero_trains_are_rearranged():
     assert tt_reshape(scaled, (2, 6, 2)).error < 1e-14
 
 
+def test_what_cancels_to_rounding_is_zero_and_says_so():
+    train = tt_random((3, 4, 6), 3)
+    for made in (
+        tt_permute(train - train, (2, 1, 0), eps=1e-3),
+        tt_reshape(train - train, (12, 2, 3), ranks=2),
+    ):
+        assert not made.to_dense().any()
+        assert (made.error, made.info.reason) == (1.0, "cancels to rounding")
+
+
 def test_merging_is_differentiable():
     leaves = [
         core.clone().requires_grad_()
