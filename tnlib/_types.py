@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
     AnyArray: TypeAlias = NumPyArray | torch.Tensor
     DType: TypeAlias = str | type[np.generic] | np.dtype[Any] | torch.dtype
+    Device: TypeAlias = str | torch.device
     Indices: TypeAlias = AnyArray | int | Sequence[AnyArray | int | Sequence[int]]
     Scalar: TypeAlias = complex | np.number[Any]
     RNG: TypeAlias = int | np.integer[Any] | np.random.Generator | torch.Generator | None
 else:
-    AnyArray = DType = Indices = Scalar = RNG = Any
+    AnyArray = Device = DType = Indices = Scalar = RNG = Any
 
 # Array libraries.
 Library = Literal["numpy", "torch"]

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,8 +22,18 @@ from tnlib._array import Array
 from tnlib._chain import Chain
 from tnlib._format import Format
 from tnlib._records import KEY, KINDS, Record, read_records, record_of, written_records
+from tnlib._types import ArrayT, Device, Library, NumPyArray
+from tnlib.cp.format import CP
+from tnlib.mpo import MPO
+from tnlib.tt import TT
+from tnlib.tucker import Tucker
 
-LIBRARIES = ("numpy", "torch")
+if TYPE_CHECKING:
+    import torch
+
+LIBRARIES = get_args(Library)
+# What a file holds.
+Decomposition: TypeAlias = TT[ArrayT] | MPO[ArrayT] | Tucker[ArrayT] | CP[ArrayT]
 
 
 def save(path: str | os.PathLike[str], decompositions: Mapping[str, Format]) -> None:
@@ -76,9 +86,17 @@ def save(path: str | os.PathLike[str], decompositions: Mapping[str, Format]) -> 
     _disk.replace(target, serialized(stored, {KEY: written_records(records)}))
 
 
+@overload
 def load(
-    path: str | os.PathLike[str], *, library: str = "numpy", device: Any = "cpu"
-) -> dict[str, Format]:
+    path: str | os.PathLike[str], *, library: Literal["numpy"] = "numpy", device: Device = "cpu"
+) -> dict[str, Decomposition[NumPyArray]]: ...
+@overload
+def load(
+    path: str | os.PathLike[str], *, library: Literal["torch"], device: Device = "cpu"
+) -> dict[str, Decomposition[torch.Tensor]]: ...
+def load(
+    path: str | os.PathLike[str], *, library: Library = "numpy", device: Device = "cpu"
+) -> dict[str, Any]:
     """Read the decompositions of a file that :func:`save` wrote.
 
     Parameters

@@ -12,10 +12,11 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _operands, _tensorly
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._format import Format
 from tnlib._prepare import Prepared, dtypes, prepare, verify
 from tnlib._tensorly import Constraint, Solution
+from tnlib._types import RNG, ArrayT, DType
 from tnlib.cp.format import CP
 from tnlib.cp.products import Data
 from tnlib.cp.result import error_of
@@ -84,7 +85,7 @@ def _plain_factors(tucker: Tucker[Any]) -> list[Array]:
     ]
 
 
-def from_tensorly(decomposition: Any) -> TT[Any] | MPO[Any] | Tucker[Any] | CP:
+def from_tensorly(decomposition: Any) -> TT[Any] | MPO[Any] | Tucker[Any] | CP[Any]:
     """A decomposition of tensorly as one of tnlib, sharing memory.
 
     Parameters
@@ -134,15 +135,15 @@ def from_tensorly(decomposition: Any) -> TT[Any] | MPO[Any] | Tucker[Any] | CP:
 
 
 def cp_constrained(
-    X: Array,
+    X: ArrayT,
     rank: int,
     *,
     tol: float = 1e-8,
     max_iter: int = 200,
     rng: RNG = None,
-    dtype: Any = None,
+    dtype: DType | None = None,
     **constraints: Constraint,
-) -> CP:
+) -> CP[ArrayT]:
     """Decompose an array into `rank` terms whose factors are constrained or penalised.
 
     tensorly's solvers do the work: non-negativity in every mode by hierarchical alternating least
@@ -229,7 +230,7 @@ def cp_constrained(
 
 def _result(
     array: Array, out: Any, prepared: Prepared, weights: Any, found: Solution, reason: str
-) -> CP:
+) -> CP[Any]:
     """The terms in the caller's library and dtype, with the error of what is returned."""
     restored = [_array.restored(values, array, out) for values in (weights, *found.factors)]
     error = 0.0

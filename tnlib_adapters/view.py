@@ -39,7 +39,7 @@ class Block:
         Its declaration.
     """
 
-    tensor: MPO[Tensor] | TT[Tensor] | CP | Tucker[Tensor]
+    tensor: MPO[Tensor] | TT[Tensor] | CP[Tensor] | Tucker[Tensor]
     legs: tuple[str, ...]
     network: Network
 
@@ -76,7 +76,7 @@ class UpdateView:
     groups: int = 1
 
     @property
-    def tensor(self) -> MPO[Tensor] | TT[Tensor] | CP | Tucker[Tensor]:
+    def tensor(self) -> MPO[Tensor] | TT[Tensor] | CP[Tensor] | Tucker[Tensor]:
         """The decomposition of an update that has one block.
 
         Raises
@@ -134,7 +134,7 @@ def _block(network: Network, cores: Cores, anchor: Cores | None) -> Block:
     raise AssertionError("a train is found for every network")
 
 
-Form = tuple[MPO[Tensor] | TT[Tensor] | CP | Tucker[Tensor], tuple[str, ...]]
+Form = tuple[MPO[Tensor] | TT[Tensor] | CP[Tensor] | Tucker[Tensor], tuple[str, ...]]
 
 
 def _operator(network: Network, values: list[Tensor]) -> Form | None:

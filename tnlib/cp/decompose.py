@@ -12,8 +12,9 @@ import numpy as np
 from tnlib import _array, _checks, _operands
 from tnlib import _completion as completion
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._prepare import Prepared, is_moderate, prepare
+from tnlib._types import RNG, ArrayT, DType
 from tnlib.cp.als import Terms
 from tnlib.cp.format import CP
 from tnlib.cp.products import Data
@@ -29,22 +30,22 @@ _LARGE, _WORTHWHILE = 1 << 12, 8
 
 @own_arithmetic()
 def cp_als(
-    X: Array,
+    X: ArrayT,
     rank: int | None = None,
     *,
     max_params: int | None = None,
     method: Method = "auto",
-    init: Init | CP = "hosvd",
+    init: Init | CP[ArrayT] = "hosvd",
     tol: float = 1e-8,
     max_iter: int = 100,
     restarts: int = 0,
     compress: bool | None = None,
-    mask: Array | None = None,
+    mask: ArrayT | None = None,
     fixed: Sequence[int] | None = None,
     rng: RNG = None,
     callback: Callback | None = None,
-    dtype: Any = None,
-) -> CP:
+    dtype: DType | None = None,
+) -> CP[ArrayT]:
     """Decompose an array into a sum of `rank` rank-one terms.
 
     Alternating least squares (Carroll and Chang, 1970; Harshman, 1970) with two passes over the
@@ -138,7 +139,7 @@ def cp_als(
     if prepared.energy == 0.0:
         return zero(array, terms, prepared, request.kept)
     again: list[Init] = ["random"] * extra
-    found: list[CP] = []
+    found: list[CP[Any]] = []
     for begin in (request.init, *again):
         own = course.fresh()
         found.append(_decomposed(array, prepared, request, begin, own, generator))
@@ -149,7 +150,7 @@ def cp_als(
 
 @own_arithmetic()
 def cp_als_batch(
-    tensors: Array | Sequence[Array],
+    tensors: ArrayT | Sequence[ArrayT],
     rank: int,
     *,
     init: Init = "hosvd",
@@ -157,8 +158,8 @@ def cp_als_batch(
     max_iter: int = 100,
     rng: RNG = None,
     callback: Callback | None = None,
-    dtype: Any = None,
-) -> tuple[CP, ...]:
+    dtype: DType | None = None,
+) -> tuple[CP[ArrayT], ...]:
     """Decompose many arrays of one shape by alternating least squares, all in the same sweeps.
 
     Every product and every solve is one batched call. The sweeps go on until all arrays have
@@ -221,10 +222,10 @@ def _decomposed(
     array: Array,
     prepared: Prepared,
     request: Request,
-    begin: Init | CP,
+    begin: Init | CP[Any],
     course: Course,
     rng: np.random.Generator,
-) -> CP:
+) -> CP[Any]:
     """One start, on a Tucker core first where that is asked for or worthwhile."""
     roundoff = _array.unit_roundoff(prepared.out)
     mask = request.mask
@@ -260,7 +261,7 @@ def _decomposed(
 
 def _begin(
     data: Data,
-    begin: Init | CP,
+    begin: Init | CP[Any],
     request: Request,
     bases: list[Array] | None,
     rng: np.random.Generator,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 from tnlib import _array, _operands
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._format import Format
+from tnlib._types import ArrayT
 from tnlib.cp.products import conj, khatri_rao
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CP(Format):
+class CP(Format, Generic[ArrayT]):
     """A sum of R rank-one terms; unpacks as ``weights, factors``.
 
     Entry (i_1, ..., i_d) is the sum over r of weights[r] times the product of factors[k][i_k, r].
@@ -49,8 +50,8 @@ class CP(Format):
     array([2., 1., 0., 0.])
     """
 
-    weights: Array
-    factors: tuple[Array, ...]
+    weights: ArrayT
+    factors: tuple[ArrayT, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", _array.base(self.weights))
@@ -80,7 +81,7 @@ class CP(Format):
         return self.rank + sum(int(math.prod(factor.shape)) for factor in self.factors)
 
     @own_arithmetic()
-    def congruence(self) -> Array:
+    def congruence(self) -> ArrayT:
         """Cosines between the terms, each taken as a tensor: the product of the modes' cosines.
 
         An entry near -1 says that two terms nearly cancel. With growing weights that is the mark
@@ -106,7 +107,7 @@ class CP(Format):
         weights = _array.astype(self.weights, wide)
         sizes = xp.abs(weights)
         signs = weights / xp.where(sizes > 0, sizes, xp.ones_like(sizes))
-        product = conj(signs)[:, None] * signs[None, :]
+        product: ArrayT = conj(signs)[:, None] * signs[None, :]
         for factor in self.factors:
             columns = _array.astype(factor, wide)
             norms = xp.linalg.vector_norm(columns, axis=0)
@@ -115,16 +116,22 @@ class CP(Format):
         return product
 
     @own_arithmetic()
-    def to_dense(self) -> Array:
+    def to_dense(self) -> ArrayT:
         """The array that the terms add up to, of shape ``shape``, in their dtype.
 
         Differentiable on torch. Half precision is contracted in float32.
         """
-        xp = _array.namespace(self.weights, *self.factors)
-        dtype = self.factors[0].dtype
-        wide = _array.working_dtype(xp, dtype)
-        rows = [_array.astype(factor, wide).mT for factor in self.factors]
-        half = max(len(rows) // 2, 1)
-        left = khatri_rao([_array.astype(self.weights, wide)[:, None], *rows[:half]])
-        right = khatri_rao(rows[half:]) if rows[half:] else xp.ones_like(left[:, :1])
-        return _array.astype((left.mT @ right).reshape(self.shape), dtype)
+        dense: ArrayT = _dense(self.weights, self.factors).reshape(self.shape)
+        return dense
+
+
+def _dense(weights: Array, factors: Sequence[Array]) -> Array:
+    """The sum of the terms as a matrix, the first half of the modes against the others."""
+    xp = _array.namespace(weights, *factors)
+    dtype = factors[0].dtype
+    wide = _array.working_dtype(xp, dtype)
+    rows = [_array.astype(factor, wide).mT for factor in factors]
+    half = max(len(rows) // 2, 1)
+    left = khatri_rao([_array.astype(weights, wide)[:, None], *rows[:half]])
+    right = khatri_rao(rows[half:]) if rows[half:] else xp.ones_like(left[:, :1])
+    return _array.astype(left.mT @ right, dtype)

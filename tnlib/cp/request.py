@@ -32,7 +32,7 @@ class Request:
 
     rank: int
     method: Method
-    init: Init | CP
+    init: Init | CP[Any]
     compress: bool | None
     mask: Array | None = None
     fixed: tuple[int, ...] = ()
@@ -106,7 +106,7 @@ def checked_course(method: Any, tol: Any, max_iter: Any, callback: Any) -> Cours
     )
 
 
-def _start(init: Any, shape: tuple[int, ...], rank: int) -> Init | CP:
+def _start(init: Any, shape: tuple[int, ...], rank: int) -> Init | CP[Any]:
     if isinstance(init, CP):
         if (init.shape, init.rank) != (shape, rank):
             raise ValueError(
@@ -119,7 +119,7 @@ def _start(init: Any, shape: tuple[int, ...], rank: int) -> Init | CP:
     return init
 
 
-def _kept(fixed: Any, order: int, start: Init | CP) -> dict[int, Array]:
+def _kept(fixed: Any, order: int, start: Init | CP[Any]) -> dict[int, Array]:
     """The factors of the fixed modes."""
     modes = () if fixed is None else _checks.modes(fixed, order, "fixed")
     if not modes:

@@ -30,7 +30,7 @@ def result(
     course: Course,
     row: int = 0,
     kept: Mapping[int, Array] | None = None,
-) -> CP:
+) -> CP[Any]:
     """Terms in the caller's library and dtype, with the error of what is returned.
 
     They are sorted, but for those with factors that are kept as they are.
@@ -103,7 +103,7 @@ def _double(values: Array, data: Data) -> Array:
     return _array.astype(_array.computable(values, data.matrix), data.double)
 
 
-def zero(array: Array, rank: int, prepared: Prepared, kept: Mapping[int, Array]) -> CP:
+def zero(array: Array, rank: int, prepared: Prepared, kept: Mapping[int, Array]) -> CP[Any]:
     """The zero array: weights 0, unit columns but for kept factors, error 0."""
     xp = array_namespace(array)
     weights = xp.zeros(rank, dtype=real_dtype(prepared.out), device=array.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -70,7 +70,7 @@ def directions(terms: Terms) -> Terms:
     return Terms(terms.factors, weights, np.ones_like(terms.errors))
 
 
-def given_terms(init: CP, data: Data, projections: list[Array] | None) -> Terms:
+def given_terms(init: CP[Any], data: Data, projections: list[Array] | None) -> Terms:
     """Terms of a given decomposition, in the coordinates of `projections` where there are any.
 
     Terms that fit worse than nothing only give directions.

@@ -69,7 +69,7 @@ def tucker(
     return Tucker(to(core), tuple(to(factor) for factor in factors))
 
 
-def cp(to: Converter, shape: Shape, rank: int, seed: int, decay: float, scale: float) -> CP:
+def cp(to: Converter, shape: Shape, rank: int, seed: int, decay: float, scale: float) -> CP[Any]:
     rng = np.random.default_rng(seed)
     factors = [rng.standard_normal((size, rank)) for size in shape]
     weights = scale * rng.standard_normal(rank) * falling(rank, decay)

@@ -216,7 +216,7 @@ def tuckers(
 
 def cps(
     *, max_order: int = 4, max_size: int = 5, max_rank: int = 6, library: Library = "numpy"
-) -> st.SearchStrategy[CP]:
+) -> st.SearchStrategy[CP[Any]]:
     """Draw CP decompositions with weights of both signs.
 
     Parameters
