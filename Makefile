@@ -16,6 +16,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # The numeric tests as other processors and other numbers of threads run them: ARGS=--list.

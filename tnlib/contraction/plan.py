@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
 from tnlib import _array
 from tnlib._array import Array
+from tnlib._types import ArrayT, Scalar
 from tnlib.contraction import report, slicing
 from tnlib.contraction.arguments import positions, shape_of
 from tnlib.contraction.arithmetic import arrays_of, compiling, has_symbols, library
@@ -131,7 +133,11 @@ class Plan:
         folded = () if self._constants is None else self.constants
         return tuple([k for k in range(len(self.network.terms)) if k not in folded])
 
-    def __call__(self, *arrays: Array) -> Array:
+    @overload
+    def __call__(self, *arrays: ArrayT) -> ArrayT: ...
+    @overload
+    def __call__(self, *arrays: ArrayT | Scalar) -> ArrayT: ...
+    def __call__(self, *arrays: Any) -> Any:
         """Contract `arrays`, in the order of the equation, without those that were folded.
 
         They may differ from the planned shapes in the size of an index; the order of the products

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, overload
 
 from tnlib import _array, _checks
 from tnlib._array import Array
+from tnlib._types import ArrayT, Scalar
 from tnlib.contraction import slicing
 from tnlib.contraction.arguments import (
     DType,
@@ -153,12 +154,26 @@ def plan_contraction(
     return plan.folded(*given)
 
 
+@overload
+def contract(
+    equation: str,
+    *arrays: ArrayT | Scalar,
+    minimize: Literal["flops", "memory"] = "flops",
+    memory_limit: float | None = None,
+) -> ArrayT: ...
+@overload
+def contract(
+    equation: ArrayT,
+    *arrays: ArrayT | Sequence[int],
+    minimize: Literal["flops", "memory"] = "flops",
+    memory_limit: float | None = None,
+) -> ArrayT: ...
 def contract(
     equation: str | Array,
     *arrays: Array,
     minimize: Literal["flops", "memory"] = "flops",
     memory_limit: float | None = None,
-) -> Array:
+) -> Any:
     """Contract arrays in a planned order: ``plan_contraction(...)(*arrays)``.
 
     The plan is kept for further calls with arrays of the same shapes.
