@@ -249,8 +249,14 @@ def test_all_factors_are_non_negative_whatever_the_signs_of_the_data(array, rank
     assert cp.error <= 1 + 50 * U
 
 
-@pytest.mark.parametrize("name", PENALTIES)
-@pytest.mark.parametrize("weights", [1e-7, {0: 1e-7, 2: 1e-7}, [None, 1e-7, None]])
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        *((name, 1e-7) for name in PENALTIES),
+        ("l1_reg", {0: 1e-7, 2: 1e-7}),
+        ("smoothness", [None, 1e-7, None]),
+    ],
+)
 def test_light_penalties_leave_the_terms_nearly_exact(name, weights):
     array = positive_terms((6, 7, 8), 2)
     cp = cp_constrained(array, 2, max_iter=300, **{name: weights})

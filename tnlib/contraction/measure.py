@@ -58,8 +58,8 @@ def measure_roofline(
     Examples
     --------
     >>> roofline = measure_roofline("float64", library="numpy")
-    >>> roofline.itemsize, roofline.flops_per_second > roofline.read_bytes_per_second / 8
-    (8, True)
+    >>> roofline.library, roofline.itemsize, roofline.flops_per_second > 0
+    ('numpy', 8, True)
     """
     clock = _Clock(library, dtype, device)
     few, side, batch = 8, 768, 4096
