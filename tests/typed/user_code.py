@@ -19,7 +19,7 @@ NumPy = np.ndarray[Any, np.dtype[Any]]
 
 
 def wave(positions: NumPy) -> NumPy:
-    return np.sin(positions.sum(1))
+    return np.asarray(np.sin(positions.sum(1)))
 
 
 def numpy_in_numpy_out() -> None:
