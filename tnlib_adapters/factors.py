@@ -52,7 +52,7 @@ def low_rank_factors(
     --------
     >>> from tnlib_adapters import LoTRConfig, Site
     >>> network = LoTRConfig(r=2).network(Site("query", 6, 4))
-    >>> cores = network.initial(zeros=False)
+    >>> cores = {key: core.double() for key, core in network.initial(zeros=False).items()}
     >>> B, A = low_rank_factors(network, cores)
     >>> B.shape, A.shape, torch.allclose(B @ A, network.delta(cores))
     (torch.Size([6, 2]), torch.Size([2, 4]), True)

@@ -173,9 +173,9 @@ class NetworkLinear(nn.Module):
         >>> import torch
         >>> from tnlib_adapters import LoTRConfig
         >>> config = LoTRConfig(r=4, init_weights=False)
-        >>> layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48), config)
-        >>> x = torch.randn(2, 64)
-        >>> torch.allclose(layer.merged()(x), layer(x), atol=1e-5)
+        >>> layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48).double(), config)
+        >>> x = torch.randn(2, 64).double()
+        >>> torch.allclose(layer.merged()(x), layer(x))
         True
         """
         total = (dense_weight(self.base) + self.delta_weight()).detach()

@@ -191,8 +191,9 @@ class Network(Declared):
         >>> import torch
         >>> from tnlib_adapters import LoTRConfig, Site
         >>> network = LoTRConfig(r=4).network(Site("query", 48, 64))
-        >>> cores, x = network.initial(zeros=False), torch.randn(2, 64)
-        >>> torch.allclose(network.apply(x, cores), x @ network.delta(cores).T, atol=1e-6)
+        >>> cores = {key: core.double() for key, core in network.initial(zeros=False).items()}
+        >>> x = torch.randn(2, 64).double()
+        >>> torch.allclose(network.apply(x, cores), x @ network.delta(cores).T)
         True
         """
         self._check_anchor(anchor)
