@@ -6,6 +6,7 @@ the rest of the product.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -31,7 +32,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 ARCHITECTURES = sorted(MAKERS)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 every_method = pytest.mark.parametrize("method", sorted(METHODS))
-every_model = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def by_structure(methods):
+    """One method for each way to hold cores; the others, which hold theirs alike, if slow.
+
+    DoTA's start is saved beside its cores, LoTR's cores are shared between layers as LoRTA's are,
+    and the two variants of LoRETTA train norms too, in parallel to a layer or in series.
+    """
+    alike = {"lorta", "rep"} & set(methods)
+    cases = [pytest.param(m, marks=pytest.mark.slow if m in alike else ()) for m in methods]
+    return pytest.mark.parametrize("method", cases)
+
+
+method_of_each_structure = by_structure(sorted(METHODS))
 
 
 def in_turn(start):
@@ -85,8 +99,17 @@ def test_a_life_of_an_adapter(method, name, dtype):
     assert torch.equal(logits(model.unload()), before)
 
 
-@every_model
-@pytest.mark.parametrize("method", MERGEABLE)
+# Every architecture with the method that reads its heads and with another one; the rest if slow.
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        pytest.param(method, name, marks=() if method in ("lorta", other) else pytest.mark.slow)
+        for name, other in zip(
+            ARCHITECTURES, itertools.cycle(["dota", "lotr", "rep"]), strict=False
+        )
+        for method in MERGEABLE
+    ],
+)
 def test_merge_and_unmerge_within_rounding(method, name):
     model, _ = adapted(method, name, precise(name))
     train(model)

@@ -12,7 +12,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from tests.tnlib_adapters.methods import METHODS
 from tests.tnlib_adapters.models import TARGETS, logits, make, train
-from tests.tnlib_adapters.test_architectures import adapted, every_method
+from tests.tnlib_adapters.test_architectures import (
+    adapted,
+    every_method,
+    method_of_each_structure,
+)
 from tnlib_adapters import DoTAConfig, NetworkConfig
 from tnlib_adapters.plugin import registry
 from tnlib_adapters.plugin.layer import AdapterPart, NetworkLayer
@@ -122,7 +126,7 @@ def test_a_deleted_adapter_leaves_nothing_behind(method):
     assert torch.equal(logits(model), outputs["second"])
 
 
-@every_method
+@method_of_each_structure
 def test_the_last_adapter_can_be_deleted_and_another_added(method):
     model, before = adapted(method, "llama", **alone(method))
     train(model)
@@ -136,7 +140,7 @@ def test_the_last_adapter_can_be_deleted_and_another_added(method):
     assert torch.equal(logits(model.unload()), before)
 
 
-@every_method
+@method_of_each_structure
 def test_disabling_nests(method):
     model, before = adapted(method, "llama")
     train(model)
@@ -148,7 +152,7 @@ def test_disabling_nests(method):
     assert torch.equal(logits(model), trained)
 
 
-@every_method
+@method_of_each_structure
 def test_a_deep_copy_is_independent(method):
     model, _ = adapted(method, "llama")
     train(model)
@@ -182,7 +186,7 @@ def test_a_model_takes_one_method_at_a_time(first):
     assert not any("second" in key for key in model.state_dict())
 
 
-@every_method
+@method_of_each_structure
 def test_a_first_adapter_that_fails_leaves_the_model_as_it_was(method):
     model = make("llama")
     # The last norm comes after the layers, which are all adapted when it fails.
@@ -197,7 +201,7 @@ def test_a_first_adapter_that_fails_leaves_the_model_as_it_was(method):
     assert losses[-1] < losses[0]
 
 
-@every_method
+@method_of_each_structure
 def test_values_that_cannot_be_set_leave_the_model_as_it_was(method):
     model = make("bert")
     config = METHODS[method](target_modules=TARGETS["bert"], modules_to_save=["classifier"])
@@ -207,7 +211,7 @@ def test_values_that_cannot_be_set_leave_the_model_as_it_was(method):
     assert_untouched(model, "bert")
 
 
-@every_method
+@method_of_each_structure
 def test_an_adapter_that_fails_leaves_the_others_working(method):
     model, before = adapted(method, "llama")
     train(model)
@@ -233,7 +237,7 @@ def test_attention_that_bypasses_its_layer_is_refused():
         peft.get_peft_model(model, DoTAConfig(target_modules=["out_proj"]))
 
 
-@every_method
+@method_of_each_structure
 def test_a_model_shows_the_cores(method):
     model, _ = adapted(method, "llama")
     text = repr(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import peft
@@ -11,12 +12,25 @@ import transformers as hf
 
 from tests.tnlib_adapters.methods import METHODS
 from tests.tnlib_adapters.models import MAKERS, TARGETS, make, train
-from tests.tnlib_adapters.test_architectures import every_method, every_model
+from tests.tnlib_adapters.test_architectures import every_method
 from tests.tnlib_adapters.test_plugin import alone
 from tnlib_adapters import count
 from tnlib_adapters.plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+# What is read from the names alone is the same code for all methods.
+few_methods = pytest.mark.parametrize("method", ["dota", "lorta"])
+# Every architecture with the method that reads its heads and with another one; the rest if slow.
+in_turn = pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        pytest.param(method, name, marks=() if method in ("lorta", other) else pytest.mark.slow)
+        for name, other in zip(
+            sorted(MAKERS), itertools.cycle(["dota", "adp", "lotr", "rep"]), strict=False
+        )
+        for method in sorted(METHODS)
+    ],
+)
 
 
 def names(model):
@@ -37,8 +51,7 @@ def layers(*leaves, numbers=(0, 1)):
     return sorted(f"model.layers.{k}.{leaf}" for k in numbers for leaf in leaves)
 
 
-@every_model
-@every_method
+@in_turn
 def test_counts_are_those_of_the_model(method, name, tmp_path):
     with torch.device("meta"):
         skeleton = MAKERS[name]()
@@ -60,8 +73,10 @@ def test_counts_are_those_of_the_model(method, name, tmp_path):
     assert count(adapted, METHODS[method](target_modules=TARGETS[name])).total == expected
 
 
-@pytest.mark.parametrize("which", ["all", "only"])
-@every_method
+@pytest.mark.parametrize(
+    ("method", "which"),
+    [(method, "only") for method in sorted(METHODS)] + [("lotr", "all"), ("rep", "all")],
+)
 def test_trained_biases_and_heads_are_counted(method, which):
     bias = "all" if which == "all" else f"{METHODS[method]().method}_only"
     kwargs = {"target_modules": TARGETS["bert"], "bias": bias, "task_type": "SEQ_CLS"}
@@ -70,8 +85,7 @@ def test_trained_biases_and_heads_are_counted(method, which):
     assert count(make("bert"), METHODS[method](**kwargs)).total == trained
 
 
-@every_model
-@every_method
+@in_turn
 def test_default_targets_train(method, name):
     torch.manual_seed(0)
     model = peft.get_peft_model(make(name), METHODS[method]())
@@ -83,8 +97,11 @@ def test_default_targets_train(method, name):
     assert all(report.values())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "phi3"])
-@every_method
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("lorta", name) for name in ("llama", "gpt2", "bert", "phi3")]
+    + [("adp", "llama"), ("dota", "gpt2"), ("rep", "bert"), ("lotr", "phi3")],
+)
 def test_all_linear_leaves_out_the_head(method, name):
     task, head = ("SEQ_CLS", "classifier") if name == "bert" else ("CAUSAL_LM", "lm_head")
     model = adapt(method, name, target_modules="all-linear", task_type=task)
@@ -112,7 +129,7 @@ def test_targets_are_selected(method):
         adapt(method, target_modules=["proj"])
 
 
-@every_method
+@few_methods
 def test_the_report_names_what_every_entry_matched(method):
     model = adapt(method, target_modules=["q_proj", "mlp.up_proj", "layers.0.mlp.down_proj"])
     prefix = "model.layers.{}.{}".format
@@ -123,7 +140,7 @@ def test_the_report_names_what_every_entry_matched(method):
     }
 
 
-@every_method
+@few_methods
 def test_an_entry_that_matched_nothing_is_named_with_all_counts(method):
     counts = re.escape("(modules by entry: 'missing': 0, 'q_proj': 2, 'v_proj': 2)")
     message = rf"matched no module: \['missing'\] {counts}"
@@ -138,7 +155,7 @@ def test_an_entry_that_matched_nothing_is_named_with_all_counts(method):
     }
 
 
-@every_method
+@few_methods
 def test_nothing_matched_is_an_error(method):
     with pytest.raises(ValueError, match=r"\{'missing'\} not found in the base model"):
         adapt(method, target_modules=["missing"])
@@ -163,10 +180,12 @@ def mixtral():
     return hf.MixtralForCausalLM(config)
 
 
+# Which modules are adapted is the same for every method.
 @pytest.mark.parametrize(
-    "targets", ["all-linear", ["q_proj", "gate_up_proj"]], ids=["all-linear", "by name"]
+    ("method", "targets"),
+    [("lotr", "all-linear"), ("dota", ["q_proj", "gate_up_proj"]), ("adp", "all-linear")],
+    ids=["all-linear", "by name", "series"],
 )
-@every_method
 def test_experts_held_as_bare_parameters_are_named(method, targets):
     model = mixtral()
     message = r"not adapted: model\.layers\.0\.mlp\.experts\.gate_up_proj"
@@ -176,13 +195,13 @@ def test_experts_held_as_bare_parameters_are_named(method, targets):
     assert not any("experts" in name for name in names(model))
 
 
-@every_method
+@few_methods
 def test_experts_alone_are_refused_by_name(method):
     with pytest.raises(ValueError, match=r"which are not adapted: .*mlp\.experts\.down_proj"):
         peft.get_peft_model(mixtral(), METHODS[method](target_modules=["down_proj"]))
 
 
-@every_method
+@few_methods
 def test_a_target_inside_a_tied_pair_is_warned_of(method):
     config = METHODS[method](target_modules=["q_proj", "lm_head"], **alone(method))
     with pytest.warns(UserWarning, match="tie_word_embeddings=True"):

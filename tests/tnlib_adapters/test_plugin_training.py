@@ -8,9 +8,15 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from tests.tnlib_adapters.methods import METHODS
-from tests.tnlib_adapters.models import VOCABULARY, logits, make, tokens, train
-from tests.tnlib_adapters.test_architectures import TARGETS, adapted, every_method
+from tests.tnlib_adapters.models import TERMS, VOCABULARY, logits, make, tokens, train
+from tests.tnlib_adapters.test_architectures import (
+    TARGETS,
+    adapted,
+    every_method,
+    method_of_each_structure,
+)
 from tests.tnlib_adapters.test_plugin import alone, second
+from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -30,7 +36,16 @@ def arguments(folder, **kwargs):
     } | kwargs
 
 
-@every_method
+# Cores that are shared, norms that train beside cores, and a start that is saved beside them.
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lotr",
+        "rep",
+        "dota",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lorta", "adp")),
+    ],
+)
 def test_trainer_trains_checkpoints_and_resumes(method, tmp_path):
     data = [{"input_ids": row, "labels": int(row[0]) % 2} for row in tokens(rows=16)]
 
@@ -98,21 +113,23 @@ def enable_checkpointing(model, **kwargs):
 def test_gradient_checkpointing_gives_the_same_gradients(method):
     grads = []
     for checkpointing in (False, True):
-        model, _ = adapted(method, "llama", init_weights=False)
+        model, _ = adapted(method, "gpt2", torch.float64, init_weights=False)
         if checkpointing:
             model.enable_input_require_grads()
             enable_checkpointing(model)
         model.train()
-        output = model(input_ids=tokens(), labels=tokens())
-        output.loss.backward()
+        # Transformers computes its losses in float32.
+        model(input_ids=tokens()).logits.log_softmax(-1)[..., 0].mean().backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     assert grads[0].keys() == grads[1].keys()
+    # Gradients are sums over the tokens, of which some nearly cancel.
+    largest = max(float(grad.abs().max()) for grad in grads[0].values())
     for name, grad in grads[0].items():
         assert grad.any(), name
-        torch.testing.assert_close(grads[1][name], grad, rtol=1e-5, atol=1e-7)
+        assert_close(grads[1][name], grad, TERMS, largest, condition=tokens().numel())
 
 
-@every_method
+@method_of_each_structure
 def test_cores_are_float32_over_a_float16_base(method, tmp_path):
     dtype = torch.float16
     model, before = adapted(method, "llama", dtype, **alone(method))
@@ -127,7 +144,7 @@ def test_cores_are_float32_over_a_float16_base(method, tmp_path):
     assert {p.dtype for n, p in loaded.named_parameters() if "base_layer" in n} == {dtype}
 
 
-@every_method
+@method_of_each_structure
 def test_without_autocast_cores_take_the_dtype_of_the_base(method, tmp_path):
     model = make("llama", torch.bfloat16)
     before = logits(model)
@@ -148,7 +165,7 @@ def test_without_autocast_cores_take_the_dtype_of_the_base(method, tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
-@every_method
+@method_of_each_structure
 def test_a_second_adapter_does_not_disturb_the_training_of_the_first(method):
     alone_model, _ = adapted(method, "llama", **alone(method))
     expected = train(alone_model, steps=4)
