@@ -41,7 +41,7 @@ def namespace(*arrays: Array) -> Any:
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError(
                 "a masked array was given, and its mask would be lost; fill its holes first, "
-                "with filled()"
+                "with filled(), and pass mask= where a function takes it"
             )
     if len({is_torch_array(array) for array in arrays}) > 1:
         kinds = ", ".join(type(array).__module__.split(".")[0] for array in arrays)
