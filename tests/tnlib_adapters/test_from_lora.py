@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from peft import LoraConfig
 
-from tests.tnlib_adapters.models import TARGETS, logits, make, train
+from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
 from tests.tnlib_adapters.test_plugin_files import saved_base
+from tests.tolerances import assert_close, rounding
 from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, find_sites
 from tnlib_adapters.exchange import coupled_cp, fit_lorta
 from tnlib_adapters.exchange.fit_lotr import tucker2
@@ -26,6 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
 FILE = "adapter_model.safetensors"
+# What a change of weights loses in a file, where each of its cores, twelve at most, is rounded.
+ROUNDED = rounding(torch.float32, 12)
+# Squared errors that are differences of squared norms, of a few thousand numbers each.
+FLOOR = rounding(torch.float64, 4096) ** 0.5
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +123,7 @@ def test_saved_modules_and_biases_go_along(bias, tmp_path):
     model = lora("bert", tmp_path / "lora", steps=2, **fields)
     from_lora(tmp_path / "lora", tmp_path / "new", LoTRConfig(r=48), base=make("bert"))
     loaded = peft.PeftModel.from_pretrained(make("bert"), tmp_path / "new")
-    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-5)
+    assert_same_outputs(logits(loaded), logits(model))
     assert loaded.peft_config["default"].bias == bias.replace("lora", "lotr")
     assert loaded.peft_config["default"].task_type == "SEQ_CLS"
 
@@ -145,7 +150,7 @@ def test_the_base_is_found_by_the_lora_and_its_weights_are_not_read(tmp_path):
         found = from_lora(
             tmp_path / "lora", tmp_path / f"new{number}", LoTRConfig(r=32), base=place
         )
-        assert found.error < 1e-6
+        assert found.error < ROUNDED
     saved = json.loads((tmp_path / "new0" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(tmp_path / "base")
 
@@ -357,7 +362,7 @@ def test_eps_that_the_largest_size_does_not_meet_is_refused_with_the_best(config
 def test_ranks_that_hold_the_lora_lose_nothing(config, tmp_path):
     lora("llama", tmp_path / "lora")
     found = from_lora(tmp_path / "lora", tmp_path / "new", config, base=make("llama"))
-    assert found.error < 1e-6
+    assert found.error < ROUNDED
 
 
 def tails(matrix, rank):
@@ -383,7 +388,7 @@ def test_lotr_starts_at_the_scale_of_training_and_fills_what_is_free(tmp_path):
     tensors = safetensors.torch.load_file(tmp_path / "new" / FILE)
     u = next(value for key, value in tensors.items() if ".u_" in key)
     # Two weights of rank 2 span four columns; U starts as N(0, 1/d), of columns about 1 long.
-    torch.testing.assert_close(u[:, :4].mT @ u[:, :4], torch.eye(4), rtol=0, atol=1e-5)
+    assert_close(u[:, :4].mT @ u[:, :4], torch.eye(4), operations=2 + 48)
     assert (torch.linalg.norm(u[:, 4:], dim=0) > 0.3).all()
     g = [value for key, value in tensors.items() if key.endswith("update.g")]
     assert all(not value[4:].any() and not value[:, 4:].any() for value in g)
@@ -448,7 +453,7 @@ def test_the_residual_is_that_of_the_dense_updates():
     total = [norm(update.dense()) for update in updates.values()]
     expected = math.hypot(*off) / math.hypot(*total)
     assert coupled_cp.error(families, other) == pytest.approx(expected, rel=1e-9)
-    assert coupled_cp.error(families, values) < 1e-7
+    assert coupled_cp.error(families, values) < FLOOR
 
 
 def networks_scale(networks):
@@ -486,7 +491,7 @@ def test_sweeps_never_raise_the_error_and_recover_from_a_near_start():
         for key, value in values.items()
     }
     _, trace = coupled_cp.polish(families, near, sweeps=400, tol=0.0)
-    assert all(after <= before for before, after in itertools.pairwise(trace))
+    assert all(after <= before + FLOOR for before, after in itertools.pairwise(trace))
     assert trace[0] > 0.05
     assert trace[-1] < 1e-4
 
@@ -495,7 +500,7 @@ def test_balancing_keeps_the_tensor_and_gives_the_lengths_of_the_start():
     networks, _, families, values = problem(4)
     scale = networks_scale(networks)
     found = fit_lorta.balanced(list(networks.values()), families, values, 1.0)
-    assert coupled_cp.error(families, found) < 1e-7
+    assert coupled_cp.error(families, found) < FLOOR
     scaled = fit_lorta.balanced(list(networks.values()), families, values, scale)
     for key in found:
         torch.testing.assert_close(scaled[key], found[key] / (scale if key[:2] == "b_" else 1))

@@ -18,13 +18,13 @@ from tnlib_adapters import (
     Site,
 )
 
-X = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
+X = torch.randn(40, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def linear(**kwargs):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return torch.nn.Linear(24, 36, **kwargs)
+        return torch.nn.Linear(24, 36, dtype=torch.float64, **kwargs)
 
 
 def trained(residual=False):
@@ -102,7 +102,7 @@ def test_a_trained_base_weight_gets_its_gradient():
 @pytest.mark.parametrize("shape", [(24,), (0, 24), (2, 0, 24), (2, 30, 24)])
 def test_any_batch_shape(shape):
     layer = trained()
-    x = torch.randn(shape)
+    x = torch.randn(shape, dtype=torch.float64)
     torch.testing.assert_close(layer(x), layer.merged()(x), rtol=1e-5, atol=1e-5)
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tensorly
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tnlib_adapters.test_network import TERMS
+from tests.tolerances import assert_close
 from tnlib_adapters import (
     DoTAConfig,
     LoRETTAConfig,
@@ -90,6 +92,7 @@ CONFIGS = st.sampled_from(
 )
 
 
+@settings(max_examples=30)
 @given(CONFIGS, sites(), st.integers(0, 5), st.integers(0, 9))
 def test_one_update_in_all_its_forms(config, site, tokens, seed):
     network = config.network(site)
@@ -98,13 +101,14 @@ def test_one_update_in_all_its_forms(config, site, tokens, seed):
         core.data.add_(0.1)
     delta = update.delta().detach()
     assert delta.shape == (site.out_features, site.in_features)
-    torch.testing.assert_close(view(update).to_dense(), delta, rtol=1e-9, atol=1e-9)
+    assert_close(view(update).to_dense(), delta, TERMS)
     x = torch.randn(tokens, site.in_features, dtype=torch.float64)
     applied = network.apply(x, update.cores, update.anchor)
-    torch.testing.assert_close(applied, x @ delta.T, rtol=1e-9, atol=1e-9)
+    assert_close(applied, x @ delta.T, TERMS)
     assert network.n_params == sum(p.numel() for p in update.cores.values())
 
 
+@settings(max_examples=30)
 @given(CONFIGS, sites(), st.integers(0, 9))
 def test_views_carry_gradients_to_the_parameters(config, site, seed):
     network = config.network(site)
@@ -114,7 +118,7 @@ def test_views_carry_gradients_to_the_parameters(config, site, seed):
     through = torch.autograd.grad((view(update).to_dense() * seed_matrix).sum(), leaves)
     direct = torch.autograd.grad((update.delta() * seed_matrix).sum(), leaves)
     for a, b in zip(through, direct, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        assert_close(a, b, TERMS)
 
 
 @given(

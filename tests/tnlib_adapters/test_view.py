@@ -73,8 +73,8 @@ def test_roles_may_have_cores_of_their_own():
         )
         for role in "qv"
     )
-    update = Update(Stacked(parts))
-    update.start(update.network.initial())
+    update = Update(Stacked(parts), dtype=torch.float64)
+    update.start({key: core.double() for key, core in update.network.initial().items()})
     seen = view(update)
     torch.testing.assert_close(seen.to_dense(), update.delta())
     with pytest.raises(ValueError, match="the update has 2 blocks"):
@@ -107,7 +107,7 @@ def test_shared_cores_of_two_shapes_are_refused():
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_layers_of_an_adapted_model_show_the_update_of_each_adapter():
     config = DoTAConfig(r=4, target_modules=["query"], init_weights=False)
-    model = peft.get_peft_model(make("bert"), config)
+    model = peft.get_peft_model(make("bert", torch.float64), config)
     model.add_adapter("other", config)
     layers = [module for module in model.modules() if hasattr(module, "as_tnlib")]
     assert len(layers) == 2
