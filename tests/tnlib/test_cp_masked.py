@@ -83,7 +83,7 @@ def test_a_step_with_everything_observed_is_that_without_a_mask(seed, is_complex
     data = products.Data.of(zeros, mask=np.ones((1, *shape), bool))
     condition = max(float(np.linalg.norm(block)) for block in blocks) * 3 / damping
     ridges = [np.full((rank, 1), damping)] * 3
-    for solve, accuracy in ((masked._dense_solve, 0.0), (masked._iterative_solve, 1e-5)):
+    for solve, accuracy in ((masked._dense_solve, 0.0), (masked._iterative_solve, 1e-2)):
         step = solve(data, factors, descent, ridges)
         for ours, theirs in zip(step, expected, strict=True):
             size = np.abs(theirs).max()

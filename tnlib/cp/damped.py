@@ -54,8 +54,13 @@ def damped_step(
     return [d + inverse @ g for d, inverse, g in zip(step, inverses, outside, strict=True)]
 
 
-def conjugate_gradients(product: Linear, precondition: Linear, right: Sequence[Vector]) -> Step:
-    """Solve ``product(step) = right`` for a Hermitian positive definite product."""
+def conjugate_gradients(
+    product: Linear, precondition: Linear, right: Sequence[Vector], rtol: float, limit: int
+) -> Step:
+    """Solve ``product(step) = right`` for a Hermitian positive definite product.
+
+    A solution that `limit` iterations leave inexact still lowers the model as far as is predicted.
+    """
     sizes = [part.size for part in right]
 
     def flat(map_of_parts: Linear) -> Any:
@@ -71,7 +76,7 @@ def conjugate_gradients(product: Linear, precondition: Linear, right: Sequence[V
 
     target = np.concatenate([part.ravel() for part in right])
     solution, _ = scipy.sparse.linalg.cg(
-        flat(product), target, rtol=1e-6, maxiter=300, M=flat(precondition)
+        flat(product), target, rtol=rtol, maxiter=limit, M=flat(precondition)
     )
     return split(solution)
 
@@ -164,4 +169,4 @@ def _iterative_solve(
     def precondition(step: Sequence[Vector]) -> Step:
         return [inverse @ part for inverse, part in zip(inverses, step, strict=True)]
 
-    return conjugate_gradients(product, precondition, right)
+    return conjugate_gradients(product, precondition, right, 1e-6, 300)

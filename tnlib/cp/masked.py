@@ -24,6 +24,8 @@ from tnlib.cp.products import Data, conj, hadamard, khatri_rao
 
 # Entries of J up to which it is formed.
 _DENSE = 1 << 20
+# Relative accuracy of a step by conjugate gradients, each a pass over the data, and their limit.
+_ACCURACY, _ITERATIONS = 1e-3, 30
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _iterative_solve(
         pairs = zip(inverses, step, strict=True)
         return [(inverse @ part.T[..., None])[..., 0].T for inverse, part in pairs]
 
-    return conjugate_gradients(product, precondition, descent)
+    return conjugate_gradients(product, precondition, descent, _ACCURACY, _ITERATIONS)
 
 
 def _ridge(data: Data, grams: Sequence[Vector], mode: int) -> Vector:
