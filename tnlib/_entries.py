@@ -36,21 +36,25 @@ def gathered(cores: Sequence[Array], index: Sequence[Array]) -> Array:
     count = index[0].shape[0]
     if not count:
         return cores[0][0, :0, 0]
-    pairs = list(zip(cores, index, strict=True))
-    sizes = known([core if core.shape[1] <= count else core[:, at, :] for core, at in pairs])
+    sides, places = zip(*(_slices(*pair) for pair in zip(cores, index, strict=True)), strict=True)
+    sizes = known(sides)
     step = max(1, _BLOCK // sum(core.shape[0] * core.shape[2] for core in cores))
     parts = []
     for start in range(0, count, step):
-        slices = [_slices(core, at[start : start + step]) for core, at in pairs]
-        parts.append(product(slices, sizes))
+        stop = start + step
+        blocks = [side[at[start:stop]] for side, at in zip(sides, places, strict=True)]
+        parts.append(product(blocks, sizes))
     with np.errstate(over="ignore"):
         return _array.astype(xp.concat(parts), cores[0].dtype)
 
 
-def _slices(core: Array, where: Array) -> Array:
+def _slices(core: Array, where: Array) -> tuple[Array, Array]:
+    """Matrices (m, r, r) in double precision, and which of them is whose: no more than needed."""
     xp = array_namespace(core)
-    slices = xp.permute_dims(core, (1, 0, 2))[where]
-    return _array.astype(slices, _array.double(xp, core.dtype))
+    slices = xp.permute_dims(core, (1, 0, 2))
+    if slices.shape[0] > where.shape[0]:
+        slices, where = slices[where], xp.arange(where.shape[0], device=where.device)
+    return _array.astype(slices, _array.double(xp, core.dtype)), where
 
 
 def product(matrices: Sequence[Array], sizes: Sizes | None) -> Array:
@@ -108,7 +112,7 @@ def _sizes(array: Array) -> tuple[int, int]:
     """Exponents above the largest sum of a product with these, and below its smallest term."""
     xp = array_namespace(array)
     values = xp.abs(_array.real_view(_array.detached(array)))
-    high = math.frexp(float(xp.max(values)))[1] + max(array.shape).bit_length()
+    high = math.frexp(float(xp.max(values)))[1] + array.shape[1].bit_length()
     nonzero = xp.where(values > 0, values, xp.full_like(values, math.inf))
     low = math.frexp(float(xp.min(nonzero)))[1] - 1
     return high, low
