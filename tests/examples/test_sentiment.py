@@ -27,7 +27,11 @@ from sentiment import (
     train,
 )
 
+from tests.tolerances import rounding
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+# A loss has sums of at most a few hundred terms behind it: widths of 32, 2 layers, 56 sentences.
+ROUNDED = rounding(torch.float32, 400)
 
 WORDS = ["good", "fun", "bad", "dull", "film", "plot", "the", "a"]
 
@@ -69,7 +73,7 @@ def test_every_method_starts_at_the_same_loss_and_trains(
     start = evaluate(make_model(source, "lora", 1, seed=0), encoder, splits.validation)[0]
     settings = Settings(0.01, steps=3, batch_size=8, progress=False)
     record = train(make_model(source, method, 2, seed=0), encoder, splits, settings)
-    assert record.validation_losses[0] == pytest.approx(start, rel=1e-5)
+    assert record.validation_losses[0] == pytest.approx(start, rel=ROUNDED)
     assert record.validation_losses[1] != record.validation_losses[0]
 
 
@@ -144,9 +148,13 @@ def test_evaluate_is_exact_and_ignores_the_order(source: Source, splits: Splits)
     with torch.no_grad():
         inputs, labels = encoder(splits.train)
         logits = model(**inputs).logits
-    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
-    assert accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
-    assert evaluate(model, encoder, splits.train[::-1])[0] == pytest.approx(loss)
+    expected = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert loss == pytest.approx(expected, rel=ROUNDED)
+    # Sentences whose two logits are equal but for rounding may be counted either way.
+    close = int(((logits[:, 0] - logits[:, 1]).abs() < ROUNDED).sum())
+    expected = (logits.argmax(1) == labels).double().mean().item()
+    assert abs(accuracy - expected) <= close / len(labels) + ROUNDED
+    assert evaluate(model, encoder, splits.train[::-1])[0] == pytest.approx(loss, rel=ROUNDED)
 
 
 def test_encoder_pads_to_the_longest_and_cuts(source: Source) -> None:

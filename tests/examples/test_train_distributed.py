@@ -58,7 +58,10 @@ def losses(line: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-@pytest.mark.parametrize(("method", "strategy"), [("lorta", "ddp"), ("lotr", "fsdp")])
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [("lotr", "fsdp"), pytest.param("lorta", "ddp", marks=pytest.mark.slow)],
+)
 def test_two_processes_report_and_save_what_one_does(
     method: str,
     strategy: str,

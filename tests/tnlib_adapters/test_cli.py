@@ -18,7 +18,7 @@ import transformers as hf
 import tnlib_adapters as ta
 import tnlib_adapters_cli as cli
 from tests.tnlib_adapters.methods import METHODS
-from tests.tnlib_adapters.models import TARGETS, logits, make, train
+from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
 from tnlib_adapters.commands.methods import configuration
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -131,7 +131,7 @@ def test_merge_writes_the_merged_model(folder, tmp_path, capsys):
     base = hf.AutoModelForCausalLM.from_pretrained(folder / "base")
     adapted = peft.PeftModel.from_pretrained(base, folder / "lotr")
     merged = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(logits(merged), logits(adapted), rtol=0, atol=1e-5)
+    assert_same_outputs(logits(merged), logits(adapted))
 
 
 def test_merge_writes_the_dtype_that_is_asked_for(folder, tmp_path, capsys):
@@ -155,8 +155,8 @@ def test_to_lora_and_back(folder, tmp_path, capsys):
     for place in (folder / "lotr", tmp_path / "lora", tmp_path / "lotr"):
         base = hf.AutoModelForCausalLM.from_pretrained(folder / "base")
         outputs.append(logits(peft.PeftModel.from_pretrained(base, place)))
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(outputs[2], outputs[0], rtol=0, atol=1e-4)
+    assert_same_outputs(outputs[1], outputs[0])
+    assert_same_outputs(outputs[2], outputs[0])
 
 
 def test_to_lora_truncates_to_a_rank(folder, tmp_path, capsys):

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from tests.tnlib_adapters.methods import METHODS
-from tests.tnlib_adapters.models import TARGETS, inputs, make
+from tests.tnlib_adapters.models import (
+    TARGETS,
+    TERMS,
+    assert_same_outputs,
+    inputs,
+    make,
+    precise,
+    tokens,
+)
+from tests.tolerances import assert_close
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
@@ -31,19 +40,23 @@ def assert_one_graph(model, **arguments):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     outputs, gradients = step(model, compiled, **arguments)
     expected, reference = step(model, model, **arguments)
-    torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-5)
+    assert_same_outputs(outputs, expected)
+    # Gradients are sums over the tokens, of which some nearly cancel.
+    largest = max(float(gradient.abs().max()) for gradient in reference)
     for a, b in zip(gradients, reference, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        assert_close(a, b, TERMS, largest, condition=tokens().numel())
 
 
-@pytest.mark.parametrize("tokens", [2, 700])
-@pytest.mark.parametrize("method", METHODS)
-def test_a_plain_model_is_one_graph(method, tokens):
+# Few rows go another way than many where a method has more than one.
+@pytest.mark.parametrize(
+    ("method", "rows"), [(method, 2) for method in METHODS] + [("dota", 700), ("lorta", 700)]
+)
+def test_a_plain_model_is_one_graph(method, rows):
     torch.manual_seed(0)
     layers = [torch.nn.Linear(24, 36), torch.nn.LayerNorm(36), torch.nn.Linear(36, 12)]
     config = METHODS[method](target_modules=["0", "2"], init_weights=False)
-    model = peft.get_peft_model(torch.nn.Sequential(*layers), config)
-    assert_one_graph(model, input=torch.randn(tokens, 24))
+    model = peft.get_peft_model(torch.nn.Sequential(*layers).double(), config)
+    assert_one_graph(model, input=torch.randn(rows, 24, dtype=torch.float64))
 
 
 @pytest.mark.slow
@@ -51,5 +64,5 @@ def test_a_plain_model_is_one_graph(method, tokens):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_transformer_is_one_graph(method, name):
     config = METHODS[method](target_modules=TARGETS[name], init_weights=False)
-    model = peft.get_peft_model(make(name), config)
+    model = peft.get_peft_model(make(name, precise(name)), config)
     assert_one_graph(model, **inputs(model))

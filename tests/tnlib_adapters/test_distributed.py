@@ -1,8 +1,8 @@
 """Two processes, each with half of a batch, train as one process with the whole batch does.
 
-Workers take seconds to start, so one launch of two goes through all methods and all ways to wrap a
-model; the first worker writes what it found, and the tests compare that with one process. They
-compute in float64: what is left is the distribution, not the rounding.
+Workers take seconds to start, so one launch of two goes through all methods and ways to wrap a
+model that are asked for; the first worker writes what it found, and the tests compare that with one
+process. They compute in float64: what is left is the distribution, not the rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.tnlib_adapters.methods import METHODS
-from tests.tnlib_adapters.models import TARGETS, make, tokens
+from tests.tnlib_adapters.models import ARRAYS, TARGETS, TERMS, assert_same_outputs, make, tokens
+from tests.tolerances import assert_close, rounding
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 WORLD = 2
@@ -65,15 +66,27 @@ WAYS = {
     "fsdp, mixed precision": (mixed_fsdp, torch.float64),
     "fsdp, bfloat16": (fsdp, torch.bfloat16),
 }
-# Accelerate wraps in DDP, so the methods with shared cores will do.
-JOBS = [
-    (method, way)
-    for method in METHODS
-    for way in WAYS
-    if way != "accelerate" or method in ("lotr", "lorta")
-]
+# Every method is sharded and replicated. What only wraps those two is tried with some methods, of
+# which one shares its cores at least; the rest of the product is slow.
+SOME = {
+    "ddp, checkpointed": ("dota", "lotr"),
+    "accelerate": ("lorta",),
+    "fsdp, mixed precision": ("lotr", "rep"),
+    "fsdp, bfloat16": ("lorta", "adp"),
+}
+JOBS = [(method, way) for method in METHODS for way in WAYS]
 IN_HALF = [(method, way) for method, way in JOBS if "mixed" in way or "bfloat16" in way]
 EXACT = [job for job in JOBS if job not in IN_HALF]
+
+
+def each(jobs):
+    cases = [
+        pytest.param(
+            method, way, marks=() if method in SOME.get(way, METHODS) else pytest.mark.slow
+        )
+        for method, way in jobs
+    ]
+    return pytest.mark.parametrize(("method", "way"), cases)
 
 
 def adapted(method, dtype):
@@ -105,8 +118,8 @@ def trainable(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def work(rank, folder):
-    """One worker: every method in every way."""
+def work(rank, folder, jobs):
+    """One worker: methods in ways."""
     loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
     os.environ |= {"GLOO_SOCKET_IFNAME": loopback[0], "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
@@ -115,7 +128,7 @@ def work(rank, folder):
     distributed.init_process_group(
         "gloo", f"file://{folder}/store", timedelta(seconds=60), world_size=WORLD, rank=rank
     )
-    for method, way in JOBS:
+    for method, way in jobs:
         wrap, dtype = WAYS[way]
         model = adapted(method, dtype)
         found = train(wrap(model), ROWS.chunk(WORLD)[rank], trainable(model))
@@ -127,10 +140,13 @@ def work(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """What two workers wrote."""
+def folder(request, tmp_path_factory):
+    """What two workers wrote of the jobs that are asked for."""
+    here = [item for item in request.session.items if item.path == request.path]
+    found = [item.callspec.params for item in here if hasattr(item, "callspec")]
+    jobs = sorted({(params["method"], params["way"]) for params in found}, key=JOBS.index)
     place = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(work, (str(place),), nprocs=WORLD, daemon=True)
+    torch.multiprocessing.spawn(work, (str(place), jobs), nprocs=WORLD, daemon=True)
     return place
 
 
@@ -146,37 +162,37 @@ def both(folder, method, way):
     return torch.load(folder / f"{method}, {way}.pt"), alone(method, WAYS[way][1])
 
 
-@pytest.mark.parametrize(("method", "way"), EXACT)
+@each(EXACT)
 def test_gradients_are_those_of_one_process(method, way, folder):
     (found, *_), (expected, *_) = both(folder, method, way)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        largest = float(gradient.abs().max())
-        assert largest > 0
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * largest)
+        assert gradient.any()
+        # Llama's norms and transformers' losses are in float32 whatever the model is in.
+        assert_close(found[name], gradient, TERMS, dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("method", "way"), IN_HALF)
+@each(IN_HALF)
 def test_gradients_in_half_precision_differ_by_its_rounding(method, way, folder):
     (found, *_), (expected, *_) = both(folder, method, way)
     assert found.keys() == expected.keys()
     error = sum(float((found[n] - g).double().norm() ** 2) for n, g in expected.items())
     whole = sum(float(g.double().norm() ** 2) for g in expected.values())
-    assert (error / whole) ** 0.5 < 4 * torch.finfo(torch.bfloat16).eps
+    assert (error / whole) ** 0.5 < rounding(torch.bfloat16, ARRAYS)  # forward and back
 
 
-@pytest.mark.parametrize(("method", "way"), JOBS)
+@each(JOBS)
 def test_after_a_step_the_loss_is_that_of_one_process(method, way, folder):
     (_, loss, _), (_, expected, _) = both(folder, method, way)
     with torch.no_grad():
         start = adapted(method, WAYS[way][1])(input_ids=ROWS, labels=ROWS).loss
     fallen = start - expected
     assert fallen > 0.01
-    # Transformers computes losses in float32.
-    assert abs(loss - expected) <= (0.1 * fallen if (method, way) in IN_HALF else 1e-6 * expected)
+    rounded = rounding(torch.float32, TERMS, expected)
+    assert abs(loss - expected) <= (0.1 * fallen if (method, way) in IN_HALF else rounded)
 
 
-@pytest.mark.parametrize(("method", "way"), JOBS)
+@each(JOBS)
 def test_what_one_of_two_processes_saves_is_the_trained_model(method, way, folder):
     _, _, logits = torch.load(folder / f"{method}, {way}.pt")
     loaded = peft.PeftModel.from_pretrained(
@@ -189,5 +205,4 @@ def test_what_one_of_two_processes_saves_is_the_trained_model(method, way, folde
     with torch.no_grad():
         outputs = loaded(input_ids=ROWS).logits
     assert outputs.dtype == logits.dtype
-    rounding = torch.finfo(torch.bfloat16).eps if half else 1e-6
-    torch.testing.assert_close(outputs, logits, rtol=0, atol=rounding * float(logits.abs().max()))
+    assert_same_outputs(outputs, logits, torch.bfloat16 if half else torch.float32)
