@@ -94,20 +94,20 @@ def triangular_factor(tall: Array) -> Array:
     return _climb("qr", drivers, (tall,), mode="r")[-1]
 
 
-def solve(hermitian: Array, right: Array) -> Array:
-    """``hermitian^-1 @ right``; its least solution where the matrix is singular to rounding."""
+def solve(matrix: Array, right: Array) -> Array:
+    """``matrix^-1 @ right``; its least solution where the matrix is singular to rounding."""
     drivers: list[Driver] = [
         ("lu", lambda a, b: (np.linalg.solve(a, b),)),
-        ("eigh", lambda a, b: (_least(a, b),)),
+        ("svd", lambda a, b: (_least(a, b),)),
     ]
-    return _climb("solve", drivers, (hermitian, right))[0]
+    return _climb("solve", drivers, (matrix, right))[0]
 
 
-def inv(hermitian: Array) -> Array:
-    """Inverse of a Hermitian matrix; its pseudo-inverse where it is singular to rounding."""
-    xp = array_namespace(hermitian)
-    eye = xp.eye(hermitian.shape[-1], dtype=hermitian.dtype, device=hermitian.device)
-    return solve(hermitian, xp.broadcast_to(eye, tuple(hermitian.shape)))
+def inv(matrix: Array) -> Array:
+    """The inverse; the pseudo-inverse where the matrix is singular to rounding."""
+    xp = array_namespace(matrix)
+    eye = xp.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return solve(matrix, xp.broadcast_to(eye, tuple(matrix.shape)))
 
 
 def _climb(name: str, drivers: Sequence[Driver], arrays: Found, **options: Any) -> Found:
@@ -194,16 +194,15 @@ def _scipy_eigvalsh(hermitian: Array) -> Array:
     return scipy.linalg.eigvalsh(hermitian, lower=True, check_finite=False)
 
 
-def _least(hermitian: Array, right: Array) -> Array:
-    """The solution of least norm, without the eigenvectors whose eigenvalues are rounding."""
-    values, vectors = eigh(hermitian)
-    largest = np.abs(values).max(axis=-1, keepdims=True)
-    floor = largest * (hermitian.shape[-1] * 2 * _array.unit_roundoff(values.dtype))
-    there = np.abs(values) > floor
-    inverse = np.where(there, 1.0 / np.where(there, values, 1.0), 0.0)
-    vector = right.ndim == hermitian.ndim - 1 == 1
-    projected = _array.adjoint(vectors) @ (right[:, None] if vector else right)
-    solution = vectors @ (inverse[..., None] * projected)
+def _least(matrix: Array, right: Array) -> Array:
+    """The solution of least norm, without the singular vectors whose values are rounding."""
+    left, values, rows = svd(matrix)
+    floor = values[..., :1] * (matrix.shape[-1] * 2 * _array.unit_roundoff(values.dtype))
+    there = values > floor
+    inverse = np.where(there, 1.0 / np.where(there, values, 1.0), 0.0).astype(values.dtype)
+    vector = right.ndim == matrix.ndim - 1 == 1
+    projected = _array.adjoint(left) @ (right[:, None] if vector else right)
+    solution = _array.adjoint(rows) @ (inverse[..., None] * projected)
     return solution[:, 0] if vector else solution
 
 

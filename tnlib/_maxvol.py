@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from tnlib import _lapack
+
 Matrix = np.ndarray[Any, np.dtype[Any]]
 
 # Rows are exchanged while the determinant grows by more than this factor, and at most so often.
@@ -39,5 +41,5 @@ def maxvol(matrix: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def _interpolation(matrix: Matrix, rows: Matrix) -> Matrix:
-    solved: Matrix = np.linalg.solve(matrix[rows].T, matrix.T).T
+    solved: Matrix = _lapack.solve(matrix[rows].T, matrix.T).T
     return solved

@@ -184,6 +184,8 @@ def test_a_singular_system_gets_its_least_solution():
     singular = np.diag([2.0, 1.0, 0.0])
     assert_close(_lapack.solve(singular, np.array([2.0, 3.0, 0.0])), np.array([1.0, 3.0, 0.0]))
     assert_close(_lapack.inv(singular), np.diag([0.5, 1.0, 0.0]))
+    turned = singular[[1, 2, 0]] * np.exp(1j * np.arange(3))
+    assert_close(_lapack.inv(turned), np.linalg.pinv(turned), 20)
 
 
 def test_nan_in_the_data_is_not_a_failure_of_a_driver():
