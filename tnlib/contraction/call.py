@@ -60,12 +60,22 @@ class Call:
             if arithmetic.mixed:
                 arithmetic.check_autocast(arrays[0].device)
             return self._contracted(arrays, constants)
-        # NumPy's scalars are arrays without axes here, and a number that underflows is zero.
-        with np.errstate(under="ignore"):
-            if arithmetic.cast:
-                arrays = arithmetic.brought(arrays)
-            result = self._contracted(arrays, constants)
-            return np.asarray(result, dtype=arithmetic.result)
+        try:
+            return self._of_numpy(arrays, constants)
+        except FloatingPointError:
+            # A number that underflows is zero, also where it is made an error. Entering errstate
+            # takes as long as a small product, so that it is left to this case.
+            with np.errstate(under="ignore"):
+                return self._of_numpy(arrays, constants)
+
+    def _of_numpy(self, arrays: Sequence[Array], constants: Constants | None) -> Array:
+        arithmetic = self.arithmetic
+        if arithmetic.cast:
+            arrays = arithmetic.brought(arrays)
+        result = self._contracted(arrays, constants)
+        if type(result) is np.ndarray and result.dtype == arithmetic.result:
+            return result
+        return np.asarray(result, dtype=arithmetic.result)
 
     def _contracted(self, arrays: Sequence[Array], constants: Constants | None) -> Array:
         if self.sliced:
