@@ -20,7 +20,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 # Sweeps over which the rate of convergence is measured, and how many more may be foreseen.
 _WINDOW, _PATIENCE = 4, 30
 # Ridge of the first sweep from directions alone, and what is left of it after every sweep.
-_RIDGE, _VANISHING = 1e-2, 0.1
+_RIDGE, _VANISHING = 1e-2, 0.25
 # Changes of a relative error below this are rounding.
 _RESOLVED = 1e-16
 
