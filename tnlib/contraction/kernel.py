@@ -187,5 +187,5 @@ def _relabelled(equation: str) -> str:
             f"a step has {len(symbols)} indices and einsum takes {len(string.ascii_letters)}: "
             f"{equation}"
         )
-    names = dict(zip(symbols, string.ascii_letters, strict=False))
+    names = dict(zip(symbols, string.ascii_letters[: len(symbols)], strict=True))
     return "".join(names.get(symbol, symbol) for symbol in equation)

@@ -169,7 +169,9 @@ def test_an_exported_module_has_its_plan(operands):
     x, a, b = operands
 
     class Module(torch.nn.Module):
-        plan = plan_contraction(CHAIN, SHAPES[0], a, b, constants=(1, 2))
+        def __init__(self):
+            super().__init__()
+            self.plan = plan_contraction(CHAIN, SHAPES[0], a, b, constants=(1, 2))
 
         def forward(self, x):
             return self.plan(x)
