@@ -67,8 +67,11 @@ def start_of(start, array, rank, seed=0):
 @pytest.mark.filterwarnings("ignore:Trying to compute SVD")
 def test_single_precision_is_as_accurate_as_tensorly(rank, converted):
     array = WAVES.astype(np.float32)
-    weights, factors = parafac(array, rank)
+    # Near an exact fit rounding decides whether tensorly takes the root of a negative number.
+    with np.errstate(invalid="ignore"):
+        weights, factors = parafac(array, rank)
     theirs = true_error(CP(weights, tuple(factors)), array)
+    assert np.isfinite(theirs)
     for method, start in itertools.product(METHODS, STARTS):
         cp = cp_als(array, rank, method=method, init=start_of(start, array, rank), compress=False)
         assert_true(cp, array)
