@@ -27,7 +27,7 @@ from tests.tnlib_adapters.models import (
     tokens,
 )
 from tests.tnlib_adapters.test_network import LORA, random_cores
-from tests.tolerances import rounding
+from tests.tolerances import assert_close, rounding
 from tnlib_adapters import Core, LoRTAConfig, LoTRConfig, Network, Site
 from tnlib_adapters.exchange.write_lora import to_lora
 from tnlib_adapters.factors import low_rank_factors
@@ -35,6 +35,8 @@ from tnlib_adapters.formats import mpo_network
 from tnlib_adapters.stacked import Stacked
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+# Norms and errors of factors that are rounded to float32, a product of at most 48 terms.
+ROUNDED = rounding(torch.float32, 48)
 EXACT = ["lotr", "lorta", "rep"]
 MODELS = ["bert", "llama", "gpt2"]
 
@@ -255,9 +257,17 @@ def test_a_folder_gives_what_the_model_gives_without_any_weights(method, tmp_pat
     expected = to_lora(model, tmp_path / "lora", eps=eps)
     for number, where in enumerate([None, base, make("llama").config, make("llama")]):
         output = tmp_path / f"lora{number}"
-        assert to_lora(tmp_path / "adapter", output, base=where, eps=eps) == expected
-        for file in ("adapter_model.safetensors", "adapter_config.json"):
-            assert (output / file).read_bytes() == (tmp_path / "lora" / file).read_bytes()
+        found = to_lora(tmp_path / "adapter", output, base=where, eps=eps)
+        for one, other in zip(found.weights, expected.weights, strict=True):
+            assert one == replace(other, error=one.error, norm=one.norm)
+            allowed = {"rel": ROUNDED, "abs": ROUNDED}
+            assert (one.error, one.norm) == pytest.approx((other.error, other.norm), **allowed)
+        assert replace(found, weights=expected.weights) == expected
+        configs = [(tmp_path / f / "adapter_config.json").read_text() for f in (output, "lora")]
+        assert configs[0] == configs[1]
+        old, new = (deltas(as_lora("llama", tmp_path / f)) for f in ("lora", output))
+        for name, change in old.items():
+            assert_close(new[name], change, operations=48, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
