@@ -9,11 +9,14 @@ be computed in another way than usual is noted for the record of the result.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Device types with an autocast of their own.
 _DEVICES = ("cpu", "cuda", "xpu", "mps")
@@ -21,32 +24,42 @@ _DEVICES = ("cpu", "cuda", "xpu", "mps")
 _notes: ContextVar[tuple[str, ...] | None] = ContextVar("notes", default=None)
 
 
-@contextmanager
-def own_arithmetic() -> Iterator[None]:
+class own_arithmetic:
     """A context, and a decorator of public functions and methods that compute."""
-    with ExitStack() as stack:
-        stack.enter_context(np.errstate(under="ignore"))
+
+    __slots__ = ("_errors", "_outer", "_switched_off")
+
+    def __enter__(self) -> None:
+        self._switched_off: list[Any] = []
+        self._errors = np.errstate(under="ignore")
+        self._errors.__enter__()
         torch = sys.modules.get("torch")
         if torch is not None:
             for device in _DEVICES:
                 if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(_own_notes())
-        yield
+                    off = torch.autocast(device, enabled=False)
+                    off.__enter__()
+                    self._switched_off.append(off)
+        self._outer = _notes.get()
+        _notes.set(())
 
-
-@contextmanager
-def _own_notes() -> Iterator[None]:
-    """Collect notes, and hand them on to the entry point that called this one."""
-    outer = _notes.get()
-    _notes.set(())
-    try:
-        yield
-    finally:
+    def __exit__(self, *raised: Any) -> None:
         inner = notes()
-        _notes.set(outer)
+        _notes.set(self._outer)
+        # What was noted is handed on to the entry point that called this one.
         for text in inner:
             note(text)
+        for off in reversed(self._switched_off):
+            off.__exit__(*raised)
+        self._errors.__exit__(*raised)
+
+    def __call__(self, function: F) -> F:
+        @wraps(function)
+        def computing(*args: Any, **options: Any) -> Any:
+            with own_arithmetic():
+                return function(*args, **options)
+
+        return cast(F, computing)
 
 
 def note(text: str) -> None:

@@ -35,29 +35,20 @@ _FAILED = re.compile("converge|work array|cusolver|magma|rocsolver|lapack", re.I
 
 def svd(matrix: Array) -> tuple[Array, Array, Array]:
     """U, the descending singular values, and V^H, of min(m, n) columns and rows."""
-    drivers: list[Driver] = [
-        ("gesdd", lambda a: tuple(np.linalg.svd(a, full_matrices=False))),
-        ("gesvd", _each(_gesvd)),
-        ("jacobi", _each(_jacobi.svd)),
-    ]
-    left, values, right = _climb("svd", drivers, (matrix,), full_matrices=False)
+    left, values, right = _climb("svd", _SVD, (matrix,), full_matrices=False)
     return left, values, right
 
 
 def eigh(hermitian: Array, largest: int | None = None) -> tuple[Array, Array]:
     """Ascending eigenvalues and eigenvectors, all or the `largest` ones, reading the lower half."""
-    drivers: list[Driver] = [
-        ("evd", lambda a: tuple(np.linalg.eigh(a))),
-        ("evr", _each(lambda a: _scipy_eigh(a, "evr"))),
-        ("jacobi", _each(_jacobi.eigh)),
-    ]
     size = hermitian.shape[-1]
     count = size if largest is None else min(largest, size)
+    drivers = _EIGH
     if hermitian.ndim == 2 and size > _SMALL:
-        few = count <= size // 8
         first: Driver = ("evd", lambda a: _scipy_eigh(a, "evd"))
         second: Driver = ("evr", lambda a: _scipy_eigh(a, "evr", (size - count, size - 1)))
-        drivers = [second, first, drivers[-1]] if few else [first, *drivers[1:]]
+        few = count <= size // 8
+        drivers = (second, first, _EIGH[-1]) if few else (first, *_EIGH[1:])
     values, vectors = _climb("eigh", drivers, (hermitian,))
     start = values.shape[-1] - count
     return values[..., start:], vectors[..., start:]
@@ -65,42 +56,26 @@ def eigh(hermitian: Array, largest: int | None = None) -> tuple[Array, Array]:
 
 def eigvalsh(hermitian: Array) -> Array:
     """Ascending eigenvalues, reading the lower half."""
-    drivers: list[Driver] = [
-        ("evd", lambda a: (np.linalg.eigvalsh(a),)),
-        ("evr", _each(lambda a: _scipy_eigh(a, "evr")[:1])),
-        ("jacobi", _each(lambda a: _jacobi.eigh(a)[:1])),
-    ]
+    drivers = _EIGVALSH
     if hermitian.ndim == 2 and hermitian.shape[-1] > _SMALL:
-        drivers[0] = ("evd", lambda a: (_scipy_eigvalsh(a),))
+        drivers = (("evd", lambda a: (_scipy_eigvalsh(a),)), *_EIGVALSH[1:])
     return _climb("eigvalsh", drivers, (hermitian,))[0]
 
 
 def qr(matrix: Array) -> tuple[Array, Array]:
     """Q with min(m, n) orthonormal columns and the triangular R of ``matrix = Q R``."""
-    drivers: list[Driver] = [
-        ("geqrf", lambda a: tuple(np.linalg.qr(a))),
-        ("householder", _each(_jacobi.qr)),
-    ]
-    basis, factor = _climb("qr", drivers, (matrix,))
+    basis, factor = _climb("qr", _QR, (matrix,))
     return basis, factor
 
 
 def triangular_factor(tall: Array) -> Array:
     """The factor R of ``tall = Q R``, without forming Q."""
-    drivers: list[Driver] = [
-        ("geqrf", lambda a: (np.linalg.qr(a, mode="r"),)),
-        ("householder", _each(lambda a: _jacobi.qr(a)[1:])),
-    ]
-    return _climb("qr", drivers, (tall,), mode="r")[-1]
+    return _climb("qr", _TRIANGULAR, (tall,), mode="r")[-1]
 
 
 def solve(matrix: Array, right: Array) -> Array:
     """``matrix^-1 @ right``; its least solution where the matrix is singular to rounding."""
-    drivers: list[Driver] = [
-        ("lu", lambda a, b: (np.linalg.solve(a, b),)),
-        ("svd", lambda a, b: (_least(a, b),)),
-    ]
-    return _climb("solve", drivers, (matrix, right))[0]
+    return _climb("solve", _SOLVE, (matrix, right))[0]
 
 
 def inv(matrix: Array) -> Array:
@@ -113,10 +88,11 @@ def inv(matrix: Array) -> Array:
 def _climb(name: str, drivers: Sequence[Driver], arrays: Found, **options: Any) -> Found:
     """What the first driver finds that does not fail; `options` are those of torch's function."""
     like = arrays[0]
-    device = [] if _array.on_cpu(like) else [_on_device(name, like, options)]
-    ladder = [*device, *((label, _in_memory(driver)) for label, driver in drivers)]
+    if not isinstance(like, np.ndarray):
+        device = [] if _array.on_cpu(like) else [_on_device(name, like, options)]
+        drivers = [*device, *((label, _in_memory(driver)) for label, driver in drivers)]
     reason: Exception | None = None
-    for step, (label, driver) in enumerate(ladder):
+    for step, (label, driver) in enumerate(drivers):
         try:
             found = driver(*arrays)
         except (ValueError, RuntimeError) as error:
@@ -126,11 +102,11 @@ def _climb(name: str, drivers: Sequence[Driver], arrays: Found, **options: Any) 
             continue
         if all(map(_is_finite, found)) or not all(map(_is_finite, arrays)):
             if step:
-                note(f"{name}: {label} instead of {ladder[0][0]}")
+                note(f"{name}: {label} instead of {drivers[0][0]}")
             return found
     raise np.linalg.LinAlgError(
         f"{name} of an array of shape {tuple(like.shape)} failed with every driver: "
-        f"{', '.join(label for label, _ in ladder)}"
+        f"{', '.join(label for label, _ in drivers)}"
     ) from reason
 
 
@@ -146,11 +122,9 @@ def _on_device(name: str, like: Array, options: dict[str, Any]) -> Driver:
 
 
 def _in_memory(driver: Callable[..., Found]) -> Callable[..., Found]:
-    """A driver of NumPy arrays, for arrays of both libraries."""
+    """A driver of NumPy arrays, for tensors."""
 
     def converted(*arrays: Array) -> Found:
-        if isinstance(arrays[0], np.ndarray):
-            return driver(*arrays)
         found = driver(*(_array.to_numpy(array) for array in arrays))
         return tuple(_array.from_numpy(values, arrays[0]) for values in found)
 
@@ -213,5 +187,37 @@ def _is_failure(error: Exception) -> bool:
 
 
 def _is_finite(array: Array) -> bool:
+    if isinstance(array, np.ndarray):
+        return bool(np.isfinite(array).all())
     xp = array_namespace(array)
     return bool(xp.all(xp.isfinite(array)))
+
+
+# The ladders of drivers.
+_SVD: tuple[Driver, ...] = (
+    ("gesdd", lambda a: tuple(np.linalg.svd(a, full_matrices=False))),
+    ("gesvd", _each(_gesvd)),
+    ("jacobi", _each(_jacobi.svd)),
+)
+_EIGH: tuple[Driver, ...] = (
+    ("evd", lambda a: tuple(np.linalg.eigh(a))),
+    ("evr", _each(lambda a: _scipy_eigh(a, "evr"))),
+    ("jacobi", _each(_jacobi.eigh)),
+)
+_EIGVALSH: tuple[Driver, ...] = (
+    ("evd", lambda a: (np.linalg.eigvalsh(a),)),
+    ("evr", _each(lambda a: _scipy_eigh(a, "evr")[:1])),
+    ("jacobi", _each(lambda a: _jacobi.eigh(a)[:1])),
+)
+_QR: tuple[Driver, ...] = (
+    ("geqrf", lambda a: tuple(np.linalg.qr(a))),
+    ("householder", _each(_jacobi.qr)),
+)
+_TRIANGULAR: tuple[Driver, ...] = (
+    ("geqrf", lambda a: (np.linalg.qr(a, mode="r"),)),
+    ("householder", _each(lambda a: _jacobi.qr(a)[1:])),
+)
+_SOLVE: tuple[Driver, ...] = (
+    ("lu", lambda a, b: (np.linalg.solve(a, b),)),
+    ("svd", lambda a, b: (_least(a, b),)),
+)
