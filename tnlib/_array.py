@@ -127,6 +127,17 @@ def is_traced(array: Array) -> bool:
     )
 
 
+def is_differentiated(array: Array) -> bool:
+    """Whether derivatives with respect to `array` may be asked for, of whatever kind."""
+    if not is_torch(array):
+        return False
+    torch = sys.modules["torch"]
+    if array.requires_grad and torch.is_grad_enabled():
+        return True
+    dual = torch.autograd.forward_ad.unpack_dual
+    return is_traced(array) or dual(array).tangent is not None
+
+
 def resolve_dtype(xp: Any, dtype: Any) -> Any:
     """Turn a dtype of either library, or its name, into a floating dtype of namespace `xp`."""
     name = dtype_name(dtype)
@@ -207,6 +218,14 @@ def astype(array: Array, dtype: Any) -> Array:
     if array.dtype == dtype:
         return array
     return array_namespace(array).astype(array, dtype, copy=False)
+
+
+def narrowed(array: Array, dtype: Any) -> Array:
+    """`array` in `dtype`; what is out of its range becomes infinite or zero."""
+    if array.dtype == dtype:
+        return array
+    with out_of_range_allowed():
+        return astype(array, dtype)
 
 
 def real_view(array: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, Generic, Self
 
 import numpy as np
 
-from tnlib import _array, _checks, _norm, _scale, _schmidt, _text, _train, gauge
+from tnlib import _array, _checks, _norm, _schmidt, _text, _train, gauge
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._format import Format
@@ -128,7 +128,7 @@ class Chain(Format, Generic[ArrayT]):
             If `other` is of another format, library or shape.
         """
         self._check_modes(other)
-        found: ArrayT = _scale.times(*_train.inner(self._merged(), other._merged()))
+        found: ArrayT = _train.dot(self._merged(), other._merged())
         return found
 
     @own_arithmetic()

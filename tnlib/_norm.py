@@ -14,14 +14,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from tnlib import _array, _scale, _train, gauge
 from tnlib._array import Array
 
 
-def rooted(cores: Sequence[Array]) -> tuple[Array, Array]:
-    """The norm of a train of (r, n, r) cores: a double near 1 and an exponent of two.
+def rooted(cores: Sequence[Array]) -> tuple[Array, Any]:
+    """The norm of a train of (r, n, r) cores: a double and an exponent of two.
 
     At zero all derivatives are zero.
 
@@ -30,14 +31,14 @@ def rooted(cores: Sequence[Array]) -> tuple[Array, Array]:
     ValueError
         If a core holds nan or inf, unless it is traced.
     """
-    plain = [_array.detached(core) for core in cores]
-    for k, core in enumerate(plain):
-        if not _array.is_traced(core) and not _array.magnitude(core) < math.inf:
-            raise ValueError(f"core {k} contains nan or inf")
-    value, exponent = gauge.norm(plain)
     if not _array.is_torch(cores[0]):
-        return value, exponent
+        return gauge.norm(cores)
     xp = array_namespace(*cores)
+    value, exponent = gauge.norm([_array.detached(core) for core in cores])
+    if not _array.is_torch(value):
+        value, exponent = _array.from_numpy(np.asarray(value), cores[0]), int(exponent)
+    if not any(map(_array.is_differentiated, cores)):
+        return value, exponent
     squared, power = _train.inner(cores, cores)
     squared = _array.astype(xp.real(squared), xp.float64)
     squared, power = _scale.times(squared, power % 2), power // 2
@@ -58,7 +59,8 @@ def lognorm(cores: Sequence[Array]) -> Array:
     root, exponent = rooted(cores)
     xp = array_namespace(*cores)
     zero = root == 0
-    exponent = _array.astype(exponent, root.dtype)
+    if not isinstance(exponent, int):
+        exponent = _array.astype(exponent, root.dtype)
     logarithm = xp.log(xp.where(zero, 1.0, root)) + math.log(2) * exponent
     return xp.where(zero, -math.inf, logarithm)
 

@@ -5,17 +5,22 @@ leave the range of the dtype. So what is carried from core to core is kept near 
 of the bond where it ends has an exponent of its own: the cores of a sum may hold 1e300 beside
 1e-300. Powers of two change no digit.
 
-Exponents are integer arrays in the library of the cores, and constants for derivatives. Nothing
-here but :func:`is_moderate` and :func:`put_back` looks at a value, so all of it can be traced,
-mapped and differentiated.
+Exponents are integer arrays in the library of the cores, and constants for derivatives. They are
+dear for small cores, and most cores need none: where the sizes of the entries show that no product
+can leave the range, all exponents are the int 0 and products are plain (:func:`opened`). Nothing
+but :func:`opened`, :func:`is_moderate`, :func:`fits` and :func:`put_back` looks at a value, and
+those look at none that is traced, so all can be traced, mapped and differentiated.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from tnlib import _array
@@ -23,6 +28,8 @@ from tnlib._array import Array
 
 # Stands for the exponent of zero.
 _NONE = -(1 << 30)
+# Values for which double precision is cheaper than exponents.
+_SMALL = 1 << 16
 
 
 def no_exponents(count: int, like: Array) -> Array:
@@ -31,41 +38,115 @@ def no_exponents(count: int, like: Array) -> Array:
     return xp.zeros(count, dtype=xp.int32, device=like.device)
 
 
-def met(carried: Array, bond: Array, core: Array) -> tuple[Array, Array, Array]:
+def opened(cores: Sequence[Array], size: int = 0) -> tuple[Sequence[Array], Any]:
+    """Cores, and the exponents of a bond before the first: the int 0 where none are needed.
+
+    None are where no product of entries, one of each core or of some, and no sum of such products
+    leaves the normal numbers of the dtype. Cores in single precision come back in double where
+    that has the range, and no more than `size` and the cores are values to be computed.
+    """
+    exponents = reach(cores)
+    if exponents <= _room(cores[0].dtype):
+        return cores, 0
+    wide = _array.double(array_namespace(cores[0]), cores[0].dtype)
+    if exponents <= _room(wide) and max(size, *(math.prod(core.shape) for core in cores)) <= _SMALL:
+        return [_array.astype(core, wide) for core in cores], 0
+    return cores, no_exponents(1, cores[0])
+
+
+def reach(cores: Sequence[Array]) -> float:
+    """Exponent that no product of entries, one of each core or of some, exceeds in size.
+
+    Sums over the bonds and modes included. Infinite for cores with nan or inf, and where it is not
+    found out: for those that are traced, or not in the CPU's memory.
+    """
+    seen = _seen(cores)
+    if seen is None:
+        return math.inf
+    if sum([values.size for values in seen]) <= _SMALL:
+        # What bounds all cores together takes few calls, and mostly shows enough.
+        high, low = _bounds(np.concatenate(seen, axis=None), max(max(v.shape) for v in seen))
+        if len(cores) * max(high, -low) < _limit(cores[0].dtype) / 3:
+            return len(cores) * max(high, -low)
+    if len(seen) < len(cores):
+        seen = _seen(cores, repeated=True) or ()
+    bounds = [_bounds(values, max(values.shape)) for values in seen]
+    return max(sum(high for high, _ in bounds), -sum(low for _, low in bounds))
+
+
+def _bounds(values: np.ndarray[Any, Any], terms: int) -> tuple[float, float]:
+    """Exponents, at least 0 and at most 0, between which sums of numbers and the numbers lie."""
+    sizes = np.abs(values)
+    largest, smallest = float(sizes.max()), float(sizes.min())
+    if not largest < math.inf:
+        return math.inf, 0.0
+    if smallest == 0.0 < largest:
+        smallest = float(sizes[sizes > 0.0].min())
+    high, low = math.frexp(largest)[1] + terms.bit_length(), math.frexp(smallest)[1] - 1
+    return max(high, 0), min(low, 0)
+
+
+def _seen(cores: Sequence[Array], repeated: bool = False) -> Sequence[np.ndarray[Any, Any]] | None:
+    """The real numbers that cores are made of; None where they should not be looked at.
+
+    Of a core that comes twice they are given once, unless `repeated`.
+    """
+    distinct = cores if repeated else list({id(core): core for core in cores}.values())
+    if isinstance(cores[0], np.ndarray):
+        return [_array.real_view(core) for core in distinct]
+    if sys.modules["torch"].jit.is_tracing():
+        return None
+    if any(core.device.type != "cpu" or _array.is_traced(core) for core in distinct):
+        return None
+    return [_array.to_numpy(_array.real_view(core.detach())) for core in distinct]
+
+
+@lru_cache(maxsize=64)
+def _room(dtype: Any) -> int:
+    """Exponents that products may reach with room for all digits of what cancels."""
+    return _limit(dtype) + round(math.log2(_array.unit_roundoff(dtype)))
+
+
+def met(carried: Array, bond: Any, core: Array) -> tuple[Array, Array, Any]:
     """A matrix (m, r) and a core (r, n, s), brought to where their product is near 1.
 
     ``matrix @ diag(2^bond) @ core`` is the product of the two that are returned, of which each
     index s is to be multiplied with 2 to the exponent that is returned with them.
     """
+    if isinstance(bond, int):
+        return carried, core, bond
     xp = array_namespace(carried, core)
     columns, dead = _exponents(carried, 0)
     blocks, blank = _exponents(core, 1)
     rows, empty = xp.max(xp.where(blank, _NONE, blocks), axis=1), xp.all(blank, axis=1)
-    reach = xp.max(xp.where(dead | empty, _NONE, bond + columns + rows))
-    reach = xp.where(reach == _NONE, 0, reach)
+    top = xp.max(xp.where(dead | empty, _NONE, bond + columns + rows))
+    top = xp.where(top == _NONE, 0, top)
     # A column of zeros counts as much as the largest, so that its derivative is not lost.
-    even = xp.where(dead, reach - xp.where(empty, 0, rows), bond + columns)
-    scaled, following = _pushed(core, even, blocks, blank, reach)
+    even = xp.where(dead, top - xp.where(empty, 0, rows), bond + columns)
+    scaled, following = _pushed(core, even, blocks, blank, top)
     return times(carried, bond - even), scaled, following
 
 
-def step(carried: Array, bond: Array, core: Array) -> tuple[Array, Array]:
+def step(carried: Array, bond: Any, core: Array) -> tuple[Array, Any]:
     """The product (m * n, s) of a matrix and a core, and the exponents of its columns."""
     carried, core, following = met(carried, bond, core)
     product = carried @ core.reshape(core.shape[0], -1)
     return product.reshape(-1, core.shape[2]), following
 
 
-def gathered(matrix: Array, bond: Array) -> tuple[Array, Array]:
+def gathered(matrix: Array, bond: Any) -> tuple[Array, Any]:
     """The matrix times diag(2^bond), its largest entry brought near 1, and the exponent for that.
 
     The exponent is 0 for zeros.
     """
+    if isinstance(bond, int):
+        size = exponent(matrix)
+        return times(matrix, -size), size
     xp = array_namespace(matrix)
     columns, dead = _exponents(matrix, 0)
-    reach = xp.max(xp.where(dead, _NONE, bond + columns))
-    reach = xp.where(reach == _NONE, 0, reach)
-    return times(matrix, bond - reach), reach
+    top = xp.max(xp.where(dead, _NONE, bond + columns))
+    top = xp.where(top == _NONE, 0, top)
+    return times(matrix, bond - top), top
 
 
 def equalized(cores: Sequence[Array]) -> tuple[list[Array], Array]:
@@ -103,8 +184,15 @@ def evened(cores: Sequence[Array], exponent: Any) -> list[Array]:
     return [times(core, wanted[k]) for k, core in enumerate(cores)]
 
 
-def product(left: Array, right: Array, exponent: Array) -> Array:
+def closed(bond: Any) -> Any:
+    """The exponent of a bond of one index."""
+    return bond if isinstance(bond, int) else bond[0]
+
+
+def product(left: Array, right: Array, exponent: Any) -> Array:
     """``left @ right`` times 2^exponent, without overflow on the way."""
+    if isinstance(exponent, int) and exponent == 0:
+        return left @ right
     safe = 3 * _limit(left.dtype) // 4
     before = _array.clipped(exponent, safe)
     result = left @ times(right, before)
@@ -143,14 +231,17 @@ def is_moderate(cores: Sequence[Array]) -> bool:
 
     Unknown, so not taken for granted, for cores that are traced.
     """
+    limit = _limit(cores[0].dtype) / 3
+    if reach(cores) < limit:
+        return True
     if any(map(_array.is_traced, cores)):
         return False
     xp = array_namespace(*cores)
-    reach = 0.0
+    total = 0.0
     for core in cores:
         blocks, blank = _exponents(core, 1)
-        reach += int(xp.max(xp.abs(xp.where(blank, 0, blocks)))) + math.log2(core.shape[2])
-    return reach < _limit(cores[0].dtype) / 3
+        total += int(xp.max(xp.abs(xp.where(blank, 0, blocks)))) + math.log2(core.shape[2])
+    return total < limit
 
 
 def fits(core: Array, dtype: Any, exponent: int = 0) -> bool:
@@ -189,6 +280,7 @@ def _largest(array: Array) -> Array:
     return _exponents(array.reshape(-1), 0)[0]
 
 
+@lru_cache(maxsize=64)
 def _limit(dtype: Any) -> int:
     """Exponent of the largest power of two whose inverse is a normal number too."""
     return -_array.exponent_range(dtype)[0] + 1

@@ -33,28 +33,29 @@ def dense(cores: Sequence[Array]) -> Array:
         )
     left, right, exponent = halves(widened(cores))
     flat = _scale.product(left, right, exponent).reshape(-1)
-    with _array.out_of_range_allowed():
-        return _array.astype(flat, out)
+    return _array.narrowed(flat, out)
 
 
-def halves(cores: Sequence[Array]) -> tuple[Array, Array, Array]:
-    """Two matrices near 1 and an exponent of two: their product times the power is the array.
+def halves(cores: Sequence[Array]) -> tuple[Array, Array, Any]:
+    """Two matrices and an exponent of two: their product times the power is the array.
 
-    They meet at the bond where they are smallest.
+    They are near 1, or the exponent is the int 0 and all their products are in range. They meet at
+    the bond where they are smallest.
     """
     modes = [core.shape[1] for core in cores]
     sizes = [
         (math.prod(modes[:k]) + math.prod(modes[k:])) * cores[k].shape[0] for k in range(len(cores))
     ]
     bond = sizes.index(min(sizes[1:] or sizes))
-    left, exponents = _chained(_one(cores[0]), _scale.no_exponents(1, cores[0]), cores[:bond])
+    cores, exponents = _scale.opened(cores, math.prod(modes))
+    left, exponents = _chained(_one(cores[0]), exponents, cores[:bond])
     left, first, exponents = _scale.met(left, exponents, cores[bond])
     rank, _, following = first.shape
     right, exponents = _chained(first.reshape(-1, following), exponents, cores[bond + 1 :])
-    return left, right.reshape(rank, -1), exponents[0]
+    return left, right.reshape(rank, -1), _scale.closed(exponents)
 
 
-def _chained(matrix: Array, bond: Array, cores: Sequence[Array]) -> tuple[Array, Array]:
+def _chained(matrix: Array, bond: Any, cores: Sequence[Array]) -> tuple[Array, Any]:
     """A matrix (m, r) times cores: (m * n_1 ... n_d, r), and the exponents of its columns."""
     for core in cores:
         matrix, bond = _scale.step(matrix, bond, core)
@@ -113,42 +114,59 @@ def multiplied(
 
     Where a product would leave the range of the dtype, scale moves between the cores.
     """
-    out = left[0].dtype
-    (left, ours), (right, theirs) = tamed(left), tamed(right)
+    out, order = left[0].dtype, len(left)
+    cores, exponent = _scale.opened([*widened(left), *widened(right)])
+    safe = isinstance(exponent, int)
+    if safe:
+        left, right = cores[:order], cores[order:]
+    else:
+        (left, ours), (right, theirs) = tamed(left), tamed(right)
+        exponent = ours + theirs
     pairs = enumerate(zip(left, right, strict=True))
     found = [product(k, a, b) for k, (a, b) in pairs]
-    exponent = ours + theirs
+    if safe and found[0].dtype == out:
+        return found
     if not isinstance(exponent, int) or not all(_scale.fits(core, out) for core in found):
         found = _scale.evened(found, exponent)
     return [_array.astype(core, out) for core in found]
 
 
-def inner(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Array]:
-    """Sum of ``conj(left) * right`` over all entries: a number near 1 and an exponent of two.
+def dot(left: Sequence[Array], right: Sequence[Array]) -> Array:
+    """The inner product in the working precision of the cores: inf beyond its range, 0 below."""
+    return _array.narrowed(_scale.times(*inner(left, right)), _common(left[0], right[0]))
 
-    One sweep over the bonds, O(n r^3) a core.
+
+def _common(*cores: Array) -> Any:
+    """The dtype in which cores are computed together."""
+    xp = array_namespace(*cores)
+    return _array.working_dtype(xp, xp.result_type(*cores))
+
+
+def inner(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Any]:
+    """Sum of ``conj(left) * right`` over all entries: a number and an exponent of two.
+
+    One sweep over the bonds, O(n r^3) a core. In at least single precision, and in double where
+    that spares exponents.
     """
-    left, right = widened(left), widened(right)
-    xp = array_namespace(*left, *right)
-    dtype = xp.result_type(left[0], right[0])
-    carried = xp.ones((1, 1), dtype=dtype, device=left[0].device)
-    ours = theirs = _scale.no_exponents(1, carried)
-    for a, b in zip(left, right, strict=True):
-        a, b = _array.astype(a, dtype), _array.astype(b, dtype)
+    dtype = _common(left[0], right[0])
+    both, ours = _scale.opened([_array.astype(core, dtype) for core in (*left, *right)])
+    theirs, order = ours, len(left)
+    carried = _one(both[0])
+    for a, b in zip(both[:order], both[order:], strict=True):
         carried, b, theirs = _scale.met(carried, theirs, b)
         moved = carried @ b.reshape(b.shape[0], -1)
         flipped, a, ours = _scale.met(moved.mT, ours, a)
         moved = flipped.mT.reshape(-1, b.shape[2])
         carried = _array.adjoint(a.reshape(-1, a.shape[2])) @ moved
-    return carried[0, 0], (ours + theirs)[0]
+    return carried[0, 0], _scale.closed(ours + theirs)
 
 
 def entry(cores: Sequence[Array]) -> Array:
     """The one entry of cores with modes of size 1, an array without axes."""
-    wide = widened(cores)
-    product, exponents = _chained(_one(wide[0]), _scale.no_exponents(1, wide[0]), wide)
-    with _array.out_of_range_allowed():
-        return _array.astype(_scale.times(product[0, 0], exponents[0]), cores[0].dtype)
+    wide, exponents = _scale.opened(widened(cores))
+    product, exponents = _chained(_one(wide[0]), exponents, wide)
+    number = _scale.times(product[0, 0], _scale.closed(exponents))
+    return _array.narrowed(number, cores[0].dtype)
 
 
 def without(cores: Sequence[Array], kept: Sequence[bool]) -> list[Array]:
@@ -233,5 +251,5 @@ def spread(cores: Sequence[Array], exponent: Any) -> list[Array]:
 
 def widened(cores: Sequence[Array]) -> list[Array]:
     """Cores in at least single precision."""
-    xp = array_namespace(*cores)
-    return [_array.astype(core, _array.working_dtype(xp, core.dtype)) for core in cores]
+    dtype = _array.working_dtype(array_namespace(cores[0]), cores[0].dtype)
+    return [_array.astype(core, dtype) for core in cores]

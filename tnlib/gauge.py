@@ -32,10 +32,14 @@ def working(cores: Sequence[Array]) -> list[Array]:
     xp = array_namespace(*cores)
     plain = [_array.plain(core) for core in cores]
     wide = [_array.astype(core, _array.double(xp, core.dtype)) for core in plain]
-    for k, core in enumerate(wide):
-        if not _array.magnitude(core) < float("inf"):
-            raise ValueError(f"core {k} contains nan or inf")
+    _check_finite(wide)
     return [_array.to_numpy(core) if _array.on_cpu(core) else core for core in wide]
+
+
+def _check_finite(cores: Sequence[Array]) -> None:
+    for k, core in enumerate(cores):
+        if not _array.magnitude(core) < math.inf:
+            raise ValueError(f"core {k} contains nan or inf")
 
 
 def given_back(
@@ -87,8 +91,9 @@ def orthogonalized(cores: Sequence[Array], center: int) -> tuple[list[Array], in
     Bonds lose directions of rounding.
     """
     middle = cores[center]
-    before, left, bond = _swept(cores[:center], middle)
-    after, right, marks = _swept(_mirrored(cores[center + 1 :]), middle)
+    _, outer = _scale.opened(cores)
+    before, left, bond = _swept(cores[:center], middle, outer)
+    after, right, marks = _swept(_mirrored(cores[center + 1 :]), middle, outer)
     matrix, bond = _scale.step(left, bond, middle)
     matrix, last, bond = _scale.met(matrix, bond + marks, right.mT[:, None, :])
     matrix, exponent = _scale.gathered(matrix @ last[:, 0, :], bond)
@@ -96,11 +101,10 @@ def orthogonalized(cores: Sequence[Array], center: int) -> tuple[list[Array], in
     return [*before, middle, *_mirrored(after)], int(exponent)
 
 
-def _swept(cores: Sequence[Array], like: Array) -> tuple[list[Array], Array, Array]:
+def _swept(cores: Sequence[Array], like: Array, bond: Any) -> tuple[list[Array], Array, Any]:
     """Cores with orthonormal columns, the matrix that is left, and exponents of its columns."""
     xp = array_namespace(like)
     factor = xp.ones((1, 1), dtype=like.dtype, device=like.device)
-    bond = _scale.no_exponents(1, like)
     moved = []
     for core in cores:
         rank = factor.shape[0]
@@ -128,22 +132,34 @@ def canonical(cores: Sequence[Array], center: int) -> tuple[Array, ...]:
     return given_back(moving, cores)
 
 
-def norm(cores: Sequence[Array]) -> tuple[Array, Array]:
-    """Frobenius norm: a number and an exponent of two.
+def norm(cores: Sequence[Array]) -> tuple[Array, Any]:
+    """Frobenius norm: a number in double precision and an exponent of two.
 
     That of the last core after orthogonalising from the left, so it is accurate to the unit
     roundoff times the norms of the terms, where the root of an inner product of a difference
-    would stop at the root of it. Nothing looks at a value: it can be traced and mapped.
+    would stop at the root of it. Cores can be traced and mapped. Of those in the CPU's memory it
+    is a number of NumPy's.
+
+    Raises
+    ------
+    ValueError
+        If a core holds nan or inf, unless it is traced.
     """
     xp = array_namespace(*cores)
     wide = [_array.astype(core, _array.double(xp, core.dtype)) for core in cores]
+    traced = any(map(_array.is_traced, wide))
+    if not traced and _array.on_cpu(wide[0]):
+        wide = [_array.to_numpy(core) for core in wide]
+        xp = array_namespace(*wide)
+    _, bond = _scale.opened(wide)
+    if not isinstance(bond, int) and not traced:
+        _check_finite(wide)
     factor = xp.ones((1, 1), dtype=wide[0].dtype, device=wide[0].device)
-    bond = _scale.no_exponents(1, factor)
     for core in wide:
         matrix, bond = _scale.step(factor, bond, core)
         tall = matrix.shape[0] > matrix.shape[1]
         factor = _triangular_factor(matrix) if tall else matrix
-    return xp.abs(factor[0, 0]), bond[0]
+    return xp.abs(factor[0, 0]), _scale.closed(bond)
 
 
 def _triangular_factor(tall: Array) -> Array:
