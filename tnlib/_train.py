@@ -128,7 +128,8 @@ def multiplied(
         return found
     if not isinstance(exponent, int) or not all(_scale.fits(core, out) for core in found):
         found = _scale.evened(found, exponent)
-    return [_array.astype(core, out) for core in found]
+    with _array.out_of_range_allowed():
+        return [_array.astype(core, out) for core in found]
 
 
 def dot(left: Sequence[Array], right: Sequence[Array]) -> Array:
@@ -191,7 +192,8 @@ def without(cores: Sequence[Array], kept: Sequence[bool]) -> list[Array]:
     made[-1] = xp.tensordot(made[-1], matrix, axes=1)
     if not moderate or not all(_scale.fits(core, out) for core in made):
         made = _scale.evened(made, exponents[0])
-    return [_array.astype(core, out) for core in made]
+    with _array.out_of_range_allowed():
+        return [_array.astype(core, out) for core in made]
 
 
 def scaled(

@@ -7,13 +7,15 @@ SVD. What the splits discard is orthogonal, so the squares of the errors add up.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from array_api_compat import array_namespace
 
-from tnlib import _array, _checks, _regroup
+from tnlib import _array, _checks, _merging, _regroup
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import RNG, Array
 from tnlib._chain import Chain
@@ -38,10 +40,11 @@ def tt_reshape(
 
     The entries keep their (C) order, as in :func:`numpy.reshape`. Where each new mode is made of
     whole neighbouring ones, and neither `ranks` nor `eps` is given, cores are multiplied and
-    nothing else: exact but for rounding, and differentiable. Elsewhere modes are split by truncated
-    SVDs, without `ranks` and `eps` of rounding only. Modes that share no factors, as in (4, 9) to
-    (9, 4), are merged first. What cancels to rounding becomes the zero train, as in
-    :func:`tt_round`, where modes are split.
+    nothing else: exact but for rounding, and differentiable. Where the dtype cannot hold the
+    products as they are, all cores share the scale and ``center`` is None. Elsewhere modes are
+    split by truncated SVDs, without `ranks` and `eps` of rounding only. Modes that share no
+    factors, as in (4, 9) to (9, 4), are merged first. What cancels to rounding becomes the zero
+    train, as in :func:`tt_round`, where modes are split.
 
     Parameters
     ----------
@@ -69,9 +72,9 @@ def tt_reshape(
     TypeError
         If `tt` is not a TT or MPO, or an argument has the wrong type.
     ValueError
-        If the product of the modes changes, ranks or eps are out of range, or eps is below what
-        the dtype resolves; where modes are split also if the cores hold nan or inf or are part of
-        an autograd graph.
+        If the product of the modes changes, ranks or eps are out of range, eps is below what the
+        dtype resolves, or the dtype cannot hold the train in so few cores; where modes are split
+        also if the cores hold nan or inf or are part of an autograd graph.
 
     Examples
     --------
@@ -158,31 +161,12 @@ def _groups(old: Sequence[Mode], new: Sequence[Mode]) -> list[int] | None:
 
 def _merged(tt: C, counts: Sequence[int]) -> C:
     """A chain whose cores are products of `counts` neighbouring ones."""
-    xp = array_namespace(*tt.cores)
-    dtype = tt.cores[0].dtype
-    wide = iter([_array.astype(core, _array.working_dtype(xp, dtype)) for core in tt.cores])
-    cores, center, begin = [], None, 0
-    for k, count in enumerate(counts):
-        block = next(wide)
-        for _ in range(count - 1):
-            block = _joined(block, next(wide))
-        cores.append(_array.astype(block, dtype))
-        if tt.center is not None and begin <= tt.center < begin + count:
-            center = k
-        begin += count
+    cores, kept = _merging.merged(tt._merged(), _regroup.modes_of(tt), counts)
+    center = None
+    if kept and tt.center is not None:
+        center = bisect.bisect(list(itertools.accumulate(counts)), tt.center)
     kind: ErrorKind = "none" if tt.error is None else "inherited"
     return type(tt)(tuple(cores), error=tt.error, error_kind=kind, center=center, info=tt.info)
-
-
-def _joined(left: Array, right: Array) -> Array:
-    """Two (r, ..., r) cores as one, each mode of the left beside that of the right."""
-    xp = array_namespace(left, right)
-    axes = left.ndim - 2
-    product = xp.tensordot(left, right, axes=1)
-    pairs = [axis for k in range(axes) for axis in (1 + k, 1 + axes + k)]
-    moved = xp.permute_dims(product, (0, *pairs, 2 * axes + 1))
-    modes = [a * b for a, b in zip(left.shape[1:-1], right.shape[1:-1], strict=True)]
-    return moved.reshape(left.shape[0], *modes, right.shape[-1])
 
 
 def _split(
@@ -212,7 +196,7 @@ def _split(
         discarded.append(found.discarded)
         kernels.append(found.kernel)
     for core in waiting:
-        block = _joined(block, core)
+        block = _merging.joined(block, core)
     done.append(block.reshape(block.shape[0], -1, 1))
     return done, discarded, tuple(kernels)
 
@@ -220,7 +204,7 @@ def _split(
 def _extended(block: Array, waiting: Iterator[Array], mode: Mode) -> Array:
     """The block with as many more cores as it takes to split `mode` off."""
     while any(size % part for size, part in zip(block.shape[1:-1], mode, strict=True)):
-        block = _joined(block, next(waiting))
+        block = _merging.joined(block, next(waiting))
     return block
 
 

@@ -183,6 +183,36 @@ def test_what_cancels_to_rounding_is_zero_and_says_so():
         assert (made.error, made.info.reason) == (1.0, "cancels to rounding")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex128"])
+def test_merging_keeps_an_array_whose_cores_multiplied_are_out_of_range(to_library, dtype):
+    name = "float32" if dtype == "float16" else dtype
+    room = 6 if dtype == "float16" else 50 if dtype == "float32" else 450
+    plain = tt_random((2, 3, 2, 2), 3, rng=1).normalized()
+    powers = np.ldexp(1.0, [2 * room, 2 * room, -2 * room, -2 * room])
+    cores = [core * power for core, power in zip(plain.cores, powers, strict=True)]
+    wild = TT([to_library(core.astype(dtype)) for core in cores])
+    made = tt_reshape(wild, (6, 4))
+    assert made.cores[0].dtype == wild.cores[0].dtype
+    merged = np.asarray(made.to_dense(), dtype=name).reshape(plain.shape)
+    assert_close(merged, wild.to_dense(), operations=200, size=9, dtype=dtype)
+    assert_close(wild.to_dense(), plain.to_dense(), operations=200, size=9, dtype=dtype)
+    assert_close(tt_reshape(wild, (24,)).to_dense(), plain.to_dense().reshape(-1), 200, 9, 1, dtype)
+    for factor in (0.25, 4.0):
+        out = TT([to_library(np.full((1, 2, 1), factor**room, dtype))] * 3)
+        with pytest.raises(ValueError, match=f"{dtype} cannot hold a train of size about 2"):
+            tt_reshape(out, (8,))
+        assert_close(tt_reshape(out, (2, 2, 2)).cores[0], out.cores[0], 0)
+
+
+def test_merging_keeps_the_gauge_where_the_products_are_in_range():
+    train = tt_random((2,) * 60, 3, like=torch.empty(0), dtype="float32").canonical(40)
+    made = tt_reshape(train, (8,) * 20)
+    assert made.center == 13
+    for core in made.cores[:13]:
+        flat = core.reshape(-1, core.shape[2])
+        assert_close(flat.mT @ flat, torch.eye(flat.shape[1]), operations=200)
+
+
 def test_merging_is_differentiable():
     leaves = [
         core.clone().requires_grad_()

@@ -122,6 +122,13 @@ def test_the_zero_train_has_no_direction(to_library):
         nothing.normalized()
 
 
+def test_what_no_cores_of_the_dtype_hold_is_infinite_without_a_warning(to_library):
+    half = TT([to_library(np.full((1, 2, 1), 300, np.float16))] * 2)
+    operator = MPO([to_library(np.full((1, 2, 2, 1), 300, np.float16))])
+    for made in (half.hadamard(half), half.hadamard(half)[:, 1], operator @ operator):
+        assert all(np.isinf(numpy_of(core)).all() for core in made.cores)
+
+
 def test_a_core_that_would_overflow_shares_its_scale(to_library):
     train = TT([to_library(ONES)] * 3).canonical(0)
     huge = (train * 1e300) * 1e300

@@ -22,7 +22,8 @@ def equation_of(equation: Any, operands: Sequence[Any]) -> tuple[str, tuple[Any,
     """
     if isinstance(equation, str):
         return equation, tuple(operands)
-    if not operands or isinstance(equation, int | float | complex) or equation is None:
+    number = isinstance(equation, int | float | complex)
+    if not operands or equation is None or (number and not _without_axes(operands[0])):
         raise TypeError(f"equation must be a string, got {type(equation).__name__}")
     arguments = [equation, *operands]
     half = len(arguments) // 2
@@ -45,3 +46,8 @@ def equation_of(equation: Any, operands: Sequence[Any]) -> tuple[str, tuple[Any,
     open_ = "".join([symbol for index, symbol in symbols.items() if names.count(index) == 1])
     dots = "..." if any("..." in term for term in terms) else ""
     return f"{','.join(terms)}->{dots}{open_}", tuple(taken)
+
+
+def _without_axes(indices: Any) -> bool:
+    """Whether these are the indices of a number: none, or an ellipsis that stands for none."""
+    return isinstance(indices, Sequence) and all(index is Ellipsis for index in indices)

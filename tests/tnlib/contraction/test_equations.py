@@ -90,6 +90,9 @@ def test_the_interleaved_form_is_that_of_einsum():
         assert_close(plan(*(x for x in arguments if isinstance(x, np.ndarray))), expected, 10)
         tensors = [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in arguments]
         assert_close(contract(*tensors), expected, operations=10)
+    for number in (2.0, 3, np.float64(2.0), np.int8(3)):
+        assert_close(contract(number, [], a, [0, 1], [1, 0]), number * a.T, operations=2)
+        assert_close(contract(a, [0, 1], number, [...], [0, 1]), number * a, operations=2)
     named = plan_contraction((2, 3), ["row", "bond"], (3, 4), ["bond", "column"], ["column", "row"])
     assert_close(named(a, b), (a @ b).T, operations=4)
 
