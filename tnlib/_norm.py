@@ -79,6 +79,8 @@ def normalized(cores: Sequence[Array], center: int | None) -> list[Array]:
     xp = array_namespace(*cores)
     if not _array.is_traced(root) and not root:
         raise ValueError("the norm is zero, and no multiple of the zero array has norm 1")
+    above = _array.frexp_exponents(_array.detached(root))
+    root, exponent = _scale.times(root, -above), exponent + above
     position = len(cores) - 1 if center is None else center
     out = cores[0].dtype
     if center is None:

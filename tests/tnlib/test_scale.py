@@ -122,6 +122,17 @@ def test_the_zero_train_has_no_direction(to_library):
         nothing.normalized()
 
 
+@pytest.mark.parametrize(("dtype", "power"), [("float16", 12), ("float32", 99), ("float64", 700)])
+def test_a_norm_that_only_a_wider_dtype_holds_is_taken_off(dtype, power, to_library):
+    for exponent in (power, -power):
+        core = to_library(np.full((1, 2, 1), np.ldexp(1.0, exponent), dtype))
+        for train in (TT([core] * 3), TT([core * 0 + 0.5**0.5, core * 0 + 0.5**0.5, core])):
+            made = train.normalized()
+            assert float(made.norm()) == pytest.approx(1.0, abs=rounding(dtype, 20))
+            dense = np.asarray(numpy_of(made.to_dense()), float)
+            assert_close(dense, np.full((2, 2, 2), 8**-0.5), operations=20, dtype=dtype)
+
+
 def test_what_no_cores_of_the_dtype_hold_is_infinite_without_a_warning(to_library):
     half = TT([to_library(np.full((1, 2, 1), 300, np.float16))] * 2)
     operator = MPO([to_library(np.full((1, 2, 2, 1), 300, np.float16))])
