@@ -28,10 +28,14 @@ FLOATING = ("float16", "bfloat16", "float32", "float64", "complex64", "complex12
 _BLOCK = 1 << 16
 _RESIDUAL_BLOCK = 1 << 18
 _RESIDUAL_COLUMNS = 1 << 12
+# The NumPy side of array_api_compat.
+_NUMPY = array_namespace(np.empty(0))
 
 
 def namespace(*arrays: Array) -> Any:
     """Return the one array-API namespace of `arrays`, or raise TypeError."""
+    if arrays and all(type(array) is np.ndarray for array in arrays):
+        return _NUMPY
     for array in arrays:
         if not (is_numpy_array(array) or is_torch_array(array)):
             raise TypeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
@@ -31,6 +32,8 @@ def is_shape(operand: Any) -> bool:
 
 def shape_of(number: int, operand: Any) -> Shape:
     """The shape that an operand is or has."""
+    if type(operand) is np.ndarray:
+        return operand.shape
     if hasattr(operand, "shape") and hasattr(operand, "dtype"):
         return tuple(int(size) for size in operand.shape)
     if isinstance(operand, str) or not isinstance(operand, Sequence):
@@ -75,13 +78,18 @@ def itemsize_of(dtype: DType | None, operands: Sequence[Operand], roofline: Roof
             )
         return size
     arrays: list[Array] = [operand for operand in operands if not is_shape(operand)]
-    dtypes = {array.dtype for array in arrays}
-    sizes = [_size_of(found, _NUMERIC) for found in dtypes]
-    if dtypes and all(isinstance(found, np.dtype) for found in dtypes):
-        return _size_of(_array.working_dtype(np, np.result_type(*dtypes)))
-    if sizes:
-        return max(sizes)
+    if arrays:
+        return _size_of_all(frozenset([array.dtype for array in arrays]))
     return roofline.itemsize if roofline is not None else 4
+
+
+@lru_cache(maxsize=256)
+def _size_of_all(dtypes: frozenset[Any]) -> int:
+    """Bytes of a number in the precision in which arrays of these dtypes are computed."""
+    sizes = [_size_of(found, _NUMERIC) for found in dtypes]
+    if all(isinstance(found, np.dtype) for found in dtypes):
+        return _size_of(_array.working_dtype(np, np.result_type(*dtypes)))
+    return max(sizes)
 
 
 def _size_of(dtype: Any, what: str = "dtype must be a numeric type or its name") -> int:

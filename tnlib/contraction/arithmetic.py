@@ -135,6 +135,8 @@ def arrays_of(operands: Sequence[Any], others: Sequence[Array] = ()) -> tuple[Ar
 
     NumPy gives a number the dtype that ``np.asarray`` gives it; beside tensors it takes theirs.
     """
+    if all(hasattr(operand, "dtype") for operand in operands):
+        return tuple(operands)
     torch = sys.modules.get("torch")
     known = [*operands, *others]
     tensors = [] if torch is None else [x for x in known if isinstance(x, torch.Tensor)]
