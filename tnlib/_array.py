@@ -167,11 +167,13 @@ def dtype_name(dtype: Any) -> str:
     return np.dtype(dtype).name if isinstance(dtype, type) else str(dtype).removeprefix("torch.")
 
 
+@lru_cache(maxsize=64)
 def is_complex(dtype: Any) -> bool:
     """Whether `dtype` is complex."""
     return dtype_name(dtype).startswith("complex")
 
 
+@lru_cache(maxsize=64)
 def is_half(dtype: Any) -> bool:
     """Whether `dtype` has fewer bits than float32."""
     return dtype_name(dtype) in ("float16", "bfloat16", "complex32")
@@ -286,9 +288,8 @@ def out_of_range_allowed() -> Any:
 
 def magnitude(array: Array) -> float:
     """Largest absolute value of a non-empty array; nan or inf if it holds one."""
-    xp = array_namespace(array)
     values = real_view(array)
-    low, high = float(xp.min(values)), float(xp.max(values))
+    low, high = float(values.min()), float(values.max())
     return max(abs(low), abs(high)) if low == low and high == high else float("nan")
 
 

@@ -11,6 +11,7 @@ Arrays in the CPU's memory are NumPy's for LAPACK, whatever their library. Leadi
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -188,7 +189,8 @@ def _is_failure(error: Exception) -> bool:
 
 def _is_finite(array: Array) -> bool:
     if isinstance(array, np.ndarray):
-        return bool(np.isfinite(array).all())
+        # The sum of squares is finite for all but nan, inf and the largest numbers.
+        return math.isfinite(np.vdot(array, array).real) or bool(np.isfinite(array).all())
     xp = array_namespace(array)
     return bool(xp.all(xp.isfinite(array)))
 

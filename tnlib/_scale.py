@@ -63,14 +63,17 @@ def reach(cores: Sequence[Array]) -> float:
     seen = _seen(cores)
     if seen is None:
         return math.inf
+    # An inner product sums over a bond and a mode of every core; complex terms have two parts.
+    parts = 2 if _array.is_complex(cores[0].dtype) else 1
     if sum([values.size for values in seen]) <= _SMALL:
         # What bounds all cores together takes few calls, and mostly shows enough.
-        high, low = _bounds(np.concatenate(seen, axis=None), max(max(v.shape) for v in seen))
+        terms = parts * max([values.shape[0] * values.shape[1] for values in seen])
+        high, low = _bounds(np.concatenate(seen, axis=None), terms)
         if len(cores) * max(high, -low) < _limit(cores[0].dtype) / 3:
             return len(cores) * max(high, -low)
     if len(seen) < len(cores):
         seen = _seen(cores, repeated=True) or ()
-    bounds = [_bounds(values, max(values.shape)) for values in seen]
+    bounds = [_bounds(values, parts * values.shape[0] * values.shape[1]) for values in seen]
     return max(sum(high for high, _ in bounds), -sum(low for _, low in bounds))
 
 
@@ -91,9 +94,11 @@ def _seen(cores: Sequence[Array], repeated: bool = False) -> Sequence[np.ndarray
 
     Of a core that comes twice they are given once, unless `repeated`.
     """
+    distinct: Sequence[Array]
     distinct = cores if repeated else list({id(core): core for core in cores}.values())
     if isinstance(cores[0], np.ndarray):
-        return [_array.real_view(core) for core in distinct]
+        is_complex = _array.is_complex(cores[0].dtype)
+        return [_array.real_view(core) for core in distinct] if is_complex else distinct
     if sys.modules["torch"].jit.is_tracing():
         return None
     if any(core.device.type != "cpu" or _array.is_traced(core) for core in distinct):
@@ -129,7 +134,10 @@ def met(carried: Array, bond: Any, core: Array) -> tuple[Array, Array, Any]:
 
 def step(carried: Array, bond: Any, core: Array) -> tuple[Array, Any]:
     """The product (m * n, s) of a matrix and a core, and the exponents of its columns."""
-    carried, core, following = met(carried, bond, core)
+    if isinstance(bond, int):
+        following: Any = bond
+    else:
+        carried, core, following = met(carried, bond, core)
     product = carried @ core.reshape(core.shape[0], -1)
     return product.reshape(-1, core.shape[2]), following
 

@@ -60,7 +60,9 @@ def given_back(
     except ValueError:
         raise ValueError(f"the result overflows {name}: scale it down, {advice}") from None
     for wide, core in zip(cores, given, strict=True):
-        if _array.magnitude(wide) > 0.0 == _array.magnitude(core):
+        # Only what was rounded to fewer bits can vanish.
+        narrow = _array.dtype_name(wide.dtype) != _array.dtype_name(core.dtype)
+        if narrow and _array.magnitude(wide) > 0.0 == _array.magnitude(core):
             raise ValueError(f"the result vanishes in {name}: scale it up, {advice}")
     return given
 

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, overload
 
 import opt_einsum
@@ -32,7 +33,7 @@ from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._chain import Chain
 from tnlib._types import RNG, ArrayT, DType, Indices, Method
-from tnlib.contraction import plan_contraction
+from tnlib.contraction import Plan, plan_contraction
 from tnlib.tt import TT
 
 # Largest number of entries along one axis of an array.
@@ -170,8 +171,7 @@ class MPO(Chain[ArrayT]):
         product = _applied(_train.widened(self._merged()), self._pairs, wide).reshape(
             *x.shape[:-1], rows
         )
-        with _array.out_of_range_allowed():
-            found: ArrayT = _array.astype(product, x.dtype)
+        found: ArrayT = _array.narrowed(product, x.dtype)
         return found
 
     @overload
@@ -606,9 +606,17 @@ def _applied(cores: Sequence[Array], pairs: Sequence[tuple[int, int]], vectors: 
         for core, pair in zip(tamed, pairs, strict=True)
     ]
     shapes_of = [tuple(core.shape) for core in split]
-    planned = (max(batch.shape[0], 1), *narrow)
-    plan = plan_contraction(_matvec_equation(pairs), planned, *shapes_of)
+    plan = _matvec_plan(tuple(pairs), tuple(shapes_of), max(batch.shape[0], 1))
     return _scale.times(plan(batch, *split), exponent)
+
+
+@lru_cache(maxsize=1024)
+def _matvec_plan(
+    pairs: tuple[tuple[int, int], ...], shapes: tuple[tuple[int, ...], ...], count: int
+) -> Plan:
+    """The plan for so many vectors and cores of these modes and shapes."""
+    narrow = [size for _, size in pairs if size > 1]
+    return plan_contraction(_matvec_equation(pairs), (count, *narrow), *shapes)
 
 
 def _matvec_equation(pairs: Sequence[tuple[int, int]]) -> str:

@@ -90,12 +90,12 @@ def sweep(data: Data, terms: Terms, ridge: float) -> tuple[Terms, bool]:
         for mode in modes:
             last, product = mode, data.mttkrp(partial, factors, mode)
             if seen is None:
-                solved, lowest = _solve(normal(grams, mode, ridge), product)
+                solved, values = _solve(normal(grams, mode, ridge), product)
+                if not data.wide:
+                    least = np.minimum(least, _least_share(values))
             else:
                 matrices = seen.normals(factors, grams, mode, ridge)
-                solved, lowest = _solve(matrices, product.mT[..., None])
-                solved, lowest = solved[..., 0].mT, lowest.min(axis=-1)
-            least = np.minimum(least, lowest)
+                solved = _solve(matrices, product.mT[..., None])[0][..., 0].mT
             factors[mode], weights = _unit(solved)
             grams[mode] = gram(factors[mode])
     xp = array_namespace(weights)
@@ -157,18 +157,23 @@ def _higher(terms: Terms, other: Terms) -> Vector:
     return ~(terms.errors <= other.errors)
 
 
-def _solve(normal: Array, right: Array) -> tuple[Array, Vector]:
+def _solve(normal: Array, right: Array) -> tuple[Array, Array]:
     """Least solution of ``normal @ x = right`` for Hermitian, maybe singular matrices.
 
-    Also the least of their eigenvalues, as a share of the largest.
+    Also their eigenvalues, ascending.
     """
     xp = array_namespace(normal)
     values, vectors = _lapack.eigh(normal)
     keep = values > _SINGULAR * values[..., -1:]
     inverse = xp.where(keep, 1.0 / xp.where(keep, values, 1.0), 0.0)
-    solved = vectors @ (inverse[..., None] * (_array.adjoint(vectors) @ right))
-    shares = _array.to_numpy(values[..., 0] / xp.where(keep[..., -1], values[..., -1], 1.0))
-    return solved, shares
+    return vectors @ (inverse[..., None] * (_array.adjoint(vectors) @ right)), values
+
+
+def _least_share(values: Array) -> Vector:
+    """The least of ascending eigenvalues as a share of the largest."""
+    least, largest = (_array.to_numpy(values[..., k]) for k in (0, -1))
+    share: Vector = least / np.where(largest > 0, largest, 1.0)
+    return share
 
 
 def _unit(factor: Array) -> tuple[Array, Array]:

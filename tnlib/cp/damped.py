@@ -22,6 +22,7 @@ import scipy.sparse.linalg
 from tnlib import _lapack
 from tnlib._arithmetic import note
 from tnlib._basis import Vector
+from tnlib.cp.products import identity
 
 Step: TypeAlias = list[Vector]
 Linear: TypeAlias = Callable[[Step], Step]
@@ -81,14 +82,14 @@ def conjugate_gradients(
     return split(solution)
 
 
-def _inverses(blocks: Sequence[Vector], damping: float) -> list[Vector]:
-    return [_lapack.inv(block + damping * np.eye(block.shape[0])) for block in blocks]
+def _inverses(blocks: Sequence[Vector], damping: float) -> Vector:
+    return _lapack.inv(np.stack(blocks) + damping * identity(blocks[0].shape[0]))
 
 
 def _row_space(factor: Vector) -> Vector:
     """Orthonormal columns (n, p) that span the rows of (R, n), or everything where R >= n."""
     rank, size = factor.shape
-    return np.eye(size) if size <= rank else _lapack.qr(factor.T)[0]
+    return identity(size) if size <= rank else _lapack.qr(factor.T)[0]
 
 
 def _dense_solve(
@@ -117,7 +118,7 @@ def _normal_matrix(
     normal = np.zeros((starts[-1], starts[-1]), dtype=small[0].dtype)
     for k, a in enumerate(small):
         rows = slice(starts[k], starts[k + 1])
-        block = blocks[k][:, None, :, None] * np.eye(a.shape[1])[:, None, :]
+        block = blocks[k][:, None, :, None] * identity(a.shape[1])[:, None, :]
         normal[rows, rows] = block.reshape(sizes[k], sizes[k])
         for other in range(k):
             columns = slice(starts[other], starts[other + 1])
@@ -126,7 +127,7 @@ def _normal_matrix(
             block = block * a.T[None, :, :, None]
             normal[rows, columns] = block.reshape(sizes[k], sizes[other])
             normal[columns, rows] = normal[rows, columns].conj().T
-    normal[np.diag_indices_from(normal)] += damping
+    normal.reshape(-1)[:: starts[-1] + 1] += damping
     return normal
 
 

@@ -57,7 +57,8 @@ def steps(data: Data, terms: Terms) -> Iterator[Point]:
     while True:
         grams = [gram(factor) for factor in point.factors]
         descent = _descent(point, grams)
-        scale = max(float(np.diag(hadamard(grams, (k,))).real.max()) for k in data.free)
+        diagonals = [np.diagonal(matrix).real for matrix in grams]
+        scale = max(float(hadamard(diagonals, (k,)).max()) for k in data.free)
         if scale == 0.0:
             return
         damping = max(damping or _START * scale, _LEAST * scale)
@@ -100,7 +101,7 @@ def _point(data: Data, factors: list[Vector]) -> Point:
 
 def _squares(factor: Vector) -> Vector:
     """Squared norms of the rows."""
-    squares: Vector = np.linalg.norm(factor, axis=1) ** 2
+    squares: Vector = (np.abs(factor) ** 2).sum(axis=1)
     return squares
 
 
@@ -113,10 +114,10 @@ def _descent(point: Point, grams: Sequence[Vector]) -> list[Vector]:
     """Negative gradients: the MTTKRPs of the residual, less the pull of what rounding takes."""
     data = point.residual
     found = []
+    diagonals = [np.diagonal(matrix).real for matrix in grams]
     gradients = data.gradients(_batched(point.factors, data.matrix))
     for mode, gradient in zip(data.free, gradients, strict=True):
-        diagonal = np.diag(hadamard(grams, (mode,))).real[:, None]
-        pull = data.ridge * diagonal * point.factors[mode]
+        pull = data.ridge * hadamard(diagonals, (mode,))[:, None] * point.factors[mode]
         found.append(_array.to_numpy(gradient[0]) - pull)
     return found
 

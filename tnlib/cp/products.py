@@ -113,7 +113,8 @@ class Data:
     @property
     def free(self) -> list[int]:
         """The modes whose factors are not fixed, in order."""
-        return [mode for mode in range(len(self.modes)) if mode not in self.fixed]
+        modes = range(len(self.modes))
+        return [mode for mode in modes if mode not in self.fixed] if self.fixed else list(modes)
 
     def partial(self, factors: Sequence[Array], left: bool) -> Array:
         """Contract all modes of the other group: (batch, R, modes of this group)."""
@@ -237,6 +238,24 @@ def hadamard(grams: Sequence[Array], leave_out: Sequence[int] = ()) -> Array:
 def normal(grams: Sequence[Array], mode: int, ridge: float) -> Array:
     """Normal matrix of one mode: the other Grams' product, its diagonal raised by `ridge`."""
     product = hadamard(grams, (mode,))
-    xp = array_namespace(product)
-    eye = xp.eye(product.shape[-1], dtype=product.dtype, device=product.device)
+    size = product.shape[-1]
+    if isinstance(product, np.ndarray):
+        return product * _raised(size, ridge)
+    eye = array_namespace(product).eye(size, dtype=product.dtype, device=product.device)
     return product * (1 + ridge * eye)
+
+
+@functools.lru_cache(maxsize=64)
+def _raised(size: int, ridge: float) -> Vector:
+    """A matrix of ones whose diagonal is raised, in NumPy, read only."""
+    raised: Vector = 1 + ridge * identity(size)
+    raised.flags.writeable = False
+    return raised
+
+
+@functools.lru_cache(maxsize=64)
+def identity(size: int) -> Vector:
+    """The identity matrix in NumPy, read only."""
+    eye = np.eye(size)
+    eye.flags.writeable = False
+    return eye
