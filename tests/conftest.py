@@ -12,7 +12,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "tnlib", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+    "tnlib",
+    deadline=None,
+    max_examples=int(os.environ.get("TEST_EXAMPLES", "60")),
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tnlib")
 

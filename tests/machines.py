@@ -126,7 +126,7 @@ SETTINGS = {
     },
     "foreign": Setting(
         "as far from here as it gets, for CI",
-        NEHALEM.environment,
+        NEHALEM.environment | {"TEST_EXAMPLES": "12"},
         shows=NEHALEM.shows,
         options=("-p", "tests.perturbed", "--hypothesis-seed=4"),
     ),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as modules
 
 from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.rebuilt import Fixed
 from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.sites import is_transposed
+
+
+# Kinds of hooks that torch has for all modules at once.
+_OF_ALL_MODULES = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
 def base_weight(base: nn.Module) -> Tensor:
@@ -71,7 +75,7 @@ def has_hooks(base: nn.Module) -> bool:
 
 
 def _is_hooked(base: nn.Module) -> bool:
-    return has_hooks(base) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+    return has_hooks(base) or any(getattr(modules, f"_global_{name}") for name in _OF_ALL_MODULES)
 
 
 def state_of(weight: Tensor) -> tuple[int, int]:

@@ -211,12 +211,11 @@ def test_what_is_no_number_is_refused(dtype):
 
 
 def test_what_underflows_is_zero_also_where_numpy_raises():
-    small = np.full(3, 1e-30, np.float32)
+    small, half = np.full(3, 1e-30, np.float32), np.full((3, 3), 1e-5, np.float16)
     with np.errstate(all="raise"):
         assert not contract("i,j,k->ijk", small, small, small).any()
         assert float(contract("i,i,i->", small, small, small)) == 0.0
         assert not folded("i,j,k->ijk", (3,), small, small)(small).any()
-        half = np.full((3, 3), 1e-5, np.float16)
         assert not contract("ij,jk->ik", half, half).any()
         with pytest.raises(FloatingPointError, match="overflow"):
             contract("i,j->ij", 1 / small, 1 / small)
