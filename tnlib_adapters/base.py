@@ -11,7 +11,6 @@ from tnlib_adapters.rebuilt import Fixed
 from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.sites import is_transposed
 
-
 # Kinds of hooks that torch has for all modules at once.
 _OF_ALL_MODULES = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
