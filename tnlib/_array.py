@@ -103,7 +103,8 @@ def plain(array: Array) -> Array:
             "the tensor is part of an autograd graph and a decomposition is not differentiable: "
             "pass tensor.detach(), or call inside torch.no_grad()"
         )
-    return array.detach()
+    # torch loses the sign of a lazily negated half tensor that it copies into another dtype.
+    return array.detach().resolve_neg()
 
 
 def requires_grad(array: Array) -> bool:

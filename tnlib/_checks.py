@@ -177,12 +177,17 @@ def entry(name: str, value: Any, count: int) -> int:
 def scalar(name: str, value: Any) -> Any:
     """`value`, which must be one number; NumPy's become Python's, which leave dtypes alone."""
     if isinstance(value, np.ndarray | np.number) and value.ndim == 0:
-        return value.item()
+        value = value.item()
     if isinstance(value, bool) or not (
-        isinstance(value, int | float | complex) or getattr(value, "ndim", None) == 0
+        isinstance(value, int | float | complex) or _is_number(value)
     ):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a tensor without axes."""
+    return getattr(value, "ndim", None) == 0 and not isinstance(value, np.ndarray | np.generic)
 
 
 def modes(value: Any, order: int, name: str = "modes") -> tuple[int, ...]:
@@ -216,7 +221,7 @@ def multilinear_ranks(value: Any, order: int) -> tuple[int, ...] | None:
 
 def tolerance(name: str, value: Any) -> float:
     """`value` as a stopping tolerance, a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
     number = float(value)
     if not 0.0 <= number < float("inf"):

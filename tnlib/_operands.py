@@ -81,6 +81,9 @@ def tucker(core: Any, factors: Any, modes: Any) -> tuple[tuple[Array, ...], tupl
 
     Without `modes` there is a factor for each, or none at all.
     """
+    for name, value in (("factors", factors), ("modes", modes)):
+        if not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0:
+            raise TypeError(f"{name} must be a sequence, got {type(value).__name__}")
     arrays = matrices(factors) if len(factors) else ()
     _array.namespace(core, *arrays)
     chosen = _checks.modes(modes, core.ndim) if len(modes) else tuple(range(core.ndim))

@@ -152,6 +152,7 @@ class MPO(Chain[ArrayT]):
         True
         """
         xp = _array.namespace(x, *self.cores)
+        x = _array.base(x)
         rows, columns = self.shape
         if columns > _MOST_ENTRIES or rows > _MOST_ENTRIES:
             raise ValueError(

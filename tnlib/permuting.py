@@ -9,7 +9,7 @@ orthogonal: the sum of the lost norms bounds the error.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from tnlib import _array, _checks, _regroup
@@ -122,6 +122,8 @@ def tt_permute(
 
 def permutation(axes: Sequence[int], order: int) -> tuple[int, ...]:
     """`axes` as a permutation of `order` positions."""
+    if not isinstance(axes, Iterable) or getattr(axes, "ndim", 1) == 0:
+        raise TypeError(f"axes must be a sequence of ints, got {axes!r}")
     try:
         found = tuple(_checks.index("every axis", axis, order) for axis in axes)
     except (ValueError, IndexError) as error:

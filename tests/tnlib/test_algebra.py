@@ -314,3 +314,13 @@ def test_gauges_of_cores_in_a_graph_are_refused():
     for call in (lambda: TT([core]).canonical(0), lambda: TT([core]).balanced()):
         with pytest.raises(ValueError, match="not differentiable"):
             call()
+
+
+@pytest.mark.parametrize(
+    "value", [np.array("a"), np.array(None), np.datetime64("2020"), np.bool_(True), "2", [2]]
+)
+def test_what_is_no_number_is_no_factor(value):
+    train = tt_random((2, 3), 2)
+    for use in (lambda: train * value, lambda: train / value):
+        with pytest.raises(TypeError, match="must be a number, got"):
+            use()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.arrays import LIBRARIES, matrices, numpy_of, relative, unfolding_tails, with_spectrum
 from tests.tolerances import assert_close, cancellation
-from tnlib import MPO, factorize, mpo_decompose
+from tnlib import MPO, factorize, mpo_decompose, mpo_random
 
 U = np.finfo(np.float64).eps / 2
 RANKS = st.integers(1, 8)
@@ -258,6 +258,15 @@ BAD_CALLS = [
 def test_bad_calls_say_what_is_wrong(matrix, arguments, error, message):
     with pytest.raises(error, match=message):
         mpo_decompose(matrix, **arguments)
+
+
+@pytest.mark.parametrize("subclass", [np.matrix, lambda x: x.astype(">f8")])
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_matvec_takes_every_array_of_numpy(subclass):
+    mpo, x = mpo_random((2, 3), (2, 4), 2), np.arange(24.0).reshape(3, 8)
+    product = mpo.matvec(subclass(x))
+    assert type(product) is np.ndarray
+    assert_close(product, mpo.matvec(x), operations=20)
 
 
 def test_matvec_checks_its_argument():

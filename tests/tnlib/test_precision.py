@@ -116,3 +116,10 @@ def test_gradients_of_half_precision_are_rounded_once(dtype):
         f(TT(exact)).backward()
         for a, b in zip(cores, exact, strict=True):
             assert_close(a.grad, b.grad, 4, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_lazily_negated_tensors_keep_their_sign(dtype):
+    array = torch.linspace(-1, 1, 60, dtype=torch.float64).to(dtype).reshape(4, 3, 5)
+    made = tt_svd(torch._neg_view(-array), 3).to_dense()
+    assert_close(made, array, operations=60, dtype=dtype)

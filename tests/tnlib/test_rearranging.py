@@ -239,6 +239,8 @@ BAD = [
     (lambda: tt_permute(TRAIN, (0.0, 1)), TypeError, "every axis must be an integer"),
     (lambda: tt_permute(TRAIN, (1, 0), 0.1), TypeError, "for a tolerance use eps="),
     (lambda: tt_permute(TRAIN, (1, 0), eps=1e-17), ValueError, "cannot be met"),
+    (lambda: tt_permute(TRAIN, 2), TypeError, "axes must be a sequence of ints, got 2"),
+    (lambda: tt_permute(TRAIN, torch.tensor(2)), TypeError, "axes must be a sequence of ints"),
     (lambda: tt_reshape(TRAIN, (5, 2)), ValueError, "has product 10, expected 12"),
     (lambda: tt_reshape(TRAIN, 12), TypeError, "shape must be a sequence of ints"),
     (lambda: tt_reshape(TRAIN, (-1, 4)), ValueError, "at least 1, got -1"),

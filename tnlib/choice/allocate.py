@@ -173,6 +173,7 @@ def allocate_ranks(
     if not named:
         raise ValueError("arrays is empty; give at least one")
     factors = _weights(weights, len(named))
+    _checks.flag("relative", relative)
     generator = _array.as_generator(rng)
     readings = [_read(name, array, format, row_dims, col_dims) for name, array in named.items()]
     spectra = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -48,9 +49,14 @@ def shape_of(number: int, operand: Any) -> Shape:
 
 def positions(name: str, values: Any, count: int) -> tuple[int, ...]:
     """Sorted positions among `count` operands."""
-    if isinstance(values, str | bytes) or not isinstance(values, Collection):
+    if isinstance(values, str | bytes) or not isinstance(values, Collection) or _is_single(values):
         raise TypeError(f"{name} must be a collection of positions, got {values!r}")
     return tuple(sorted({_checks.index(f"every entry of {name}", v, count) for v in values}))
+
+
+def _is_single(values: Any) -> bool:
+    """Whether these are a number in the shape of an array."""
+    return getattr(values, "ndim", 1) == 0
 
 
 def limit_of(value: Any) -> float | None:
@@ -59,9 +65,13 @@ def limit_of(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"memory_limit must be a number of bytes, got {value!r}")
-    if not 0 < value < 2**1000:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 < number < 2**1000:
         raise ValueError(f"memory_limit must be a positive number of bytes, got {value!r}")
-    return float(value)
+    return number
 
 
 def itemsize_of(dtype: DType | None, operands: Sequence[Operand], roofline: Roofline | None) -> int:
@@ -98,7 +108,7 @@ def _size_of(dtype: Any, what: str = "dtype must be a numeric type or its name")
         if name in ("bfloat16", "complex32"):
             return {"bfloat16": 2, "complex32": 4}[name]
         known = np.dtype(name)
-    except TypeError:
+    except (TypeError, ValueError):
         known = np.dtype(object)
     if known.kind not in "biufc":
         raise TypeError(f"{what}, got {dtype!r}")

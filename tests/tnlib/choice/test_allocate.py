@@ -199,6 +199,7 @@ BAD = [
     (lambda: suggest_dims(SQUARE, orders=2), TypeError, "orders must be a sequence"),
     (lambda: suggest_dims(SQUARE, max_params="9"), TypeError, "must be an integer"),
     (lambda: allocate_ranks([SQUARE], 99, weights=3), TypeError, "weights must be a sequence"),
+    (lambda: allocate_ranks([SQUARE], 99, relative="no"), TypeError, "relative must be True, False"),
     (lambda: suggest_dims(SQUARE, max_params=3), ValueError, "smallest of these shapes has 8"),
     (lambda: suggest_dims(SQUARE, eps=2), ValueError, "between 0 and 1"),
     (lambda: suggest_dims(SQUARE, time_limit=-1), ValueError, "time_limit must be a finite"),

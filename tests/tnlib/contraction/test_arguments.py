@@ -32,6 +32,14 @@ BAD_PLANS = {
     "roofline": (TypeError, "must be a Roofline, got int", (MATMUL, *SQUARE), {"roofline": 3}),
     "limit": (ValueError, "positive", (MATMUL, *SQUARE), {"memory_limit": 0}),
     "limit type": (TypeError, "number of bytes", (MATMUL, *SQUARE), {"memory_limit": "1 GB"}),
+    "complex limit": (TypeError, "number of bytes", (MATMUL, *SQUARE), {"memory_limit": 1j}),
+    "no type": (TypeError, "numeric type", (MATMUL, *SQUARE), {"dtype": 1e-12}),
+    "one number": (
+        TypeError,
+        "collection of positions",
+        (MATMUL, *SQUARE),
+        {"constants": torch.tensor(1)},
+    ),
     "infeasible": (ValueError, "smallest peak found is 16", (MATMUL, *SQUARE), {"memory_limit": 8}),
     "grad": (ValueError, "from -2 to 1, got 2", (MATMUL, *SQUARE), {"requires_grad": (2,)}),
     "grad type": (TypeError, "collection of positions", (MATMUL, *SQUARE), {"requires_grad": 1}),
@@ -181,3 +189,9 @@ def test_a_roofline_file_is_checked(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match="does not hold a roofline"):
             Roofline.load(path)
+
+
+@pytest.mark.parametrize("limit", [np.float16(64), np.float32(64), np.int8(64), 64, 64.0])
+def test_numbers_of_numpy_are_limits(limit):
+    with np.errstate(all="raise"):
+        assert plan_contraction(MATMUL, *SQUARE, memory_limit=limit).peak_bytes <= 64
