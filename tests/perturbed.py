@@ -120,9 +120,12 @@ _product = summing(operator.matmul, "product")
 
 
 def _nearby(name, matrix, hermitian):
-    """A matrix near `matrix` whose exact factorisation is as right an answer as LAPACK's."""
+    """A matrix near `matrix` whose exact factorisation is as right an answer as LAPACK's.
+
+    A QR factorisation is that of a matrix near in every column (Higham 2002, theorem 19.4).
+    """
     values = _values(matrix)
-    largest = np.abs(values).max(axis=(-2, -1), keepdims=True)
+    largest = np.abs(values).max(axis=-2 if name == "qr" else (-2, -1), keepdims=True)
     # A diagonal, or a permutation of one, is factorised exactly everywhere.
     if not np.isfinite(largest).all() or np.count_nonzero(values) <= max(values.shape[-2:]):
         return matrix
