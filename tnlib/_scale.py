@@ -28,8 +28,10 @@ from tnlib._array import Array
 
 # Stands for the exponent of zero.
 _NONE = -(1 << 30)
-# Values for which double precision is cheaper than exponents.
+# Values of all cores that are looked at together.
 _SMALL = 1 << 16
+# Values that are taken into double precision, which is cheaper than exponents, at one time.
+_WIDENED = 1 << 20
 
 
 def no_exponents(count: int, like: Array) -> Array:
@@ -38,72 +40,84 @@ def no_exponents(count: int, like: Array) -> Array:
     return xp.zeros(count, dtype=xp.int32, device=like.device)
 
 
-def opened(cores: Sequence[Array], size: int = 0) -> tuple[Sequence[Array], Any]:
+def opened(cores: Sequence[Array], size: float = 0) -> tuple[Sequence[Array], Any]:
     """Cores, and the exponents of a bond before the first: the int 0 where none are needed.
 
     None are where no product of entries, one of each core or of some, and no sum of such products
     leaves the normal numbers of the dtype. Cores in single precision come back in double where
-    that has the range, and no more than `size` and the cores are values to be computed.
+    that has the range, unless that takes much memory; `size` values are computed from them.
     """
-    exponents = reach(cores)
+    wide = _array.double(array_namespace(cores[0]), cores[0].dtype)
+    may_widen = max(size, *[math.prod(core.shape) for core in cores]) <= _WIDENED
+    exponents = reach(cores, _room(wide if may_widen else cores[0].dtype))
     if exponents <= _room(cores[0].dtype):
         return cores, 0
-    wide = _array.double(array_namespace(cores[0]), cores[0].dtype)
-    if exponents <= _room(wide) and max(size, *(math.prod(core.shape) for core in cores)) <= _SMALL:
+    if may_widen and exponents <= _room(wide):
         return [_array.astype(core, wide) for core in cores], 0
     return cores, no_exponents(1, cores[0])
 
 
-def reach(cores: Sequence[Array]) -> float:
+def reach(cores: Sequence[Array], enough: float) -> float:
     """Exponent that no product of entries, one of each core or of some, exceeds in size.
 
-    Sums over the bonds and modes included. Infinite for cores with nan or inf, and where it is not
-    found out: for those that are traced, or not in the CPU's memory.
+    Sums over bonds and modes included. Where a cheap bound is `enough`, that one. Infinite for
+    cores with nan or inf, and where it is not found out: for those that are traced, or not in the
+    CPU's memory.
     """
     seen = _seen(cores)
     if seen is None:
         return math.inf
-    # An inner product sums over a bond and a mode of every core; complex terms have two parts.
-    parts = 2 if _array.is_complex(cores[0].dtype) else 1
-    if sum([values.size for values in seen]) <= _SMALL:
+    if sum([values.size for values in seen.values()]) <= _SMALL:
         # What bounds all cores together takes few calls, and mostly shows enough.
-        terms = parts * max([values.shape[0] * values.shape[1] for values in seen])
-        high, low = _bounds(np.concatenate(seen, axis=None), terms)
-        if len(cores) * max(high, -low) < _limit(cores[0].dtype) / 3:
+        high, low = _bounds(np.concatenate(list(seen.values()), axis=None))
+        if len(cores) * max(high, -low) <= enough:
             return len(cores) * max(high, -low)
-    if len(seen) < len(cores):
-        seen = _seen(cores, repeated=True) or ()
-    bounds = [_bounds(values, parts * values.shape[0] * values.shape[1]) for values in seen]
-    return max(sum(high for high, _ in bounds), -sum(low for _, low in bounds))
+    bounds = {number: _bounds(values) for number, values in seen.items()}
+    high, low = (sum([bounds[id(core)][k] for core in cores]) for k in (0, 1))
+    return max(high, -low)
 
 
-def _bounds(values: np.ndarray[Any, Any], terms: int) -> tuple[float, float]:
-    """Exponents, at least 0 and at most 0, between which sums of numbers and the numbers lie."""
-    sizes = np.abs(values)
-    largest, smallest = float(sizes.max()), float(sizes.min())
-    if not largest < math.inf:
-        return math.inf, 0.0
-    if smallest == 0.0 < largest:
-        smallest = float(sizes[sizes > 0.0].min())
-    high, low = math.frexp(largest)[1] + terms.bit_length(), math.frexp(smallest)[1] - 1
-    return max(high, 0), min(low, 0)
+def _bounds(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Exponents, at least 0 and at most 0: above the norm of the numbers and below the least.
 
-
-def _seen(cores: Sequence[Array], repeated: bool = False) -> Sequence[np.ndarray[Any, Any]] | None:
-    """The real numbers that cores are made of; None where they should not be looked at.
-
-    Of a core that comes twice they are given once, unless `repeated`.
+    Contractions of arrays are bounded by the product of their norms.
     """
-    distinct: Sequence[Array]
-    distinct = cores if repeated else list({id(core): core for core in cores}.values())
+    largest, smallest, squared = 0.0, math.inf, 0.0
+    for block in _array.blocks(values.reshape(-1), _SMALL):
+        sizes = np.abs(block)
+        high, low = float(sizes.max()), float(sizes.min())
+        if not high < math.inf:
+            return math.inf, 0.0
+        if low == 0.0 < high:
+            low = float(sizes[sizes > 0.0].min())
+        largest, smallest = max(largest, high), min(smallest, low or math.inf)
+        squared += float(np.vdot(block, block))
+    if largest == 0.0:
+        return 0.0, 0.0
+    above = math.frexp(largest)[1] + values.size.bit_length()
+    if squared < math.inf:
+        above = min(math.frexp(math.sqrt(squared))[1] + 1, above)
+    return max(above, 0), min(math.frexp(smallest)[1] - 1, 0)
+
+
+def _seen(cores: Sequence[Array]) -> dict[int, np.ndarray[Any, Any]] | None:
+    """The real numbers that each core is made of; None where they should not be looked at.
+
+    By the identity of the core, since one may come twice.
+    """
+    distinct = {id(core): core for core in cores}
     if isinstance(cores[0], np.ndarray):
-        is_complex = _array.is_complex(cores[0].dtype)
-        return [_array.real_view(core) for core in distinct] if is_complex else distinct
+        if not _array.is_complex(cores[0].dtype):
+            return distinct
+        return {number: _array.real_view(core) for number, core in distinct.items()}
     if sys.modules["torch"].jit.is_tracing():
         return None
-    if any(core.device.type != "cpu" or _array.is_traced(core) for core in distinct):
+    if any(core.device.type != "cpu" or _array.is_traced(core) for core in distinct.values()):
         return None
-    return [_array.to_numpy(_array.real_view(core.detach())) for core in distinct]
+    return {
+        number: _array.to_numpy(_array.real_view(core.detach()))
+        for number, core in distinct.items()
+    }
 
 
 @lru_cache(maxsize=64)
@@ -240,15 +254,18 @@ def is_moderate(cores: Sequence[Array]) -> bool:
     Unknown, so not taken for granted, for cores that are traced.
     """
     limit = _limit(cores[0].dtype) / 3
-    if reach(cores) < limit:
+    if reach(cores, limit) <= limit:
         return True
     if any(map(_array.is_traced, cores)):
         return False
-    xp = array_namespace(*cores)
     total = 0.0
     for core in cores:
-        blocks, blank = _exponents(core, 1)
-        total += int(xp.max(xp.abs(xp.where(blank, 0, blocks)))) + math.log2(core.shape[2])
+        xp = array_namespace(core)
+        blocks = xp.max(_array.sizes(_array.detached(core)), axis=1)
+        largest = xp.max(blocks)
+        smallest = xp.min(xp.where(blocks == 0, largest, blocks))
+        exponents = [abs(math.frexp(float(size))[1]) for size in (largest, smallest)]
+        total += max(exponents) + math.log2(core.shape[2])
     return total < limit
 
 

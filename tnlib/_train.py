@@ -115,15 +115,14 @@ def multiplied(
     Where a product would leave the range of the dtype, scale moves between the cores.
     """
     out, order = left[0].dtype, len(left)
-    cores, exponent = _scale.opened([*widened(left), *widened(right)])
+    cores, exponent = _scale.opened([*widened(left), *widened(right)], math.inf)
     safe = isinstance(exponent, int)
     if safe:
         left, right = cores[:order], cores[order:]
     else:
         (left, ours), (right, theirs) = tamed(left), tamed(right)
         exponent = ours + theirs
-    pairs = enumerate(zip(left, right, strict=True))
-    found = [product(k, a, b) for k, (a, b) in pairs]
+    found = [product(k, a, b) for k, (a, b) in enumerate(zip(left, right, strict=True))]
     if safe and found[0].dtype == out:
         return found
     if not isinstance(exponent, int) or not all(_scale.fits(core, out) for core in found):

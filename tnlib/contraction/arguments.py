@@ -34,7 +34,8 @@ def is_shape(operand: Any) -> bool:
 def shape_of(number: int, operand: Any) -> Shape:
     """The shape that an operand is or has."""
     if type(operand) is np.ndarray:
-        return operand.shape
+        known: Shape = operand.shape
+        return known
     if hasattr(operand, "shape") and hasattr(operand, "dtype"):
         return tuple(int(size) for size in operand.shape)
     if isinstance(operand, str) or not isinstance(operand, Sequence):

@@ -83,7 +83,9 @@ def conjugate_gradients(
 
 
 def _inverses(blocks: Sequence[Vector], damping: float) -> Vector:
-    return _lapack.inv(np.stack(blocks) + damping * identity(blocks[0].shape[0]))
+    raised: Vector = np.stack(blocks) + damping * identity(blocks[0].shape[0])
+    inverses: Vector = _lapack.inv(raised)
+    return inverses
 
 
 def _row_space(factor: Vector) -> Vector:
