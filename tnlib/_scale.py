@@ -40,21 +40,23 @@ def no_exponents(count: int, like: Array) -> Array:
     return xp.zeros(count, dtype=xp.int32, device=like.device)
 
 
-def opened(cores: Sequence[Array], size: float = 0) -> tuple[Sequence[Array], Any]:
-    """Cores, and the exponents of a bond before the first: the int 0 where none are needed.
+def opened(cores: Sequence[Array], size: float = 0) -> tuple[Array, Any]:
+    """The product of no cores yet, a matrix (1, 1), and the exponents of its column.
 
-    None are where no product of entries, one of each core or of some, and no sum of such products
-    leaves the normal numbers of the dtype. Cores in single precision come back in double where
-    that has the range, unless that takes much memory; `size` values are computed from them.
+    Those are the int 0 where none are needed: where no product of entries, one of each core or of
+    some, and no sum of such products leaves the normal numbers of the dtype. For cores in single
+    precision the matrix is in double, and so will be what is made of it, where that has the range
+    and takes little memory; `size` values are computed from them.
     """
-    wide = _array.double(array_namespace(cores[0]), cores[0].dtype)
+    xp, dtype = array_namespace(cores[0]), cores[0].dtype
+    wide = _array.double(xp, dtype)
     may_widen = max(size, *[math.prod(core.shape) for core in cores]) <= _WIDENED
-    exponents = reach(cores, _room(wide if may_widen else cores[0].dtype))
-    if exponents <= _room(cores[0].dtype):
-        return cores, 0
-    if may_widen and exponents <= _room(wide):
-        return [_array.astype(core, wide) for core in cores], 0
-    return cores, no_exponents(1, cores[0])
+    exponents = reach(cores, _room(wide if may_widen else dtype))
+    plain = exponents <= _room(dtype)
+    if not plain and may_widen and exponents <= _room(wide):
+        plain, dtype = True, wide
+    one = xp.ones((1, 1), dtype=dtype, device=cores[0].device)
+    return one, 0 if plain else no_exponents(1, one)
 
 
 def reach(cores: Sequence[Array], enough: float) -> float:
@@ -133,7 +135,7 @@ def met(carried: Array, bond: Any, core: Array) -> tuple[Array, Array, Any]:
     index s is to be multiplied with 2 to the exponent that is returned with them.
     """
     if isinstance(bond, int):
-        return carried, core, bond
+        return carried, _array.astype(core, carried.dtype), bond
     xp = array_namespace(carried, core)
     columns, dead = _exponents(carried, 0)
     blocks, blank = _exponents(core, 1)
@@ -148,10 +150,7 @@ def met(carried: Array, bond: Any, core: Array) -> tuple[Array, Array, Any]:
 
 def step(carried: Array, bond: Any, core: Array) -> tuple[Array, Any]:
     """The product (m * n, s) of a matrix and a core, and the exponents of its columns."""
-    if isinstance(bond, int):
-        following: Any = bond
-    else:
-        carried, core, following = met(carried, bond, core)
+    carried, core, following = met(carried, bond, core)
     product = carried @ core.reshape(core.shape[0], -1)
     return product.reshape(-1, core.shape[2]), following
 

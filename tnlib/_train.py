@@ -47,8 +47,7 @@ def halves(cores: Sequence[Array]) -> tuple[Array, Array, Any]:
         (math.prod(modes[:k]) + math.prod(modes[k:])) * cores[k].shape[0] for k in range(len(cores))
     ]
     bond = sizes.index(min(sizes[1:] or sizes))
-    cores, exponents = _scale.opened(cores, math.prod(modes))
-    left, exponents = _chained(_one(cores[0]), exponents, cores[:bond])
+    left, exponents = _chained(*_scale.opened(cores, math.prod(modes)), cores[:bond])
     left, first, exponents = _scale.met(left, exponents, cores[bond])
     rank, _, following = first.shape
     right, exponents = _chained(first.reshape(-1, following), exponents, cores[bond + 1 :])
@@ -115,7 +114,8 @@ def multiplied(
     Where a product would leave the range of the dtype, scale moves between the cores.
     """
     out, order = left[0].dtype, len(left)
-    cores, exponent = _scale.opened([*widened(left), *widened(right)], math.inf)
+    cores = [*widened(left), *widened(right)]
+    exponent = _scale.opened(cores, math.inf)[1]
     safe = isinstance(exponent, int)
     if safe:
         left, right = cores[:order], cores[order:]
@@ -149,9 +149,9 @@ def inner(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Any]:
     that spares exponents.
     """
     dtype = _common(left[0], right[0])
-    both, ours = _scale.opened([_array.astype(core, dtype) for core in (*left, *right)])
-    theirs, order = ours, len(left)
-    carried = _one(both[0])
+    both, order = [_array.astype(core, dtype) for core in (*left, *right)], len(left)
+    carried, ours = _scale.opened(both)
+    theirs = ours
     for a, b in zip(both[:order], both[order:], strict=True):
         carried, b, theirs = _scale.met(carried, theirs, b)
         moved = carried @ b.reshape(b.shape[0], -1)
@@ -163,8 +163,8 @@ def inner(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Any]:
 
 def entry(cores: Sequence[Array]) -> Array:
     """The one entry of cores with modes of size 1, an array without axes."""
-    wide, exponents = _scale.opened(widened(cores))
-    product, exponents = _chained(_one(wide[0]), exponents, wide)
+    wide = widened(cores)
+    product, exponents = _chained(*_scale.opened(wide), wide)
     number = _scale.times(product[0, 0], _scale.closed(exponents))
     return _array.narrowed(number, cores[0].dtype)
 

@@ -92,10 +92,9 @@ def orthogonalized(cores: Sequence[Array], center: int) -> tuple[list[Array], in
     The largest entry of the center is near 1: the train is 2^exponent times that of the cores.
     Bonds lose directions of rounding.
     """
-    middle = cores[center]
-    _, outer = _scale.opened(cores)
-    before, left, bond = _swept(cores[:center], middle, outer)
-    after, right, marks = _swept(_mirrored(cores[center + 1 :]), middle, outer)
+    middle, start = cores[center], _scale.opened(cores)
+    before, left, bond = _swept(cores[:center], *start)
+    after, right, marks = _swept(_mirrored(cores[center + 1 :]), *start)
     matrix, bond = _scale.step(left, bond, middle)
     matrix, last, bond = _scale.met(matrix, bond + marks, right.mT[:, None, :])
     matrix, exponent = _scale.gathered(matrix @ last[:, 0, :], bond)
@@ -103,10 +102,8 @@ def orthogonalized(cores: Sequence[Array], center: int) -> tuple[list[Array], in
     return [*before, middle, *_mirrored(after)], int(exponent)
 
 
-def _swept(cores: Sequence[Array], like: Array, bond: Any) -> tuple[list[Array], Array, Any]:
+def _swept(cores: Sequence[Array], factor: Array, bond: Any) -> tuple[list[Array], Array, Any]:
     """Cores with orthonormal columns, the matrix that is left, and exponents of its columns."""
-    xp = array_namespace(like)
-    factor = xp.ones((1, 1), dtype=like.dtype, device=like.device)
     moved = []
     for core in cores:
         rank = factor.shape[0]
@@ -153,10 +150,9 @@ def norm(cores: Sequence[Array]) -> tuple[Array, Any]:
     if not traced and _array.on_cpu(wide[0]):
         wide = [_array.to_numpy(core) for core in wide]
         xp = array_namespace(*wide)
-    _, bond = _scale.opened(wide)
+    factor, bond = _scale.opened(wide)
     if not isinstance(bond, int) and not traced:
         _check_finite(wide)
-    factor = xp.ones((1, 1), dtype=wide[0].dtype, device=wide[0].device)
     for core in wide:
         matrix, bond = _scale.step(factor, bond, core)
         tall = matrix.shape[0] > matrix.shape[1]

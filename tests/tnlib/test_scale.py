@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -83,6 +85,65 @@ def test_products_with_operators_keep_their_scale(library, seed, shifts):
     assert_close(wild.matvec(LIBRARIES[library](x)), x @ matrix.T, 200, 100 * size)
     assert_close(wild.entry(5, 7), matrix[5, 7], 200, size)
     assert_close(wild.row(3).to_dense().reshape(-1), matrix[3], 200, size)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_numbers_beside_large_ones_are_kept_on_the_way(dtype, to_library):
+    least = 100 if dtype == "float32" else 900
+    cores = [np.ldexp(ONES, k) for k in (0, -least // 2, least // 2)]
+    cores[0][0, 1, 0] = 2.0**-least
+    train = TT([to_library(core.astype(dtype)) for core in cores])
+    np.testing.assert_array_equal(numpy_of(train.to_dense())[:, 0, 0], [1.0, 2.0**-least])
+    assert float(train[1, 1, 1]) == 2.0**-least
+    ones = TT([to_library(core.astype(dtype)) for core in (cores[0][:, 1:], *cores[1:])])
+    assert float(ones.inner(ones)) == pytest.approx(4 * 2.0 ** (-2 * least), abs=2.0**-149)
+    assert float(ones.norm()) == pytest.approx(2.0 ** (1 - least), rel=rounding(dtype, 100))
+
+
+def exactly(cores):
+    """The entries of a train of the given cores, in C order, and those of their sizes."""
+    values, sizes = [[Fraction(1)]], [[Fraction(1)]]
+    for core in cores:
+        values, sizes = (
+            [
+                [sum(map(operator.mul, row, column), Fraction(0)) for column in matrix.T]
+                for row in rows
+                for matrix in np.moveaxis(part, 1, 0)
+            ]
+            for rows, part in (
+                (values, np.vectorize(Fraction, otypes=[object])(core)),
+                (sizes, np.vectorize(Fraction, otypes=[object])(np.abs(core))),
+            )
+        )
+    return [row[0] for row in values], [row[0] for row in sizes]
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(["float32", "float64"]),
+    LIBRARY,
+    SEED,
+    st.floats(0, 0.5),
+    st.booleans(),
+    st.integers(1, 5),
+)
+def test_entries_of_any_size_are_true(dtype, library, seed, share, each, order):
+    """Near where products begin to leave the range, and on both sides of it."""
+    rng = np.random.default_rng(seed)
+    spread = int(share * np.finfo(dtype).maxexp)
+    ranks = [1, *rng.integers(1, 4, order - 1), 1]
+    cores = []
+    for k in range(order):
+        shape = (ranks[k], 2, ranks[k + 1])
+        numbers = rng.standard_normal(shape) * (rng.random(shape) < 0.8)
+        powers = rng.integers(-spread, spread + 1, shape if each else ())
+        cores.append(np.ldexp(numbers, powers).astype(dtype))
+    train = TT([LIBRARIES[library](core) for core in cores])
+    for place, (value, size) in enumerate(zip(*exactly(cores), strict=True)):
+        if size < float(np.finfo(dtype).max) / 64:
+            found = float(train[np.unravel_index(place, train.shape)])
+            bound = rounding(dtype, 20 * order, float(size)) + np.finfo(dtype).smallest_subnormal
+            assert abs(float(Fraction(found) - value)) <= bound
 
 
 def test_large_cores_beside_small_ones_are_the_array_that_they_are(to_library):

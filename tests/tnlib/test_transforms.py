@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from tests.tolerances import assert_close
 from tnlib import MPO, TT, tt_random
@@ -58,6 +59,21 @@ def test_first_and_second_derivatives_forward_and_backward(functions):
         )
     )
     same(*(torch.func.hessian(f, ALL)(*CORES) for f in (ours, theirs)), size=100.0)
+
+
+def test_derivatives_are_the_same_outside_of_transforms(functions):
+    ours, theirs = functions
+    leaves = [core.clone().requires_grad_() for core in CORES]
+    found = torch.autograd.grad(ours(*leaves).sum(), leaves)
+    exact = torch.autograd.grad(theirs(*leaves).sum(), leaves)
+    same(found, exact, size=100.0)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(core, torch.cos(core)) for core in CORES]
+        pairs = [forward_ad.unpack_dual(f(*duals).sum()) for f in functions]
+    same(pairs[0].tangent, pairs[1].tangent, size=100.0)
+    frozen = ours(*CORES)
+    assert not frozen.requires_grad
+    same(frozen, theirs(*CORES))
 
 
 def test_batches_are_mapped(functions):
