@@ -56,6 +56,11 @@ class own_arithmetic:
     def __call__(self, function: F) -> F:
         @wraps(function)
         def computing(*args: Any, **options: Any) -> Any:
+            torch = sys.modules.get("torch")
+            if torch is not None and torch.compiler.is_compiling():
+                # In a graph that is captured there is nothing of NumPy's, and nothing to note.
+                with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                    return function(*args, **options)
             with own_arithmetic():
                 return function(*args, **options)
 

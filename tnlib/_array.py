@@ -8,6 +8,7 @@ It looks at the type of its input and never imports torch by itself.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import sys
@@ -284,6 +285,9 @@ def power_of_two(exponents: Array, dtype: Any) -> Array:
 
 def out_of_range_allowed() -> Any:
     """A context in which NumPy lets numbers become infinite or zero in silence."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling():
+        return contextlib.nullcontext()
     return np.errstate(over="ignore", under="ignore")
 
 
@@ -364,7 +368,7 @@ def times_power_of_two(array: Array, exponent: int) -> Array:
     In two factors, because the power itself may be out of range.
     """
     half = exponent // 2
-    with np.errstate(over="ignore"):
+    with out_of_range_allowed():
         array *= 2.0**half
         array *= 2.0 ** (exponent - half)
     return array
@@ -380,7 +384,7 @@ def restored(values: Array, like: Array, dtype: Any) -> Array:
     """
     if isinstance(values, np.ndarray):
         values = from_numpy(np.ascontiguousarray(values), like)
-    with np.errstate(over="ignore"):
+    with out_of_range_allowed():
         result = array_namespace(like).astype(values, dtype, copy=False)
     if not magnitude(result) < math.inf:
         raise ValueError(

@@ -19,7 +19,7 @@ def trace(cores: Sequence[Array]) -> Array:
     xp = array_namespace(*cores)
     matrices = [_joined(k, core) for k, core in enumerate(cores)]
     value = product(matrices, known(matrices))[0]
-    with np.errstate(over="ignore"):
+    with _array.out_of_range_allowed():
         return _array.astype(value, _array.working_dtype(xp, cores[0].dtype))
 
 
@@ -56,7 +56,7 @@ def _spread(parts: Sequence[Scaled], like: Sequence[Array]) -> tuple[Array, ...]
         values = Scaled(part.values, part.powers + (power - top)).plain()
         values = values.reshape(left, *core.shape[1:3], -1)
         left = values.shape[3]
-        with np.errstate(over="ignore"):
+        with _array.out_of_range_allowed():
             made.append(_array.astype(values, core.dtype))
     return tuple(made)
 

@@ -25,7 +25,7 @@ def dense(cores: Sequence[Array]) -> Array:
     ValueError
         If no array can have so many entries.
     """
-    out, count = cores[0].dtype, math.prod(core.shape[1] for core in cores)
+    out, count = cores[0].dtype, math.prod([core.shape[1] for core in cores])
     if count >= 2**63:
         raise ValueError(
             f"the dense array would have {_text.number(count)} entries; index it, or take inner "

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from tests.tolerances import assert_close
-from tnlib import MPO, TT, tt_random
+from tnlib import CP, MPO, TT, Tucker, tt_random
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 CORES = tt_random((2, 3, 2), 2, like=torch.empty(0), dtype="float64").cores
@@ -131,3 +131,22 @@ def test_derivatives_at_scattered_scales_are_scattered():
         exact = torch.func.grad(lambda *c, f=theirs: f(dense(*c)).sum(), ALL)(*CORES)
         for a, b, scale in zip(found, exact, scales, strict=True):
             assert_close(a * scale, b, 1000, size=10.0)
+
+
+CAPTURED = {
+    "to_dense": lambda *cores: TT(cores).to_dense(),
+    "norm": lambda *cores: TT(cores).norm(),
+    "inner": lambda *cores: TT(cores).inner(TT(cores)),
+    "Tucker": lambda a, b, c: Tucker(b, (b[0], b[:, 0].mT, b[1])).to_dense(),
+    "CP": lambda a, b, c: CP(a[0, 0], (a[0], b[0])).to_dense(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("name", CAPTURED)
+def test_formats_go_into_one_captured_graph(name):
+    function = CAPTURED[name]
+    captured = torch.compile(function, fullgraph=True, backend="eager")
+    assert_close(captured(*CORES), function(*CORES), 50)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(captured(*CORES), function(*CORES), 50)
