@@ -137,7 +137,7 @@ CAPTURED = {
     "to_dense": lambda *cores: TT(cores).to_dense(),
     "norm": lambda *cores: TT(cores).norm(),
     "inner": lambda *cores: TT(cores).inner(TT(cores)),
-    "Tucker": lambda a, b, c: Tucker(b, (b[0], b[:, 0].mT, b[1])).to_dense(),
+    "Tucker": lambda a, b, c: Tucker(b, (b[0], b[:, :, 0], b[1])).to_dense(),
     "CP": lambda a, b, c: CP(a[0, 0], (a[0], b[0])).to_dense(),
 }
 
