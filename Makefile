@@ -66,7 +66,7 @@ build/lowest/.installed: pyproject.toml constraints.txt tests/lowest.py
 # The oldest supported version of PEFT, beside the one that is installed.
 build/peft-oldest: $(VENV)/.dev
 	rm -rf $@
-	$(PIP) install -q --no-deps --target $@ "peft==0.20.0"
+	$(PIP) install -q --no-deps --target $@ "peft==0.21.0"
 	touch $@
 
 clean:

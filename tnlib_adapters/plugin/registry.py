@@ -19,7 +19,7 @@ from peft.utils.peft_types import PeftType
 from tnlib_adapters.plugin.layer import CoreStore, NetworkLayer
 from tnlib_adapters.plugin.tuner import NetworkTuner
 
-OLDEST_PEFT = "0.20"
+OLDEST_PEFT = "0.21"
 
 
 def register(name: str, config_class: type[Any]) -> None:
