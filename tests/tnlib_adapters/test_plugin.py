@@ -250,7 +250,9 @@ def test_a_model_shows_the_cores(method):
 def test_an_old_peft_is_refused():
     with (
         mock.patch.object(registry.peft, "__version__", "0.18.1"),
-        pytest.raises(ImportError, match=r"needs peft 0\.20 or newer, found 0\.18\.1"),
+        pytest.raises(
+            ImportError, match=rf"needs peft {registry.OLDEST_PEFT} or newer, found 0\.18\.1"
+        ),
     ):
         registry.register("dota", DoTAConfig)
 
