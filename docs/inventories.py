@@ -24,6 +24,8 @@ NAMES = """
 numpy numpy.ndarray class reference/generated/numpy.ndarray.html
 numpy numpy.random.Generator class reference/random/generator.html
 numpy numpy.einsum function reference/generated/numpy.einsum.html
+numpy numpy.reshape function reference/generated/numpy.reshape.html
+numpy numpy.transpose function reference/generated/numpy.transpose.html
 python False data library/constants.html
 python None data library/constants.html
 python True data library/constants.html
@@ -40,6 +42,7 @@ python collections.abc.Sequence class library/collections.abc.html
 python pathlib.Path class library/pathlib.html
 python ValueError exception library/exceptions.html
 python TypeError exception library/exceptions.html
+python IndexError exception library/exceptions.html
 torch torch.Tensor class tensors.html
 torch torch.Generator class generated/torch.Generator.html
 torch torch.dtype class tensor_attributes.html

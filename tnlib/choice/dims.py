@@ -71,7 +71,7 @@ class DimsSuggestion:
 
 
 @dataclass(frozen=True, repr=False)
-class DimsSuggestions(Sequence[DimsSuggestion]):
+class DimsSuggestions:
     """Mode shapes in order, the best first; printing them shows a table and which kind wins.
 
     Attributes
