@@ -18,6 +18,7 @@ from tnlib.cp import CP, cp_als, cp_als_batch
 from tnlib.cross import tt_cross
 from tnlib.files import load, save
 from tnlib.hooi import tucker_hooi
+from tnlib.hosvd import tucker_hosvd
 from tnlib.info import Info
 from tnlib.interop import cp_constrained, from_tensorly, to_tensorly
 from tnlib.mpo import MPO, mpo_decompose
@@ -27,7 +28,7 @@ from tnlib.reshaping import tt_reshape
 from tnlib.rounding import tt_round
 from tnlib.shapes import factorize, quantized_dims
 from tnlib.tt import TT, tt_svd
-from tnlib.tucker import Tucker, tucker_hosvd
+from tnlib.tucker import Tucker
 
 __all__ = [
     "CP",

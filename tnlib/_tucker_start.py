@@ -14,7 +14,8 @@ from tnlib import _array, _checks, _lapack, _operands
 from tnlib._array import Array
 from tnlib._basis import NOISE
 from tnlib._prepare import Prepared
-from tnlib.tucker import Tucker, by_mode, st_hosvd
+from tnlib.hosvd import st_hosvd
+from tnlib.tucker import Tucker, by_mode
 
 Start: TypeAlias = Literal["hosvd", "random"]
 

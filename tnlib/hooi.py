@@ -22,16 +22,10 @@ from tnlib._prepare import prepare, verify
 from tnlib._tucker_start import Beginning, Start, feasible
 from tnlib._types import RNG, ArrayT, DType, Method
 from tnlib.choice.budget import mode_ranks
+from tnlib.hosvd import whole_budget
 from tnlib.info import Info
 from tnlib.lowrank import truncated_basis
-from tnlib.tucker import (
-    Tucker,
-    multiplied,
-    relative_error,
-    rounded,
-    whole_budget,
-    zero_tucker,
-)
+from tnlib.tucker import Tucker, multiplied, relative_error, rounded, zero_tucker
 
 
 @own_arithmetic()

@@ -22,7 +22,7 @@ from tnlib.cp.request import Request, checked_array, checked_course, checked_ran
 from tnlib.cp.result import result, zero
 from tnlib.cp.solve import Callback, Course, Method, solve
 from tnlib.cp.start import STARTS, Init, first_terms, given_terms
-from tnlib.tucker import st_hosvd
+from tnlib.hosvd import st_hosvd
 
 # Compression is worth its cost for data of this many entries and a core this much smaller.
 _LARGE, _WORTHWHILE = 1 << 12, 8
