@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array, is_torch_array
 
-from tnlib._types import RNG as RNG
+from tnlib._types import RNG
 
 # A numpy.ndarray or a torch.Tensor. No static type covers both, so the alias is for the reader.
 Array: TypeAlias = Any

@@ -18,8 +18,9 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from tnlib import _array, _train, lowrank
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._prepare import Prepared, allowance, binds, budget, prepare, verify, within
+from tnlib._types import RNG
 from tnlib.choice.budget import chain_ranks, checked
 from tnlib.choice.counts import ChainCount
 from tnlib.info import Info

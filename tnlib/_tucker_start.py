@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -14,10 +14,9 @@ from tnlib import _array, _checks, _lapack, _operands
 from tnlib._array import Array
 from tnlib._basis import NOISE
 from tnlib._prepare import Prepared
+from tnlib._types import Start
 from tnlib.hosvd import st_hosvd
 from tnlib.tucker import Tucker, by_mode
-
-Start: TypeAlias = Literal["hosvd", "random"]
 
 
 @dataclass(frozen=True)

@@ -30,5 +30,7 @@ else:
 
 # Array libraries.
 Library = Literal["numpy", "torch"]
+# Starts of an iteration: leading singular vectors, or random numbers.
+Start = Literal["hosvd", "random"]
 # Kernels of a truncated basis.
 Method = Literal["auto", "svd", "gram", "krylov"]

@@ -19,8 +19,8 @@ from tnlib import _array, _checks, _completion, _operands
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._prepare import prepare, verify
-from tnlib._tucker_start import Beginning, Start, feasible
-from tnlib._types import RNG, ArrayT, DType, Method
+from tnlib._tucker_start import Beginning, feasible
+from tnlib._types import RNG, ArrayT, DType, Method, Start
 from tnlib.choice.budget import mode_ranks
 from tnlib.hosvd import whole_budget
 from tnlib.info import Info

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 from tnlib import _array, _checks, _regroup
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._basis import orthogonal_factors
 from tnlib._chain import Chain
 from tnlib._prepare import binds, budget
+from tnlib._types import RNG
 
 C = TypeVar("C", bound="Chain[Any]")
 

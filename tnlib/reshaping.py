@@ -17,10 +17,11 @@ from array_api_compat import array_namespace
 
 from tnlib import _array, _checks, _merging, _regroup
 from tnlib._arithmetic import own_arithmetic
-from tnlib._array import RNG, Array
+from tnlib._array import Array
 from tnlib._chain import Chain
 from tnlib._format import ErrorKind
 from tnlib._prepare import allowance, binds, budget, within
+from tnlib._types import RNG
 from tnlib.mpo import MPO
 
 C = TypeVar("C", bound="Chain[Any]")

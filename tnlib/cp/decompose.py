@@ -14,14 +14,14 @@ from tnlib import _completion as completion
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._prepare import Prepared, is_moderate, prepare
-from tnlib._types import RNG, ArrayT, DType
+from tnlib._types import RNG, ArrayT, DType, Start
 from tnlib.cp.als import Terms
 from tnlib.cp.format import CP
 from tnlib.cp.products import Data
 from tnlib.cp.request import Request, checked_array, checked_course, checked_rank
 from tnlib.cp.result import result, zero
 from tnlib.cp.solve import Callback, Course, Method, solve
-from tnlib.cp.start import STARTS, Init, first_terms, given_terms
+from tnlib.cp.start import STARTS, first_terms, given_terms
 from tnlib.hosvd import st_hosvd
 
 # Compression is worth its cost for data of this many entries and a core this much smaller.
@@ -35,7 +35,7 @@ def cp_als(
     *,
     max_params: int | None = None,
     method: Method = "auto",
-    init: Init | CP[ArrayT] = "hosvd",
+    init: Start | CP[ArrayT] = "hosvd",
     tol: float = 1e-8,
     max_iter: int = 100,
     restarts: int = 0,
@@ -138,7 +138,7 @@ def cp_als(
     request.agrees(prepared)
     if prepared.energy == 0.0:
         return zero(array, terms, prepared, request.kept)
-    again: list[Init] = ["random"] * extra
+    again: list[Start] = ["random"] * extra
     found: list[CP[Any]] = []
     for begin in (request.init, *again):
         own = course.fresh()
@@ -153,7 +153,7 @@ def cp_als_batch(
     tensors: ArrayT | Sequence[ArrayT],
     rank: int,
     *,
-    init: Init = "hosvd",
+    init: Start = "hosvd",
     tol: float = 1e-8,
     max_iter: int = 100,
     rng: RNG = None,
@@ -222,7 +222,7 @@ def _decomposed(
     array: Array,
     prepared: Prepared,
     request: Request,
-    begin: Init | CP[Any],
+    begin: Start | CP[Any],
     course: Course,
     rng: np.random.Generator,
 ) -> CP[Any]:
@@ -261,7 +261,7 @@ def _decomposed(
 
 def _begin(
     data: Data,
-    begin: Init | CP[Any],
+    begin: Start | CP[Any],
     request: Request,
     bases: list[Array] | None,
     rng: np.random.Generator,

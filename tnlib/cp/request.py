@@ -13,9 +13,10 @@ from tnlib import _array, _checks, _operands
 from tnlib import _completion as completion
 from tnlib._array import Array
 from tnlib._prepare import Prepared
+from tnlib._types import Start
 from tnlib.cp.format import CP
 from tnlib.cp.solve import METHODS, Course, Method
-from tnlib.cp.start import STARTS, Init
+from tnlib.cp.start import STARTS
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Request:
 
     rank: int
     method: Method
-    init: Init | CP[Any]
+    init: Start | CP[Any]
     compress: bool | None
     mask: Array | None = None
     fixed: tuple[int, ...] = ()
@@ -106,7 +107,7 @@ def checked_course(method: Any, tol: Any, max_iter: Any, callback: Any) -> Cours
     )
 
 
-def _start(init: Any, shape: tuple[int, ...], rank: int) -> Init | CP[Any]:
+def _start(init: Any, shape: tuple[int, ...], rank: int) -> Start | CP[Any]:
     if isinstance(init, CP):
         if (init.shape, init.rank) != (shape, rank):
             raise ValueError(
@@ -119,7 +120,7 @@ def _start(init: Any, shape: tuple[int, ...], rank: int) -> Init | CP[Any]:
     return init
 
 
-def _kept(fixed: Any, order: int, start: Init | CP[Any]) -> dict[int, Array]:
+def _kept(fixed: Any, order: int, start: Start | CP[Any]) -> dict[int, Array]:
     """The factors of the fixed modes."""
     modes = () if fixed is None else _checks.modes(fixed, order, "fixed")
     if not modes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -10,18 +10,17 @@ from array_api_compat import array_namespace
 from tnlib import _array, _lapack
 from tnlib._array import Array
 from tnlib._gram import gram
+from tnlib._types import Start
 from tnlib.cp.als import Terms, measured, normalized
 from tnlib.cp.format import CP
 from tnlib.cp.products import Data, conj, contracted
 
-Init: TypeAlias = Literal["hosvd", "random"]
-
-STARTS: tuple[Init, ...] = get_args(Init)
+STARTS: tuple[Start, ...] = get_args(Start)
 # Norms below this share of the largest are rounding of the Gram matrix that they come from.
 _NOTHING = 1e-7
 
 
-def first_terms(data: Data, rank: int, init: Init, rng: np.random.Generator) -> Terms:
+def first_terms(data: Data, rank: int, init: Start, rng: np.random.Generator) -> Terms:
     """Terms for a batch of tensors: "hosvd" or "random", in double, with errors still unknown."""
     xp = array_namespace(data.matrix)
     batch = data.matrix.shape[0]
