@@ -46,6 +46,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/tucker.py $(ARGS)
 	$(BIN)/python benchmarks/cp.py $(ARGS)
 	$(BIN)/python benchmarks/cp_defaults.py $(ARGS)
+	$(BIN)/python benchmarks/summary.py
 	$(BIN)/python benchmarks/contraction.py $(ARGS)
 	$(BIN)/python benchmarks/roofline.py $(ARGS)
 

@@ -14,6 +14,11 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
+def test_the_table_of_speed_is_that_of_the_results():
+    table = (ROOT / "benchmarks" / "results" / "summary.md").read_text()
+    assert table in (ROOT / "README.md").read_text()
+
+
 def test_the_analysis_examples(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
