@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import math
 import sys
+from random import Random
 
 import numpy as np
 import pytest
@@ -24,7 +25,12 @@ FORMATS = {
     testing.tuckers: Tucker,
     testing.cps: CP,
 }
-REACH = settings(max_examples=500, database=None, phases=[Phase.generate])
+REACH = settings(max_examples=5000, database=None, phases=[Phase.generate])
+
+
+def find_one(strategy, holds):
+    """Draw until something holds; always the same draws, so that finding it is no luck."""
+    return find(strategy, holds, settings=REACH, random=Random(0))
 
 
 def arrays_of(decomposition):
@@ -54,14 +60,14 @@ def test_formats_are_drawn_in_float64_and_in_the_library_asked_for(
 
 @pytest.mark.parametrize("strategy", FORMATS)
 def test_zeros_sizes_of_one_and_large_scales_are_reached(strategy):
-    find(strategy(), lambda drawn: not drawn.to_dense().any(), settings=REACH)
-    find(strategy(), lambda drawn: 1 in drawn.shape and drawn.to_dense().any(), settings=REACH)
-    find(strategy(), lambda drawn: np.abs(drawn.to_dense()).max() > 1e9, settings=REACH)
+    find_one(strategy(), lambda drawn: not drawn.to_dense().any())
+    find_one(strategy(), lambda drawn: 1 in drawn.shape and drawn.to_dense().any())
+    find_one(strategy(), lambda drawn: np.abs(drawn.to_dense()).max() > 1e9)
 
 
 @pytest.mark.parametrize("strategy", [testing.trains, testing.tuckers])
 def test_ranks_beyond_the_size_of_the_array_are_reached(strategy):
-    find(strategy(), lambda drawn: max(drawn.ranks) > math.prod(drawn.shape), settings=REACH)
+    find_one(strategy(), lambda drawn: max(drawn.ranks) > math.prod(drawn.shape))
 
 
 @given(testing.tensors(min_order=3, max_order=3, max_size=2, library="torch"))
@@ -78,8 +84,8 @@ def test_tensors_with_steep_and_with_flat_spectra_are_reached():
         return values[0] / values[-1] if values[-1] else np.nan
 
     strategy = testing.tensors(min_order=2, max_order=2)
-    find(strategy, lambda array: min(array.shape) == 5 and condition(array) > 1e6, settings=REACH)
-    find(strategy, lambda array: min(array.shape) == 5 and condition(array) < 1e2, settings=REACH)
+    find_one(strategy, lambda array: min(array.shape) == 5 and condition(array) > 1e6)
+    find_one(strategy, lambda array: min(array.shape) == 5 and condition(array) < 1e2)
 
 
 @given(testing.matrices(max_order=3, max_size=3, library="torch"))
@@ -101,7 +107,7 @@ def test_matrices_come_with_their_modes(drawn):
     ],
 )
 def test_adversarial_tensors_reach_every_kind_of_float(holds):
-    find(testing.adversarial_tensors(), holds, settings=settings(REACH, max_examples=5000))
+    find_one(testing.adversarial_tensors(), holds)
 
 
 @given(testing.adversarial_tensors(max_order=2, max_size=3, library="torch"))
