@@ -101,6 +101,8 @@ NEHALEM = code_path(
     "SSE only: other sums, no fused products", "Nehalem", "COMPATIBLE", "default", "SSE41",
     numpy=newer_than(),
 )  # fmt: skip
+# Threads that wait for one another sleep instead of spinning: there may be fewer cores than threads.
+PATIENT = {"OPENBLAS_THREAD_TIMEOUT": "4", "OMP_WAIT_POLICY": "PASSIVE"}
 SETTINGS = {
     "here": Setting("as this processor is"),
     "nehalem": NEHALEM,
@@ -110,7 +112,7 @@ SETTINGS = {
         "AVX2 of AMD", "Zen", "AVX2", "avx2", "AVX2", AVX2, "Zen|Haswell", numpy=NO_AVX512
     ),
     "skylakex": code_path("AVX512", "SkylakeX", "AVX512", "avx512", "AVX512_CORE", AVX512),
-    **{f"threads-{n}": Setting(f"sums split among {n}", threads=n) for n in (1, 2, 4)},
+    **{f"threads-{n}": Setting(f"sums split among {n}", PATIENT, threads=n) for n in (1, 2, 4)},
     **{
         f"seed-{n}": Setting("other examples", options=(f"--hypothesis-seed={n}",))
         for n in (1, 2, 3)
