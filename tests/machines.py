@@ -101,7 +101,7 @@ NEHALEM = code_path(
     "SSE only: other sums, no fused products", "Nehalem", "COMPATIBLE", "default", "SSE41",
     numpy=newer_than(),
 )  # fmt: skip
-# Threads that wait for one another sleep instead of spinning: there may be fewer cores than threads.
+# Threads that wait sleep instead of spinning: there may be fewer cores than threads.
 PATIENT = {"OPENBLAS_THREAD_TIMEOUT": "4", "OMP_WAIT_POLICY": "PASSIVE"}
 SETTINGS = {
     "here": Setting("as this processor is"),
