@@ -30,3 +30,11 @@ def numpy_of(array):
         array = array.detach().resolve_conj()
         return (array.float() if array.dtype == torch.bfloat16 else array).cpu().numpy()
     return np.asarray(array)
+
+
+def interleaved(matrix, rows, columns):
+    """The tensor of modes (i_1 j_1), ..., (i_d j_d) whose unfoldings the MPO truncates."""
+    order = len(rows)
+    axes = [axis for k in range(order) for axis in (k, order + k)]
+    modes = [i * j for i, j in zip(rows, columns, strict=True)]
+    return matrix.reshape(rows + columns).transpose(axes).reshape(modes)

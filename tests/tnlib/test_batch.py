@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.arrays import LIBRARIES, matrices, numpy_of, relative, with_spectrum
+from tests.arrays import (
+    LIBRARIES,
+    interleaved,
+    matrices,
+    numpy_of,
+    relative,
+    unfolding_tails,
+    with_spectrum,
+)
 from tests.tolerances import SUBSPACE, rounding
 from tnlib import mpo_decompose, mpo_decompose_batch
 
@@ -17,7 +27,7 @@ LIBRARY = st.sampled_from(sorted(LIBRARIES))
 
 @given(matrices(), st.integers(1, 6), LIBRARY)
 @settings(max_examples=40)
-def test_every_member_is_as_good_as_alone_and_tells_the_truth(case, ranks, library):
+def test_every_member_is_within_the_tails_and_tells_the_truth(case, ranks, library):
     matrix, rows, columns = case
     rng = np.random.default_rng(0)
     stack = np.stack([matrix, rng.standard_normal(matrix.shape), 0 * matrix, 3 * matrix])
@@ -25,10 +35,11 @@ def test_every_member_is_as_good_as_alone_and_tells_the_truth(case, ranks, libra
     found = mpo_decompose_batch(LIBRARIES[library](stack), ranks, **modes)
     assert len(found) == 4
     for mpo, alone in zip(found, stack, strict=True):
-        reference = mpo_decompose(alone, ranks, **modes)
+        tails = unfolding_tails(interleaved(alone, rows, columns), mpo.ranks)
         operations = sum(mpo.ranks) + alone.size
         assert abs(mpo.error - relative(mpo.to_matrix(), alone)) <= rounding(float, operations)
-        assert mpo.error <= reference.error + SUBSPACE
+        # With equal singular values at a cut two trains may both be such truncations and differ.
+        assert mpo.error <= math.sqrt(math.fsum(tail**2 for tail in tails)) + SUBSPACE
         assert all(p <= max(ranks, 1) for p in mpo.ranks)
         if mpo.info.kernels:
             lost = sum(mpo.info.discarded)

@@ -92,7 +92,8 @@ def test_swamps_are_crossed(dense, small, monkeypatch):
     gram = 0.1 * np.eye(4) + 0.9
     factors = [np.linalg.qr(normal(rng, (12, 4)))[0] @ np.linalg.cholesky(gram).T for _ in range(3)]
     array = CP(np.ones(4), tuple(factors)).to_dense()
-    assert cp_als(array, 4, method="lm", compress=False).error < 1e-6
+    # How long it takes to leave one is up to rounding.
+    assert cp_als(array, 4, method="lm", compress=False, max_iter=1000).error < 1e-6
 
 
 def test_congruence_is_the_complex_cosine_of_the_terms():

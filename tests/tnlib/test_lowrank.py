@@ -160,7 +160,9 @@ def test_single_precision_below_what_its_norms_resolve(ratio):
         basis = basis_of(matrix, "auto", max_rank=rank)
         residual = np.linalg.norm(matrix - basis.vectors @ basis.rest)
         best = np.linalg.norm(values[rank:])
-        assert residual <= 1.001 * best + 1e-6 * np.linalg.norm(values)
+        # Two products with sums of 1024 terms, whose roundings add up like their root in norm.
+        resolved = rounding(np.float32, np.sqrt(1024), np.linalg.norm(values))
+        assert residual <= 1.001 * best + resolved
 
 
 def hard_spectra(size):

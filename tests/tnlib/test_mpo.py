@@ -10,21 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.arrays import LIBRARIES, matrices, numpy_of, relative, unfolding_tails, with_spectrum
+from tests.arrays import (
+    LIBRARIES,
+    interleaved,
+    matrices,
+    numpy_of,
+    relative,
+    unfolding_tails,
+    with_spectrum,
+)
 from tests.tolerances import assert_close, cancellation
 from tnlib import MPO, factorize, mpo_decompose, mpo_random
 
 U = np.finfo(np.float64).eps / 2
 RANKS = st.integers(1, 8)
 LIBRARY = st.sampled_from(sorted(LIBRARIES))
-
-
-def interleaved(matrix, rows, columns):
-    """The tensor of modes (i_1 j_1), ..., (i_d j_d) whose unfoldings the MPO truncates."""
-    order = len(rows)
-    axes = [axis for k in range(order) for axis in (k, order + k)]
-    modes = [i * j for i, j in zip(rows, columns, strict=True)]
-    return matrix.reshape(rows + columns).transpose(axes).reshape(modes)
 
 
 @given(matrices(), RANKS, LIBRARY)

@@ -76,26 +76,27 @@ class TestLayer:
         x = normal(*shape, dtype=dtype)
         y = layer(x)
         assert (y.dtype, y.shape) == (dtype, (*shape[:-1], 40))
-        assert torch.equal(y, dense(layer, x, dtype))
+        assert_close(y, dense(layer, x, dtype), operations=96)
         layer.compute_dtype = torch.bfloat16
-        assert torch.equal(layer(x), dense(layer, x, torch.bfloat16))
+        expected = dense(layer, x, torch.bfloat16)
+        assert_close(layer(x), expected, operations=96, dtype=torch.bfloat16)
 
     @pytest.mark.parametrize("dtype", HALVES)
     def test_the_dtype_of_the_product_is_chosen(self, dtype):
         layer = quantized(compute_dtype=dtype, double_quant=False)
         x = normal(3, 96, dtype=torch.float64)
         assert layer(x).dtype == torch.float64
-        assert torch.equal(layer(x), dense(layer, x, dtype))
+        assert_close(layer(x), dense(layer, x, dtype), operations=96, dtype=dtype)
 
     def test_autocast_chooses_the_dtype_of_the_product(self):
         layer, x = quantized(), normal(3, 96).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             y = layer(x)
         assert y.dtype == torch.float32
-        assert torch.equal(y, dense(layer, x, torch.bfloat16))
+        assert_close(y, dense(layer, x, torch.bfloat16), operations=96, dtype=torch.bfloat16)
         (gradient,) = torch.autograd.grad(y.sum(), x)
         expected = torch.ones(3, 40).bfloat16() @ layer.dequantize(torch.bfloat16)
-        assert torch.equal(gradient, expected.float())
+        assert_close(gradient, expected, operations=40, dtype=torch.bfloat16)
 
     @pytest.mark.parametrize("bias", [True, False])
     @pytest.mark.parametrize("shape", SHAPES)
@@ -119,7 +120,8 @@ class TestLayer:
         x = normal(5, 96, dtype=dtype).requires_grad_()
         seed = normal(5, 40, dtype=dtype, seed=2)
         layer(x).backward(seed)
-        assert torch.equal(x.grad, seed @ layer.dequantize(dtype))
+        assert x.grad.dtype == dtype
+        assert_close(x.grad, seed @ layer.dequantize(dtype), operations=40)
         assert layer.bias.grad.dtype == torch.float32
         assert_close(layer.bias.grad, seed.sum(0), operations=5)
 
@@ -161,7 +163,7 @@ class TestLayer:
         torch._dynamo.reset()
         compiled = torch.compile(layer, fullgraph=True, backend="eager")
         x = normal(3, 96).requires_grad_()
-        assert torch.equal(compiled(x), layer(x))
+        assert_close(compiled(x), layer(x), operations=96)
         (one,) = torch.autograd.grad(compiled(x).square().sum(), x)
         (two,) = torch.autograd.grad(layer(x).square().sum(), x)
         assert_close(one, two, operations=40 + 96)
@@ -209,7 +211,7 @@ class TestLayer:
             assert torch.equal(layer.dequantize(), values)
             assert layer.weight.dtype == torch.uint8
             x = normal(3, 96, dtype=layer.bias.dtype)
-            assert torch.equal(layer(x), dense(layer, x, x.dtype))
+            assert_close(layer(x), dense(layer, x, x.dtype), operations=96)
 
     def test_a_copy_is_independent(self):
         layer = quantized()
