@@ -13,7 +13,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from tnlib import _array, _scale, _text
+from tnlib import _array, _entries, _scale, _text
 from tnlib._array import Array
 
 
@@ -164,9 +164,18 @@ def inner(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Any]:
 def entry(cores: Sequence[Array]) -> Array:
     """The one entry of cores with modes of size 1, an array without axes."""
     wide = widened(cores)
-    product, exponents = _chained(*_scale.opened(wide), wide)
-    number = _scale.times(product[0, 0], _scale.closed(exponents))
-    return _array.narrowed(number, cores[0].dtype)
+    if _scale.is_moderate(wide):
+        product, exponents = _chained(*_scale.opened(wide), wide)
+        number = _scale.times(product[0, 0], _scale.closed(exponents))
+        return _array.narrowed(number, cores[0].dtype)
+    xp = array_namespace(*cores)
+    matrices = [
+        _array.astype(xp.permute_dims(core, (1, 0, 2)), _array.double(xp, core.dtype))
+        for core in cores
+    ]
+    number = _entries.product(matrices, _entries.known(matrices)).reshape(())
+    with _array.out_of_range_allowed():
+        return _array.astype(number, cores[0].dtype)
 
 
 def without(cores: Sequence[Array], kept: Sequence[bool]) -> list[Array]:

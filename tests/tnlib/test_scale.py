@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.arrays import LIBRARIES, numpy_of
@@ -127,6 +127,7 @@ def exactly(cores):
     st.booleans(),
     st.integers(1, 5),
 )
+@example("float64", "numpy", 922127, 0.5, True, 5)
 def test_entries_of_any_size_are_true(dtype, library, seed, share, each, order):
     """Near where products begin to leave the range, and on both sides of it."""
     rng = np.random.default_rng(seed)
