@@ -25,9 +25,9 @@ from tnlib_adapters.fourbit.layer import QuantizedLinear, check_compute_dtype, p
 from tnlib_adapters.fourbit.notes import forget, note
 from tnlib_adapters.fourbit.packed import Format
 from tnlib_adapters.fourbit.places import is_tuned, places, skipped
+from tnlib_adapters.linear_modules import features, is_transposed
 from tnlib_adapters.plugin.targets import bare_experts
 from tnlib_adapters.residual import ResidualLinear
-from tnlib_adapters.sites import features, is_transposed
 
 __all__ = [
     "Footprint",

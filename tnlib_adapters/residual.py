@@ -17,8 +17,8 @@ from tnlib_adapters.core import Cores
 from tnlib_adapters.fourbit.layer import QuantizedLinear, relative_distance
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import check_activations, computing_dtype
+from tnlib_adapters.linear_modules import is_transposed
 from tnlib_adapters.rebuilt import rebuilt_linear
-from tnlib_adapters.sites import is_transposed
 
 if TYPE_CHECKING:
     from tnlib_adapters.network import Network

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from tnlib_adapters.linear_modules import linear_layers, original_modules
 
 Kind = str | tuple[bool | int, ...]
 ROLES = ("q", "k", "v", "o")
@@ -111,7 +112,7 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     [('0', 8), ('2', 4)]
     """
     linear = list(linear_layers(model))
-    modules = dict(model.named_modules())
+    modules = dict(original_modules(model))
     owners = {name: _Owner.of(name, modules) for name, _ in linear}
     places = {name: _place(name) for name, _ in linear}
     roles = {name: _role(name, out, owners[name]) for name, (out, _) in linear}
@@ -151,46 +152,6 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
             interleaved=role == "qkv" and owners[name].kind in _INTERLEAVED,
         )
     return sites
-
-
-def linear_layers(model: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Names and (output, input) widths of all linear layers, looking through adapted ones."""
-    inner: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if inner and name.startswith(inner):
-            continue
-        widths = features(module)
-        if widths is not None:
-            inner = inner if _inside(module) is None else (*inner, name + ".")
-            yield name, widths
-
-
-def features(module: nn.Module) -> tuple[int, int] | None:
-    """Output and input width of a linear layer, plain, transposed, quantised or adapted."""
-    inside = _inside(module)
-    if inside is not None:
-        return features(inside)
-    if is_transposed(module):
-        width, out = module.weight.shape  # type: ignore[misc]
-        return int(out), int(width)
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return None
-    named = "Linear" in type(module).__name__ and hasattr(module, "in_features")
-    if isinstance(module, nn.Linear) or named:
-        return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
-    return None
-
-
-def _inside(module: nn.Module) -> nn.Module | None:
-    """The layer inside an adapted one, of PEFT's or in plain torch."""
-    name = "base" if type(module).__name__ == "NetworkLinear" else "base_layer"
-    inner: nn.Module | None = getattr(module, name, None)
-    return inner
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether the layer keeps its weight as (in_features, out_features), as GPT-2 does."""
-    return type(module).__name__ in ("Conv1D", "DenseConv1D") and hasattr(module, "nf")
 
 
 def _place(name: str) -> tuple[str, int, str]:

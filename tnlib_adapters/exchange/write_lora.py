@@ -24,7 +24,7 @@ from tnlib_adapters.exchange.adapter import Adapter, adapter_of
 from tnlib_adapters.exchange.conversion import Conversion, ConvertedWeight
 from tnlib_adapters.exchange.folder import check_free, whole
 from tnlib_adapters.exchange.truncation import check_target, low_rank
-from tnlib_adapters.sites import is_transposed
+from tnlib_adapters.linear_modules import is_transposed
 
 # Values of all weights together from which a progress bar is shown.
 LARGE = 50_000_000

@@ -12,7 +12,7 @@ from tnlib_adapters.fourbit.foreign import is_foreign, packed_of
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import check_activations, computing_dtype, packed_linear
 from tnlib_adapters.fourbit.stored import parts, read
-from tnlib_adapters.sites import is_transposed
+from tnlib_adapters.linear_modules import is_transposed
 
 
 class QuantizedLinear(nn.Linear):

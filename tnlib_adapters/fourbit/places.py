@@ -16,8 +16,8 @@ from tnlib_adapters.fourbit.foreign import is_foreign
 from tnlib_adapters.fourbit.layer import QuantizedLinear, dense_weight_of
 from tnlib_adapters.fourbit.packed import Format, check_values
 from tnlib_adapters.inference import adapted_layers
+from tnlib_adapters.linear_modules import is_transposed
 from tnlib_adapters.residual import ResidualLinear
-from tnlib_adapters.sites import is_transposed
 from tnlib_adapters.update import Update
 
 # Heads that PEFT trains in full for a task.

@@ -1,0 +1,105 @@
+"""What a linear layer is, and how its weight lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from tnlib_adapters.uncalled import uncalled
+
+
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names and (output, input) widths of all linear layers that can be adapted.
+
+    Adapted ones are looked through; those whose weight is used without calling them are left out.
+    """
+    modules = list(original_modules(model))
+    unused = uncalled(modules)
+    inner: tuple[str, ...] = ()
+    for name, module in modules:
+        if name in unused or (inner and name.startswith(inner)):
+            continue
+        widths = features(module)
+        if widths is not None:
+            inner = inner if _inside(module) is None else (*inner, name + ".")
+            yield name, widths
+
+
+def original_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, as if none was trained in full by PEFT or compiled by torch."""
+    seen: set[int] = set()
+    open_ = [("", model)]
+    while open_:
+        name, module = open_.pop()
+        while (inside := _original(module)) is not None:
+            module = inside
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        children = [(f"{name}.{key}".removeprefix("."), m) for key, m in module.named_children()]
+        open_ += reversed(children)
+
+
+def _original(module: nn.Module) -> nn.Module | None:
+    """The module of which PEFT trains a copy, or that torch has compiled."""
+    if hasattr(module, "adapter_layer_names") and "original_module" in module._modules:
+        return module._modules["original_module"]
+    return module._modules.get("_orig_mod")
+
+
+def check_output(layer: nn.Module) -> None:
+    """Raise TypeError if a layer that is called linear does something else with activations.
+
+    Layers of torch and transformers are known, and quantised ones cannot be tried everywhere; any
+    other is given one row of zeros. What fails on this machine is believed.
+    """
+    known = type(layer) is nn.Linear or is_transposed(layer)
+    weight = getattr(layer, "weight", None)
+    hooked = hasattr(layer, "_hf_hook") or "forward" in layer.__dict__
+    if known or hooked or not isinstance(weight, Tensor) or not weight.is_floating_point():
+        return
+    widths = features(layer) or (0, 0)
+    row = torch.zeros(1, widths[1], dtype=weight.dtype, device=weight.device)
+    try:
+        with torch.no_grad():
+            result = layer.forward(row)
+    except Exception:  # whatever a foreign layer raises here, it may not elsewhere
+        return
+    if not isinstance(result, Tensor) or tuple(result.shape) != (1, widths[0]):
+        found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise TypeError(
+            f"cannot adapt a {type(layer).__name__}: for a row of {widths[1]} activations it gives "
+            f"{found} instead of a tensor of shape {(1, widths[0])}; leave it out of target_modules"
+        )
+
+
+def features(module: nn.Module) -> tuple[int, int] | None:
+    """Output and input width of a linear layer, plain, transposed, quantised or adapted."""
+    inside = _inside(module)
+    if inside is not None:
+        return features(inside)
+    if is_transposed(module):
+        width, out = module.weight.shape  # type: ignore[misc]
+        return int(out), int(width)
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return None
+    named = "Linear" in type(module).__name__ and hasattr(module, "in_features")
+    if isinstance(module, nn.Linear) or named:
+        return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+    return None
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """The layer inside an adapted one, of PEFT's or in plain torch."""
+    name = "base" if type(module).__name__ == "NetworkLinear" else "base_layer"
+    inner: nn.Module | None = getattr(module, name, None)
+    return inner
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the layer keeps its weight as (in_features, out_features), as GPT-2 does."""
+    return type(module).__name__ in ("Conv1D", "DenseConv1D") and hasattr(module, "nf")
