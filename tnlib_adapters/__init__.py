@@ -4,6 +4,7 @@ Importing the package makes the methods known to PEFT; a program that loads a sa
 import it first.
 """
 
+from tnlib_adapters import _needed as _needed  # first: says what is to be installed
 from tnlib_adapters.core import Core
 from tnlib_adapters.counting import Count, CountRow, count
 from tnlib_adapters.exchange.conversion import Conversion, ConvertedWeight

@@ -14,10 +14,12 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from tnlib._table import aligned
+from tnlib_adapters.linear_modules import original_modules
 from tnlib_adapters.lora import declared
 from tnlib_adapters.plugin import targets
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.sites import find_sites
+from tnlib_adapters.uncalled import uncalled
 
 # Heads that PEFT trains in full for a task.
 _HEADS = {
@@ -166,15 +168,23 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
     if not isinstance(model, nn.Module):
         model = skeleton(model)
     heads = _HEADS.get(config.task_type or "", ())
+    entries, saved = config.target_modules, config.modules_to_save
     config = targets.resolved(config, model, [*heads])
     sites = find_sites(model)
+    unusable = uncalled(original_modules(model))
     matched = [n for n, _ in model.named_modules() if n and check_target_module_exists(config, n)]
     names = [name for name in matched if name in sites]
-    if len(names) < len(matched):
-        other = next(name for name in matched if name not in sites)
+    left_out = {name: unusable[name] for name in matched if name in unusable}
+    if len(names) + len(left_out) < len(matched):
+        other = next(name for name in matched if name not in sites and name not in left_out)
         kind = type(model.get_submodule(other)).__name__
         raise TypeError(f"{other}: cannot adapt a {kind}; leave it out of target_modules")
-    if not names:
+    targets.check_left_out(entries, names, left_out)
+    targets.warn_left_out(left_out)
+    targets.warn_unsaved(saved, model)
+    if names:
+        targets.warn(targets.report(entries, names), model, entries)
+    else:
         raise ValueError(f"target_modules={config.target_modules!r} match no linear layer")
     found: dict[tuple[str, str, tuple[int, ...]], set[str]] = {}
     anchored = 0

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import errno
 import importlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +25,13 @@ import tnlib_adapters_cli as cli
 from tests.tnlib_adapters.methods import METHODS
 from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
 from tnlib_adapters.commands.methods import configuration
+from tnlib_adapters.exchange import folder as exchange_folder
+from tnlib_adapters.exchange import merge as merging
+from tnlib_adapters.plugin import files
+from tnlib_adapters.plugin.store import STORE
+from tnlib_adapters.quantization import quantize_base
+from tnlib_adapters.update import ANCHOR
+from tnlib_adapters_cli import inspection
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 ROOT = Path(__file__).parents[2]
@@ -169,8 +181,6 @@ def test_to_lora_truncates_to_a_rank(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["count", "{base}", "lotr:q=3"], "lotr has no field 'q'; of its own it has r, alpha"),
-        (["count", "{base}", "lotr:r=x"], "lotr:r=x: r must be"),
         (["count", "{base}", "lotr", "--targets", "nothing"], "match no linear layer"),
         (["count", "./nowhere", "lotr"], "there is no ./nowhere; give a model folder"),
         (["count", "{lotr}", "lotr"], "has no config.json"),
@@ -246,7 +256,7 @@ def test_help_of_every_command_has_examples(command, capsys):
 
 
 def test_ctrl_c_ends_with_130(monkeypatch, folder, capsys):
-    module = importlib.import_module("tnlib_adapters.commands.inspection")
+    module = importlib.import_module("tnlib_adapters_cli.inspection")
 
     def stopped(options):
         raise KeyboardInterrupt
@@ -274,7 +284,7 @@ def test_a_reader_that_stops_early_is_no_error():
     script = (
         "import sys, types, tnlib_adapters_cli as cli\n"
         "command = types.SimpleNamespace(run=lambda options: 'text')\n"
-        "sys.modules['tnlib_adapters.commands.inspection'] = command\n"
+        "sys.modules['tnlib_adapters_cli.inspection'] = command\n"
         "sys.exit(cli.main(['inspect', 'folder']))\n"
     )
     reader, writer = os.pipe()
@@ -310,3 +320,200 @@ def test_a_method_is_written_with_its_fields(text, fields):
 def test_fields_of_a_method_win_over_defaults():
     assert configuration("lotr:r=2", r=4, alpha=3.0).r == 2
     assert configuration("lotr:r=2", r=4, alpha=3.0).alpha == 3.0
+
+
+def test_inspect_tells_what_the_adapter_is(folder, capsys):
+    code, out, _ = run(capsys, "inspect", folder / "lotr")
+    assert code == 0
+    assert re.search(r"settings +alpha 16\.0, init scaled, r 4\nscale +4\n", out)
+    code, out, _ = run(capsys, "inspect", folder / "dota", "--json")
+    facts = json.loads(out)
+    assert (code, facts["settings"], facts["scale"]) == (0, {"dims": 3, "r": 4}, 1.0)
+    assert facts["start"].startswith("the pretrained weights")
+    code, out, _ = run(capsys, "inspect", folder / "lora", "--json")
+    assert json.loads(out)["settings"] == {"r": 2, "lora_alpha": 8}
+    assert json.loads(out)["scale"] == 4.0
+
+
+def test_inspect_tells_over_which_4_bits_it_was_trained(folder, tmp_path, capsys):
+    base = quantize_base(make("llama"))
+    peft.get_peft_model(base, METHODS["lotr"](target_modules=["q_proj"])).save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "inspect", tmp_path)
+    assert code == 0
+    assert re.search(r"base in 4 bits +nf4, blocks of 64, double quantisation\n", out)
+
+
+def test_inspect_imports_neither_torch_nor_peft(folder):
+    script = (
+        "import sys, tnlib_adapters_cli as cli\n"
+        f"code = cli.main(['inspect', {str(folder / 'lotr')!r}])\n"
+        "sys.exit(code or bool({'torch', 'peft', 'transformers'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_words_of_files_are_the_librarys():
+    """They stand in two places, since one is read without the package."""
+    assert inspection.OUTSIDE == files.OUTSIDE
+    assert (inspection.STORE, inspection.ANCHOR) == (STORE, ANCHOR)
+    common = {field.name for field in dataclasses.fields(ta.NetworkConfig)}
+    assert common == set(inspection._COMMON)
+
+
+@pytest.mark.filterwarnings("always")
+def test_count_warns_as_adapting_does(folder, capsys):
+    code, out, err = run(
+        capsys,
+        "count",
+        folder / "base",
+        "lotr:target_modules=q_proj+nowhere,modules_to_save=nothing",
+    )
+    assert code == 0
+    assert "1,0" not in err
+    assert "warning: target_modules entries that matched no module: ['nowhere']" in err
+    assert "warning: modules_to_save entries that matched no module: ['nothing']" in err
+    assert "lotr" in out
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("lotr:rank=4", "lotr has no field 'rank'; of its own it has r, alpha"),
+        ("lotr:r=x", "r must be an int"),
+        ("lotr:r=8,r=16", "r is given twice"),
+        ("lotr:r=0", "r must be at least 1"),
+    ],
+)
+def test_wrong_fields_are_wrong_usage(folder, capsys, method, message):
+    code, out, err = run(capsys, "count", folder / "base", method)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {method}: ")
+    assert message in err
+
+
+def test_a_model_that_is_nowhere_is_called_so(capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = run(capsys, "count", "no-such-model", "lotr")
+    assert code == 1
+    assert err.startswith("error: there is no folder no-such-model, and no model of this name")
+
+
+def test_messages_are_in_the_shells_words(folder, tmp_path, capsys):
+    code, _, err = run(capsys, "to-lora", folder / "dota", tmp_path / "lora")
+    assert code == 1
+    assert "give --rank or --eps" in err
+    assert "rank=" not in err
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((folder / "lotr" / name).read_bytes())
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    fields["base_model_name_or_path"] = None
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    code, _, err = run(capsys, "merge", tmp_path, tmp_path / "merged")
+    assert code == 1
+    assert "give --base" in err
+    assert "PosixPath" not in err
+
+
+def test_what_the_disk_has_no_room_for_is_not_begun(folder, tmp_path, capsys, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(exchange_folder.shutil, "disk_usage", lambda _: usage(10, 9, 1))
+    code, _, err = run(capsys, "merge", folder / "lotr", tmp_path / "merged")
+    assert code == 1
+    assert "needs 0.00 GB, and its disk has 0.00 GB free; nothing was written" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_named_with_the_folder(folder, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(merging, "rewrite", full)
+    code, _, err = run(capsys, "merge", folder / "lotr", tmp_path / "merged")
+    assert code == 1
+    assert f"the disk was full while {tmp_path / 'merged'} was written" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("always")
+def test_leftovers_of_a_killed_run_are_removed_and_named(folder, tmp_path, capsys):
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from tnlib_adapters.exchange.folder import whole\n"
+        f"with whole(Path({str(tmp_path / 'merged')!r})) as place:\n"
+        "    (place / 'half').write_bytes(bytes(1000))\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".merged-")
+    with exchange_folder.whole(tmp_path / "other"):
+        assert left.exists()
+    code, _, err = run(capsys, "merge", folder / "lotr", tmp_path / "merged")
+    assert code == 0
+    assert f"warning: removed {left}" in err
+    assert not left.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", "other"}
+
+
+def test_what_a_running_process_writes_is_no_leftover(tmp_path):
+    with exchange_folder.whole(tmp_path / "merged") as first:
+        with exchange_folder.whole(tmp_path / "merged"):
+            assert first.exists()
+        (tmp_path / "merged").rmdir()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_command_and_leaves_nothing(tmp_path, number, code):
+    script = (
+        "import os, signal, sys, time, types\n"
+        "from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import tnlib_adapters_cli as cli\n"
+        "from tnlib_adapters.exchange.folder import whole\n"
+        "def run(options):\n"
+        f"    with whole(Path({str(tmp_path / 'merged')!r})):\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        time.sleep(60)\n"
+        "sys.modules['tnlib_adapters_cli.inspection'] = types.SimpleNamespace(run=run)\n"
+        "sys.exit(cli.main(['inspect', 'folder']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (code, b"stopped")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_during_imports_ends_quietly(tmp_path):
+    (tmp_path / "slow_command.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+        "except BaseException:\n"
+        "    print('a library was surprised')\n"
+    )
+    script = (
+        f"import signal, sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import tnlib_adapters_cli as cli\n"
+        "cli._imported('slow_command', 'run')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"stopped\n")
+
+
+def test_without_torch_the_import_says_what_to_install():
+    script = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda n, *a: None if n in ('torch', 'peft') else find(n, *a)\n"
+        "import tnlib_adapters\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: tnlib_adapters needs torch and peft: "
+        "run pip install 'tnlib[adapters]'"
+    )

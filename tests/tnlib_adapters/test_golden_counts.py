@@ -187,6 +187,9 @@ def test_a_count_from_a_configuration_file_alone(tmp_path):
     assert "80" in str(anchored)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:target_modules entries:UserWarning", "ignore:modules_to_save entries:UserWarning"
+)
 @pytest.mark.parametrize(
     "fields",
     [

@@ -12,9 +12,9 @@ from torch import nn
 
 from tnlib._table import aligned
 from tnlib_adapters.commands.methods import configuration, names
-from tnlib_adapters.commands.sizes import size
 from tnlib_adapters.counting import count, skeleton
 from tnlib_adapters.exchange.candidates import TASKS
+from tnlib_adapters_cli.sizes import size
 
 # Bytes of a trained value: cores are float32, and AdamW keeps two values for each.
 _VALUE, _ADAMW = 4, 8
@@ -35,7 +35,15 @@ def run(options: argparse.Namespace) -> str:
         defaults["target_modules"] = names(options.targets)
     configs = {text: configuration(text, **defaults) for text in options.methods}
     _check_model(options.model)
-    model = _model(options.model, options.task)
+    try:
+        model = _model(options.model, options.task)
+    except OSError as error:
+        if Path(options.model).exists():
+            raise
+        raise FileNotFoundError(
+            f"there is no folder {options.model}, and no model of this name could be read from the "
+            "hub; give a model folder, a config.json or the name of a model"
+        ) from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = []
     for text, config in configs.items():

@@ -21,6 +21,12 @@ _LISTS = (
 _WORDS = {"true": True, "false": False, "none": None}
 
 
+class WrongMethod(ValueError):
+    """A METHOD that cannot be what is meant: wrong usage of the command line."""
+
+    exit_code = 2
+
+
 CONFIGS: dict[str, type[NetworkConfig]] = {
     "dota": DoTAConfig,
     "lotr": LoTRConfig,
@@ -47,8 +53,8 @@ def configuration(text: str, **defaults: Any) -> Any:
 
     Raises
     ------
-    ValueError, TypeError
-        If the method has no such field, or the field cannot have this value.
+    WrongMethod
+        If the method has no such field, twice the same one, or the field cannot have this value.
 
     Examples
     --------
@@ -63,7 +69,7 @@ def configuration(text: str, **defaults: Any) -> Any:
     for field, value in written_fields(text).items():
         if field not in known:
             own = [key for key in known if key not in dir(NetworkConfig)]
-            raise ValueError(
+            raise WrongMethod(
                 f"{text}: {name} has no field {field!r}; of its own it has {', '.join(own)}, and "
                 f"with all methods {', '.join(_LISTS)} and bias"
             )
@@ -71,13 +77,18 @@ def configuration(text: str, **defaults: Any) -> Any:
     try:
         return kind(**fields)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{text}: {error}") from error
+        raise WrongMethod(f"{text}: {error}") from error
 
 
 def written_fields(text: str) -> dict[str, str]:
     """The fields of a METHOD by name, as they are written."""
-    entries = filter(None, text.partition(":")[2].split(","))
-    return {field: value for field, _, value in (entry.partition("=") for entry in entries)}
+    found: dict[str, str] = {}
+    for entry in filter(None, text.partition(":")[2].split(",")):
+        field, _, value = entry.partition("=")
+        if field in found:
+            raise WrongMethod(f"{text}: {field} is given twice; several values are joined by +")
+        found[field] = value
+    return found
 
 
 def names(text: str) -> Any:

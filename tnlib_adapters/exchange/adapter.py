@@ -17,7 +17,8 @@ from tnlib_adapters.exchange.candidates import candidates
 from tnlib_adapters.exchange.folder import read_json
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
-from tnlib_adapters.plugin.layer import AdapterPart, NetworkLayer
+from tnlib_adapters.plugin.layer import NetworkLayer
+from tnlib_adapters.plugin.store import AdapterPart
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tnlib_adapters.exchange.checkpoint import (
 )
 from tnlib_adapters.exchange.folder import check_free, read_json, whole
 from tnlib_adapters.exchange.merge_plan import MergePlan
+from tnlib_adapters.plugin.merging import share
 
 # Bytes of a checkpoint from which a progress bar is shown.
 LARGE = 1 << 30
@@ -51,7 +52,7 @@ class MergeReport:
     >>> report = MergeReport({"q": 0.01, "k": 0.02, "v": 0.04}, (), (), (torch.bfloat16,), 12_288)
     >>> print(report)
     3 weights merged (bfloat16), 0 tensors replaced, 0 added; 12,288 bytes
-    rounding takes 2.0% of the update in the median weight and 4.0% in the worst
+    rounding errs by 2.0% of the update in the median weight and by 4.0% of the update in the worst
     """
 
     rounding: dict[str, float]
@@ -96,8 +97,9 @@ class MergeReport:
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
         return (
             f"{self.n_weights} weights merged ({dtypes}), {len(self.replaced)} tensors replaced, "
-            f"{len(self.added)} added; {self.n_bytes:,} bytes\nrounding takes {self.median:.1%} of "
-            f"the update in the median weight and {self.worst:.1%} in the worst"
+            f"{len(self.added)} added; {self.n_bytes:,} bytes\n"
+            f"rounding errs by {share(self.median)} in the median weight and by "
+            f"{share(self.worst)} in the worst"
         )
 
 
@@ -160,7 +162,7 @@ def merge(
     ...     report = merge(f"{folder}/adapter", f"{folder}/merged", base=f"{folder}/base")
     >>> print(report)
     4 weights merged (float32), 0 tensors replaced, 0 added; ... bytes
-    rounding takes 0.0% of the update in the median weight and 0.0% in the worst
+    rounding errs by 0.0% of the update in the median weight and by 0.0% of the update in the worst
     """
     target = check_free(output)
     cast = _dtype(dtype)
@@ -175,7 +177,7 @@ def merge(
     sizes = [(checkpoint.folder / shard).stat().st_size for shard in checkpoint.shards]
     shown = sum(sizes) >= LARGE if progressbar is None else progressbar
     headers: dict[str, dict[str, Any]] = {}
-    with whole(target) as folder:
+    with whole(target, plan.n_bytes) as folder:
         copy_files(checkpoint.others, folder)
         for shard in tqdm(checkpoint.shards, desc="merging", disable=not shown, unit="shard"):
             changes = dict(plan.changes_in(shard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,8 +13,8 @@ from tnlib_adapters.core import computing
 from tnlib_adapters.exchange.adapter import Adapter
 from tnlib_adapters.exchange.checkpoint import FLOATING, Change, Checkpoint
 from tnlib_adapters.exchange.names import names_in_checkpoint
+from tnlib_adapters.linear_modules import is_transposed
 from tnlib_adapters.plugin.layer import NetworkLayer
-from tnlib_adapters.sites import is_transposed
 
 
 @dataclass
@@ -75,6 +76,18 @@ class MergePlan:
                 if name not in plan.changes and tensor.dtype in FLOATING:
                     plan.changes[name] = _conversion(name, cast, tensor.shape)
         return plan
+
+    @property
+    def n_bytes(self) -> int:
+        """About how many bytes the merged checkpoint has."""
+        kept = [t for name, t in self.checkpoint.tensors.items() if name not in self.changes]
+        made = self.changes.values()
+        files = sum(path.stat().st_size for path in self.checkpoint.others if path.is_file())
+        return (
+            sum(tensor.stop - tensor.start for tensor in kept)
+            + sum(math.prod(change.shape) * change.dtype.itemsize for change in made)
+            + files
+        )
 
     @property
     def added(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from tnlib_adapters.exchange.fitted import Fitted
 from tnlib_adapters.exchange.folder import whole
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.plugin.files import OUTSIDE
-from tnlib_adapters.plugin.layer import STORE
+from tnlib_adapters.plugin.store import STORE
 from tnlib_adapters.plugin.tuner import NetworkTuner
 
 _CARD = """---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from tnlib._table import aligned
 from tnlib_adapters.base import base_weight
 from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight
 from tnlib_adapters.fourbit.places import public
-from tnlib_adapters.sites import features, is_transposed
+from tnlib_adapters.linear_modules import features, is_transposed
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def footprint(model: nn.Module) -> Footprint:
         else:
             weight = base_weight(module)
             form, entry = str(weight.dtype).removeprefix("torch."), (weight.nbytes, math.nan)
-        title = re.sub(r"\d+", "*", public(name))
+        title = ".".join("*" if part.isdigit() else part for part in public(name).split("."))
         found.setdefault((title, widths, form), []).append(entry)
     if not found:
         raise ValueError(f"this {type(model).__name__} has no linear layers")

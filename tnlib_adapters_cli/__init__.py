@@ -4,7 +4,7 @@ Nothing heavy is imported before a command runs, so that help and wrong usage an
 command is a function of the parsed options that returns what is to be printed.
 
 Exit codes: 0 done, 1 the work failed (one line on the error output), 2 wrong usage, 130 stopped by
-Ctrl-C.
+Ctrl-C and 143 by a signal to terminate. Whatever stops a command, it leaves nothing half-written.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import importlib.metadata
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 METHODS = ("dota", "lotr", "lorta", "loretta", "lora")
@@ -52,21 +55,79 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Of transformers, about a name that peft asks for.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         try:
-            module = importlib.import_module(f"tnlib_adapters.commands.{options.module}")
-            print(getattr(module, options.function)(options), flush=True)
+            with _stoppable():
+                command = _imported(options.module, options.function)
+                print(command(options), flush=True)
         except BrokenPipeError:
             # The reader has seen enough; nothing is left to write when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("stopped", file=sys.stderr)
-            return 130
+            return 143 if isinstance(stop, _Terminated) else 130
         except Exception as error:
             if options.debug:
                 traceback.print_exc()
             message = " ".join(str(error).split()) or type(error).__name__
-            print(f"error: {message}", file=sys.stderr)
-            return 1
+            print(f"error: {_in_shell_words(message)}", file=sys.stderr)
+            return getattr(error, "exit_code", 1)
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """A signal to terminate, which stops a command as Ctrl-C does."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let a signal to terminate stop the command, so that it cleans up."""
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _imported(module: str, function: str) -> Callable[[argparse.Namespace], str]:
+    """A command.
+
+    While it is imported there is nothing to clean up, and libraries that are stopped half-way
+    complain: a signal then ends the process.
+    """
+
+    def leave(number: int, _: object) -> None:
+        os.write(2, b"stopped\n")
+        os._exit(128 + number)
+
+    # A process in the background may have been told to ignore Ctrl-C.
+    caught = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    before = [signal.signal(number, leave) for number in caught]
+    try:
+        found: Callable[[argparse.Namespace], str] = getattr(
+            importlib.import_module(module), function
+        )
+    finally:
+        for number, handler in zip(caught, before, strict=True):
+            signal.signal(number, handler)
+    return found
+
+
+def _in_shell_words(message: str) -> str:
+    """A message of the library with options as they are written on a command line."""
+    message = re.sub(r"(?:Posix|Windows)Path\('([^']*)'\)", r"\1", message)
+    option = r"(?<![\w:,-])(rank|eps|base|dtype)="
+    return re.sub(option, r"--\1", re.sub(option + r"(?=[\w'])", r"--\1 ", message))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,7 +152,7 @@ def _count(commands: Any) -> None:
     command = _command(
         commands,
         "count",
-        ("count", "run"),
+        ("tnlib_adapters.commands.count", "run"),
         "what methods would train in a model, without its weights",
         f"""{_SPEC}
 Targets are those of each method unless --targets or target_modules name others. File: the values of
@@ -116,7 +177,7 @@ def _inspect(commands: Any) -> None:
     command = _command(
         commands,
         "inspect",
-        ("inspection", "run"),
+        ("tnlib_adapters_cli.inspection", "run"),
         "what an adapter folder holds; the base model is not needed",
         """
 examples:
@@ -131,7 +192,7 @@ def _merge(commands: Any) -> None:
     command = _command(
         commands,
         "merge",
-        ("exchange", "merge_command"),
+        ("tnlib_adapters.commands.exchange", "merge_command"),
         "write the base model with an adapter merged into it",
         """
 examples:
@@ -151,7 +212,7 @@ def _to_lora(commands: Any) -> None:
     command = _command(
         commands,
         "to-lora",
-        ("exchange", "to_lora_command"),
+        ("tnlib_adapters.commands.exchange", "to_lora_command"),
         "write an adapter as a LoRA that any PEFT loads",
         """
 Without --rank and --eps the LoRA is exact, which DoTA has none of.
@@ -171,7 +232,7 @@ def _from_lora(commands: Any) -> None:
     command = _command(
         commands,
         "from-lora",
-        ("exchange", "from_lora_command"),
+        ("tnlib_adapters.commands.exchange", "from_lora_command"),
         "write a LoRA as an adapter of another method",
         """
 A METHOD is a name, with what sets its size: lotr:r=16, lorta:r=16, loretta:tt_rank=8,bottleneck=8.
@@ -194,7 +255,7 @@ examples:
 def _command(
     commands: Any, name: str, place: tuple[str, str], what: str, more: str
 ) -> argparse.ArgumentParser:
-    """A subcommand, run by a function of a module in tnlib_adapters.commands."""
+    """A subcommand, run by a function of a module."""
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=what,

@@ -1,0 +1,211 @@
+"""``tnlib-adapters inspect``: what an adapter folder holds, read without the base model.
+
+Neither torch nor PEFT is needed for it, so that it answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tnlib._safetensors import Entry, read_header
+from tnlib._table import aligned
+from tnlib_adapters_cli.sizes import size
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# How the names of tensors in adapter files begin, and those of shared and of frozen cores in them.
+OUTSIDE, STORE, ANCHOR = "base_model.model.", "corestore", "anchor_"
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16}
+# Of LoRA's fields, those that say what it is.
+_OF_LORA = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+# Fields of every configuration, which are told by themselves or are the same for all.
+_COMMON = frozenset(
+    (
+        *("auto_mapping", "base_model_name_or_path", "base_quantization", "bias"),
+        *("exclude_modules", "inference_mode", "init_weights", "layers_pattern"),
+        *("layers_to_transform", "modules_to_save", "peft_type", "peft_version", "progressbar"),
+        *("revision", "target_modules", "task_type"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of an adapter file.
+
+    Attributes
+    ----------
+    owner : str
+        Name of the adapted module, or of the module that is kept in full; empty for a core that
+        several weights share.
+    name : str
+        Name of the core, or of the module's last part and its parameter.
+    kind : str
+        "weight", "shared", "frozen start" or "module".
+    entry : Entry
+        Its dtype and shape.
+    """
+
+    owner: str
+    name: str
+    kind: str
+    entry: Entry
+
+
+def run(options: argparse.Namespace) -> str:
+    """The description, or JSON, of ``inspect``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder is not that of an adapter.
+    ValueError
+        If its configuration or its file is damaged.
+    """
+    folder = Path(options.adapter)
+    config = _configuration(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}")
+    # Behind the name there may be what has to be imported to load it.
+    method = config["peft_type"].partition(" ")[0].lower()
+    parts = list(_parts(read_header(path), method))
+    rows: list[dict[str, Any]] = [
+        {"name": name, "kind": kind, "shape": entry.shape, "dtype": entry.dtype, "number": number}
+        | {"values": number * math.prod(entry.shape), "bytes": number * _bytes(entry)}
+        for (name, kind, entry), number in Counter(
+            (part.name, part.kind, part.entry) for part in parts
+        ).items()
+    ]
+    frozen = sum(row["values"] for row in rows if row["kind"] == "frozen start")
+    adapted = {part.owner for part in parts if part.kind in ("weight", "frozen start")}
+    facts = {
+        "method": method,
+        "settings": _settings(config, method),
+        "scale": _scale(config, method),
+        "start": _start(config, frozen > 0),
+        "base": config.get("base_model_name_or_path"),
+        "base_quantization": config.get("base_quantization"),
+        "task": config.get("task_type"),
+        "targets": config.get("target_modules"),
+        "weights": len(adapted) or None,
+        "trained": sum(row["values"] for row in rows) - frozen,
+        "frozen": frozen,
+        "file_bytes": path.stat().st_size,
+        "merges": _merges(config, method),
+    }
+    if options.json:
+        return json.dumps(facts | {"tensors": rows}, indent=1)
+    return f"{_words(facts)}\n\n{_table(rows)}"
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}; name the folder that has it")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise ValueError(f"{path} names no peft_type; it is not the configuration of an adapter")
+    return config
+
+
+def _parts(header: Mapping[str, Entry], method: str) -> Iterator[Part]:
+    """Tensors of a file in its order, by what PEFT calls the modules of a method."""
+    for key, entry in header.items():
+        name = key.removeprefix(OUTSIDE)
+        owner, core, kind = name.rpartition(".")[0], name, "module"
+        if name.startswith(f"{STORE}.{method}_cores."):
+            owner, core, kind = "", name.rpartition(".")[2], "shared"
+        elif f".{method}_update." in name:
+            owner, _, core = name.partition(f".{method}_update.")
+            kind = "frozen start" if core.startswith(ANCHOR) else "weight"
+        elif f".{method}_" in name:
+            owner, _, rest = name.partition(f".{method}_")
+            core, kind = f"{method}_{rest.removesuffix('.weight')}", "weight"
+        else:
+            core = ".".join(name.split(".")[-2:])
+        yield Part(owner, core, kind, entry)
+
+
+def _bytes(entry: Entry) -> int:
+    return math.prod(entry.shape) * _BITS.get(entry.dtype, 8) // 8
+
+
+def _settings(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The method's own fields that say something."""
+    names = _OF_LORA if method == "lora" else sorted(config.keys() - _COMMON)
+    return {name: config[name] for name in names if config.get(name) not in (None, False, {}, [])}
+
+
+def _scale(config: Mapping[str, Any], method: str) -> float | None:
+    """The factor of the update, where the method is known here and has one."""
+    alpha = config.get("lora_alpha" if method == "lora" else "alpha")
+    rank = config.get("bottleneck" if method == "loretta" else "r")
+    if method == "dota" or not alpha or not rank:
+        return 1.0 if method == "dota" else None
+    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _start(config: Mapping[str, Any], anchored: bool) -> str:
+    if anchored:
+        return "the pretrained weights, whose cores are in the file"
+    return "random" if config.get("init_weights") == "random" else "the base model"
+
+
+def _merges(config: Mapping[str, Any], method: str) -> bool | None:
+    """Whether the adapter is an update of weights; None for a method that is not known here."""
+    if method == "loretta":
+        return config.get("variant") == "rep" and not config.get("tt_head")
+    return True if method in ("dota", "lotr", "lorta", "lora") else None
+
+
+def _words(facts: Mapping[str, Any]) -> str:
+    targets, form = facts["targets"], facts["base_quantization"]
+    answer = {True: "yes", False: "no: not an update of the weights", None: "not known here"}
+    rows = [
+        ("method", facts["method"]),
+        ("settings", ", ".join(f"{name} {value}" for name, value in facts["settings"].items())),
+        ("scale", "" if facts["scale"] is None else f"{facts['scale']:g}"),
+        ("start", facts["start"]),
+        ("base", facts["base"] or "not named"),
+        ("base in 4 bits", "" if form is None else _form(form)),
+        ("task", facts["task"] or "none"),
+        ("targets", ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)),
+        ("weights", str(facts["weights"] or "not in the file: all cores are shared")),
+        ("trained", f"{facts['trained']:,} values"),
+        ("frozen start", f"{facts['frozen']:,} values" if facts["frozen"] else ""),
+        ("file", f"{facts['file_bytes']:,} bytes ({size(facts['file_bytes'])})"),
+        ("merges, exports", answer[facts["merges"]]),
+    ]
+    return aligned([row for row in rows if row[1]])
+
+
+def _form(form: Mapping[str, Any]) -> str:
+    second = ", double quantisation" if form.get("double_quant") else ""
+    taken = ", without the initial cores" if form.get("residual") else ""
+    return f"{form.get('quant_type')}, blocks of {form.get('blocksize')}{second}{taken}"
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        (
+            row["name"],
+            row["kind"],
+            "x".join(map(str, row["shape"])) or "scalar",
+            row["dtype"],
+            f"{row['number']}",
+            f"{row['values']:,}",
+            size(row["bytes"]),
+        )
+        for row in rows
+    ]
+    return aligned([("tensor", "of", "shape", "dtype", "number", "values", "size"), *lines])
