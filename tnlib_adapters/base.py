@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from tnlib_adapters.fourbit.layer import packed_weight
+from tnlib_adapters.linear_modules import is_transposed
 from tnlib_adapters.rebuilt import Fixed
 from tnlib_adapters.residual import ResidualLinear
-from tnlib_adapters.sites import is_transposed
 
 # Kinds of hooks that torch has for all modules at once.
 _OF_ALL_MODULES = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
@@ -25,13 +25,25 @@ def plain_weight(base: nn.Module) -> Tensor | None:
     """The base weight if adding the update to it before the product changes nothing else.
 
     Not where the layer is more than its weight (hooks, a subclass, a quantised weight), not where
-    the weight is trained too, and not below float32, where the sum would round away small updates.
+    the weight is trained too or of a subclass of tensors, and not below float32, where the sum
+    would round away small updates.
     """
     if not (type(base) is nn.Linear or is_transposed(base)) or _is_hooked(base):
+        return None
+    if type(base.weight) not in (nn.Parameter, Tensor):
         return None
     weight = base_weight(base)
     wide = weight.dtype in (torch.float32, torch.float64)
     return weight if wide and not weight.requires_grad else None
+
+
+def is_plain(base: nn.Module) -> bool:
+    """Whether a layer's weight is a tensor of its own.
+
+    Not so are weights that are computed from others (weight norm and other parametrisations), and
+    those of subclasses, which say a dtype and hold their values in another form.
+    """
+    return type(base._parameters.get("weight")) is nn.Parameter
 
 
 def quantized_weight(base: nn.Module) -> Fixed | None:
@@ -63,7 +75,11 @@ def takes_updates(base: nn.Module) -> bool:
 def dense_weight(base: nn.Module) -> Tensor:
     """The weight as (out_features, in_features); of a layer in 4 bits a new one, in float32."""
     packed = base.weights if isinstance(base, ResidualLinear) else packed_weight(base)
-    return base_weight(base) if packed is None else packed.dequantize(torch.float32)
+    if packed is not None:
+        return packed.dequantize(torch.float32)
+    weight = base_weight(base)
+    wrapped = type(weight) not in (nn.Parameter, Tensor) and not hasattr(weight, "full_tensor")
+    return weight.dequantize() if wrapped else weight
 
 
 def has_hooks(base: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,32 @@ def mode_lists(name: str, value: Sequence[Any], what: str, *, same_length: bool 
         raise ValueError(f"{name} must be ({what}){equal}, got {value!r}")
     for size in (*value[0], *value[1]):
         positive_int(f"every mode of {name}", size)
+
+
+# What others call our fields.
+_WORDS = {
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "init_lora_weights": "init_weights",
+    "rank": "r",
+    "ranks": "r",
+    "lora_r": "r",
+    "scale": "alpha",
+    "scaling": "alpha",
+    "n_heads": "num_heads",
+    "bottleneck_size": "bottleneck",
+    "target_layers": "layers_to_transform",
+    "exclude": "exclude_modules",
+    "targets": "target_modules",
+}
+
+
+def unknown_field(owner: str, name: str, known: Sequence[str]) -> str:
+    """What to say of a field that a configuration does not have."""
+    word = _WORDS.get(name)
+    near = [word] if word in known else difflib.get_close_matches(name, known, 1)
+    advice = f"; it is called {near[0]} here" if near else "; it has none like it"
+    return f"{owner} got an unexpected keyword argument {name!r}{advice}"
 
 
 def _number(name: str, value: object) -> None:

@@ -17,6 +17,7 @@ from tnlib_adapters.base import base_weight, plain_weight, state_of
 from tnlib_adapters.factored import factored_linear
 from tnlib_adapters.kept import Kept, Maps, folded
 from tnlib_adapters.network import Network
+from tnlib_adapters.offloaded import settle
 from tnlib_adapters.rebuilt import Fixed, rebuilt_linear
 from tnlib_adapters.residual import ResidualWeight
 from tnlib_adapters.series import Replacement, Series
@@ -73,7 +74,8 @@ class Update(nn.Module):
                 continue
             hold(self, core, shape, device, dtype)
             if network.anchored:
-                anchor = torch.zeros(shape, device=device, dtype=dtype)
+                # On the device of the core, which is meta inside accelerate's context.
+                anchor = torch.zeros(shape, device=getattr(self, core.key).device, dtype=dtype)
                 self.register_buffer(ANCHOR + core.key, anchor)
         network.planned()
         self.filled = False
@@ -86,8 +88,16 @@ class Update(nn.Module):
         return isinstance(self.network, Network | Stacked)
 
     @property
+    def shared(self) -> SharedCores | None:
+        """Where its cores of groups are; None where it has none."""
+        return self._shared  # type: ignore[return-value]
+
+    @property
     def cores(self) -> dict[str, Tensor]:
         """Its cores by key; shared ones on the device of its own, where it has any."""
+        settle(self)
+        if self._shared is not None:
+            settle(self._shared)  # type: ignore[arg-type]
         own = next(iter(self.parameters(recurse=False)), None)
         found = {}
         for core in self.network.cores:
@@ -135,8 +145,11 @@ class Update(nn.Module):
         """Raise RuntimeError if the cores were allocated and never set or loaded."""
         if self.filled or torch.compiler.is_compiling():
             return
-        cores = self.cores.values()
-        if any(core.is_meta for core in cores) or not any(core.any() for core in cores):
+        needed = [self.cores, self.anchor] if self.network.anchored else [self.cores]
+        for cores in needed:
+            values = [*(cores or {}).values()]
+            if not any(core.is_meta for core in values) and any(core.any() for core in values):
+                continue
             raise RuntimeError(
                 "the cores were allocated but never loaded. Either the file has none for this "
                 "layer, being of another model; or a new adapter was made with "
@@ -167,7 +180,8 @@ class Update(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.filled = self.filled or any(prefix + key in state_dict for key in self.network.shapes)
+        own = [*self._parameters, *self._buffers]
+        self.filled = self.filled or (bool(own) and all(prefix + key in state_dict for key in own))
         self.forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Update:

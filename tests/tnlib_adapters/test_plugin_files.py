@@ -220,7 +220,7 @@ def test_the_saved_configuration_and_card(method, tmp_path):
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     config = model.peft_config["default"]
-    assert saved["peft_type"] == config.method.upper()
+    assert saved["peft_type"] == f"{config.method.upper()} (import tnlib_adapters first)"
     assert saved["init_weights"] == "saved"
     assert config.init_weights is True
     loaded = peft.PeftConfig.from_pretrained(tmp_path)

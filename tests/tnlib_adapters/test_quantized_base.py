@@ -130,7 +130,7 @@ def test_merging_gives_bfloat16_and_unmerging_the_4_bits_again(method, name):
     before = logits(model)
     train(model)
     trained, state = logits(model), copy.deepcopy(model.state_dict())
-    with pytest.warns(UserWarning, match=r"merged into torch.bfloat16: .* takes"):
+    with pytest.warns(UserWarning, match=r"merged into torch.bfloat16: .* errs by"):
         model.merge_adapter()
     merged = {m.weight.dtype for m in model.modules() if isinstance(m, DenseLinear | DenseConv1D)}
     assert merged == {torch.bfloat16}
@@ -150,7 +150,7 @@ def test_requantising_reports_its_error_beside_that_of_bfloat16(method):
     train(model)
     targets = [m for m in model.modules() if hasattr(m, "held") and hasattr(m, "base_layer")]
     exact = [(m.dense_of(m.base_layer) + m.update("default").delta()).detach() for m in targets]
-    with pytest.warns(UserWarning, match=r"quantised again, which takes .*bfloat16 would take"):
+    with pytest.warns(UserWarning, match=r"quantised again, which errs by .*bfloat16 errs by"):
         merged = model.merge_and_unload(requantize=True)
     layers = [merged.get_submodule(n) for n, _ in merged.named_modules()]
     layers = [layer for layer in layers if isinstance(layer, QuantizedLinear)]

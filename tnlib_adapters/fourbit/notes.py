@@ -12,8 +12,8 @@ from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear
 from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight
 from tnlib_adapters.fourbit.packed import Format
 from tnlib_adapters.fourbit.places import public
+from tnlib_adapters.linear_modules import is_transposed
 from tnlib_adapters.residual import ResidualLinear
-from tnlib_adapters.sites import is_transposed
 
 
 def described(layer: nn.Module) -> dict[str, Any] | None:
@@ -30,10 +30,18 @@ def described(layer: nn.Module) -> dict[str, Any] | None:
     }
 
 
-def difference(saved: dict[str, Any], base: dict[str, Any] | None) -> str:
+def difference(saved: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
     """What it means that an adapter trained over one base is loaded over another; or nothing."""
     if saved == base:
         return ""
+    if saved is None:
+        assert base is not None
+        form = Format(**{key: value for key, value in base.items() if key != "residual"})
+        return (
+            f"this adapter was trained over a base in full precision, and is loaded over one in 4 "
+            f"bits ({form}): the outputs differ by what the quantiser takes. For the function that "
+            "was trained load the base in full precision"
+        )
     options = {key: value for key, value in saved.items() if key != "residual"}
     form = Format(**options)
     call = ", ".join(f"{key}={value!r}" for key, value in options.items())

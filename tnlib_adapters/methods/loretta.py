@@ -24,6 +24,7 @@ from tnlib_adapters.modes import tt_modes
 from tnlib_adapters.network import Network
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.plugin.extras import norm_names, save_parts
+from tnlib_adapters.plugin.targets import adapted_part
 from tnlib_adapters.series import Replacement, Series
 from tnlib_adapters.sites import Site, find_sites
 from tnlib_adapters.update import Declaration
@@ -116,7 +117,7 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
     def prepare(self, model: nn.Module) -> None:
         """Add the norms to what is saved, and the head's dense layer to the targets."""
         if self.train_norms:
-            save_parts(self, norm_names(model))
+            save_parts(self, norm_names(model, adapted_part(self, model)))
         if self.tt_head:
             heads = [name for name in find_sites(model) if _HEAD.fullmatch(name)]
             if not heads:

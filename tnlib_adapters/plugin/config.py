@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from peft.config import PeftConfig
 from torch import Tensor, nn
 
-from tnlib_adapters.checks import choice
+from tnlib_adapters.checks import choice, unknown_field
 from tnlib_adapters.plugin.files import mention_import, shapes_in
-from tnlib_adapters.plugin.registry import peft_type, register
+from tnlib_adapters.plugin.registry import peft_type, register, saved_type
 from tnlib_adapters.sites import Site
 from tnlib_adapters.update import Declaration
 
@@ -93,8 +94,9 @@ class NetworkConfig(PeftConfig):
 
     method: ClassVar[str] = ""
     starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")
-    # Shapes by name in the file that a saved configuration came with.
-    file_shapes: ClassVar[dict[str, tuple[int, ...]]] = {}
+    # Of a configuration that was read with its file, until it is used: shapes by name in the file,
+    # as far as they are known.
+    file_shapes: ClassVar[dict[str, tuple[int, ...]] | None] = None
     # Whether the initial cores depend on the base weight.
     uses_weight: ClassVar[bool] = False
 
@@ -104,6 +106,14 @@ class NetworkConfig(PeftConfig):
             cls.method = method
             register(method, cls)
 
+    def __new__(cls, *_: Any, **fields: Any) -> Self:
+        """Name the right word for a field that is not one; PEFT's LoRA has other names."""
+        known = [field.name for field in dataclasses.fields(cls) if field.init]
+        for name in fields:
+            if name not in known:
+                raise TypeError(unknown_field(cls.__name__, name, known))
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         if not self.method:
@@ -111,6 +121,9 @@ class NetworkConfig(PeftConfig):
                 f"{type(self).__name__} is no method; declare a subclass with a name: "
                 "class MyConfig(NetworkConfig, method='mine')"
             )
+        if type(self.peft_type) is str:
+            # PEFT makes it an object of what a file says, whose values are about to be loaded.
+            self.file_shapes = {}  # type: ignore[misc]
         self.peft_type = peft_type(self.method)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
@@ -171,6 +184,11 @@ class NetworkConfig(PeftConfig):
 
     def prepare(self, model: nn.Module) -> None:
         """Complete the fields that depend on the model, before it is adapted."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as they are saved: the method with what has to be imported to load it."""
+        fields: dict[str, Any] = super().to_dict()
+        return fields | {"peft_type": saved_type(type(self))}
 
     def for_loading(self) -> NetworkConfig:
         """The configuration that a saved adapter carries: one that recomputes nothing."""

@@ -1,8 +1,9 @@
-"""What every method puts into a model: adapted linear layers, and one store of shared cores."""
+"""What every method puts into a model: adapted linear layers."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,128 +12,121 @@ from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from tnlib_adapters.adapted import adapted_forward
-from tnlib_adapters.base import dense_weight
+from tnlib_adapters.base import dense_weight, is_plain
 from tnlib_adapters.core import computing
 from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear
 from tnlib_adapters.fourbit.layer import packed_weight
-from tnlib_adapters.plugin.merging import Losses, MergeInto, losses, merged_layer
+from tnlib_adapters.linear_modules import features, is_transposed
+from tnlib_adapters.offloaded import device_of
+from tnlib_adapters.plugin.merging import Losses, Merged, MergeInto, losses, merged_layer
+from tnlib_adapters.plugin.store import AdapterPart, CoreStore
 from tnlib_adapters.residual import ResidualLinear
 from tnlib_adapters.shared import SharedCores
-from tnlib_adapters.sites import features, is_transposed
 from tnlib_adapters.update import Declaration, Update
 from tnlib_adapters.view import UpdateView, view
 
-# Where the store of shared cores sits in the model; without "_", so that no prefix is in it.
-STORE = "corestore"
 
+class NetworkLayer(AdapterPart, BaseTunerLayer):
+    """A linear layer adapted by networks.
 
-class AdapterPart(nn.Module, BaseTunerLayer):
-    """A module that holds something of every adapter, in one dictionary by adapter name.
-
-    Subclasses differ in their prefix only. Values are in float32 at least, also over a
-    half-precision base.
+    Cores that an adapter shares with other layers are in a :class:`CoreStore`; whatever PEFT does
+    to the adapter of this layer is done to them too.
     """
-
-    prefix: str
-    attribute: str
-
-    def __init_subclass__(cls, *, prefix: str | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if prefix is not None:
-            cls.prefix = prefix
-            cls.adapter_layer_names = (prefix + cls.attribute,)
-            cls.other_param_names = ()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_module(self.prefix + self.attribute, nn.ModuleDict())
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-
-    @property
-    def held(self) -> nn.ModuleDict:
-        """What is held, by adapter name."""
-        return self.get_submodule(self.prefix + self.attribute)  # type: ignore[return-value]
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether PEFT can factorise the update."""
-        return True
-
-
-class CoreStore(AdapterPart):
-    """The cores that layers share, at the root of the model: one :class:`SharedCores` an adapter.
-
-    PEFT treats it as a layer, so that it is saved, switched, disabled and deleted as one; it has
-    nothing to merge. Layers refer to it without registering it.
-    """
-
-    attribute = "cores"
-    weight = bias = in_features = out_features = None  # type: ignore[assignment]
-
-    def cores(self, adapter_name: str) -> SharedCores:
-        """The shared cores of an adapter, empty at first."""
-        if adapter_name not in self.held:
-            self.held[adapter_name] = SharedCores()
-        return self.held[adapter_name]  # type: ignore[return-value]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pass on what comes: a root that is a Sequential calls all its children in turn."""
-        return x
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Note what the layers merge."""
-        for name in adapter_names or self.active_adapters:
-            if name in self.held and name not in self.merged_adapters:
-                self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Note that the layers unmerge."""
-        self.merged_adapters.clear()
-
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        """Move only where a device is named; the layers know their own."""
-        if device is not None and adapter_name in self.held and not _on_meta(self.held):
-            self.held[adapter_name].to(device)
-
-
-class NetworkLayer(AdapterPart):
-    """A linear layer adapted by networks."""
 
     attribute = "update"
 
+    def __init_subclass__(cls, *, prefix: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(prefix=prefix, **kwargs)
+        if prefix is not None:
+            cls.adapter_layer_names = (prefix + cls.attribute,)
+            cls.other_param_names = ()
+
     def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
         super().__init__()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
         self.base_layer = base_layer
         inner = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(inner, **quantization)
         self.out_features, self.in_features = _features(inner)
-        # What the cast of a merge took, by adapter; what merging makes of a quantised base, and
-        # that base itself while something is merged.
-        self.rounding: dict[str, Losses] = {}
+        # What the casts of merging took; what merging makes of a base that cannot take the update;
+        # whether another module has the same weight; and the base that a merged layer stands for.
+        self.rounding: list[Losses] = []
         self.merging = MergeInto()
+        self.tied = False
         self._set_aside: list[nn.Module] = []
+        object.__setattr__(self, "_store", None)
 
     def add_adapter(
         self,
         adapter_name: str,
         network: Declaration,
-        shared: SharedCores | None,
+        store: CoreStore | None,
         inference_mode: bool,
+        device: torch.device,
     ) -> None:
-        """Allocate an update on the base layer's device; the tuner sets its values."""
+        """Allocate an update on a device; the tuner sets its values.
+
+        `store` is where shared cores are, None for a declaration without.
+        """
         network.check_fits(self.out_features, self.in_features)
-        if isinstance(self.get_base_layer(), ResidualLinear):
+        base = self.get_base_layer()
+        if isinstance(base, ResidualLinear):
             raise ValueError(
                 "the base is Q(W - N(theta_0)) in 4 bits, for the one adapter that has theta_0; "
                 "load the model again for another"
             )
-        weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
-        self.held[adapter_name] = Update(
-            network, shared, device=weight.device, dtype=computing([weight])
-        )
+        shared = None
+        if store is not None:
+            object.__setattr__(self, "_store", store)
+            shared = store.cores(adapter_name)
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        update = Update(network, shared, device=device, dtype=computing([weight]))
+        self.held[adapter_name] = update.train(self.training)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters the active ones; they train unless in inference mode."""
+        super().set_adapter(adapter_names, inference_mode)
+        for name, shared in self._shared():
+            shared.requires_grad_(name in self.active_adapters and not inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Use the active adapters, or none."""
+        super().enable_adapters(enabled)
+        if not enabled:
+            for _, shared in self._shared():
+                shared.requires_grad_(False)
+
+    def set_requires_grad(
+        self, adapter_names: str | Sequence[str], requires_grad: bool = True
+    ) -> None:
+        """Train the values of some adapters, or freeze them."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name, shared in self._shared():
+            if name in names:
+                shared.requires_grad_(requires_grad)
+
+    def requires_grad_(self, requires_grad: bool = True) -> NetworkLayer:
+        """Train everything in the layer and what it shares, or freeze it."""
+        super().requires_grad_(requires_grad)
+        for _, shared in self._shared():
+            shared.requires_grad_(requires_grad)
+        return self
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, from all layers in turn as PEFT does; the first takes its store."""
+        store: Any = self._store
+        if store is not None and adapter_name in store.held:
+            del store.held[adapter_name]
+        super().delete_adapter(adapter_name)
+
+    def _shared(self) -> Iterator[tuple[str, SharedCores]]:
+        """The shared cores of every adapter that has some."""
+        for name, update in self.held.items():
+            if update.shared is not None:
+                yield name, update.shared  # type: ignore[misc]
 
     def update(self, adapter_name: str) -> Update:
         """The update of one adapter."""
@@ -141,11 +135,16 @@ class NetworkLayer(AdapterPart):
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
-        """Move an update; unlike PEFT's own layers, never cast it to the base layer's dtype."""
-        weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
-        target = weight.device if device is None else device
-        if target.type != "meta" and not _on_meta(self.update(adapter_name)):
-            self.update(adapter_name).to(target)
+        """Move an update; unlike PEFT's own layers, never cast it to the base layer's dtype.
+
+        Shared cores are moved where a device is named: other layers know other ones.
+        """
+        target = device_of(self.get_base_layer()) if device is None else device
+        update = self.update(adapter_name)
+        moved = [update] if device is None or update.shared is None else [update, update.shared]
+        for module in moved:
+            if target.type != "meta" and not _on_meta(module):
+                module.to(target)
 
     def oriented_base_weight(self) -> Tensor:
         """The dense base weight as (out_features, in_features)."""
@@ -194,10 +193,20 @@ class NetworkLayer(AdapterPart):
         active = [self.update(name) for name in self.active_adapters if name in self.held]
         return self.base_layer, active
 
+    @property
+    def replaces(self) -> bool:
+        """Whether merging sets the base layer aside, since its weight cannot take the update.
+
+        That is so for quantised weights, for weights that are computed from others (weight norm),
+        and for those that another module has too.
+        """
+        base = self._set_aside[0] if self._set_aside else self.get_base_layer()
+        return self.is_quantized or self.tied or not is_plain(base)
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add updates to the base weight: in float32, then cast to the weight's dtype.
 
-        A quantised base is set aside, and a layer as `merging` says takes its place.
+        A base layer that cannot take them is set aside, and another takes its place.
 
         Parameters
         ----------
@@ -213,79 +222,97 @@ class NetworkLayer(AdapterPart):
         ValueError
             With `safe_merge`, if the merged weight would not be finite.
         """
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.held:
-                self._add_to_base(name, 1, check=safe_merge)
-                self.merged_adapters.append(name)
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.held]
+        if names:
+            merged = self.merged_with(names, check=safe_merge)
+            if merged.layer is not None:
+                self._set_aside = self._set_aside or [self.base_layer]
+                self.base_layer = merged.layer
+            else:
+                self.set_base_weight(merged.weight)
+            self.rounding += merged.lost
+            self.merged_adapters += names
+
+    @torch.no_grad()
+    def merged_with(self, names: Sequence[str], *, check: bool = False) -> Merged:
+        """What merging more adapters makes of the base layer, which is left as it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`merge` does.
+        """
+        if not self.replaces:
+            weight = self.get_base_weight()
+            delta = self._sum_of(names, weight.device)
+            total = weight.to(computing([weight, delta])) + self._oriented(delta)
+            _check_finite(total, names, check)
+            merged = total.to(weight.dtype)
+            if merged.dtype == total.dtype:
+                return Merged(merged)
+            forms = {str(merged.dtype): merged}
+            return Merged(merged, lost=[losses(forms, total, self._oriented(delta))])
+        base = self._set_aside[0] if self._set_aside else self.get_base_layer()
+        dense = self.dense_of(base)
+        delta = self._sum_of(names, dense.device)
+        total = dense.to(computing([dense, delta])) + delta
+        if self.merged_adapters:
+            total += self._sum_of(self.merged_adapters, dense.device)
+        _check_finite(total, names, check)
+        into = self.merging if self.is_quantized else MergeInto(dense.dtype)
+        made = merged_layer(self, base, total, into)
+        forms = {str(into.dtype): total.to(into.dtype)}
+        if into.requantize:
+            forms["quantised"] = self.dense_of(made)
+        exact = not into.requantize and into.dtype == total.dtype
+        return Merged(total, made, [] if exact else [losses(forms, total, delta)])
 
     def unmerge(self) -> None:
-        """Subtract all merged updates from the base weight again."""
+        """Subtract all merged updates from the base weight, or put the base layer back."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        if self._set_aside:
-            weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
-            self.base_layer = self._set_aside.pop().to(weight.device)
-            self.merged_adapters.clear()
-            self.rounding.clear()
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            self._add_to_base(name, -1, check=False)
-            self.rounding.pop(name, None)
+        self.take_back(self.merged_adapters)
+
+    @torch.no_grad()
+    def take_back(self, names: Sequence[str]) -> None:
+        """Unmerge the adapters `names` only."""
+        left = [name for name in self.merged_adapters if name not in names]
+        if len(left) == len(self.merged_adapters):
+            return
+        self.rounding = []
+        if not self._set_aside:
+            weight = self.get_base_weight()
+            delta = self._oriented(self._sum_of(names, weight.device))
+            total = weight.to(computing([weight, delta])) - delta
+            self.set_base_weight(total.to(weight.dtype))
+            self.merged_adapters = left
+            return
+        device = device_of(self.get_base_layer())
+        self.base_layer = self._set_aside.pop().to(device)
+        self.merged_adapters = []
+        if left:
+            self.merge(adapter_names=left)
+
+    def _sum_of(self, names: Sequence[str], device: torch.device) -> Tensor:
+        """The dense updates of some adapters in one, (out_features, in_features)."""
+        first, *others = [self.update(name).delta().to(device) for name in names]
+        for delta in others:
+            first = first + delta
+        return first
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT can factorise the update: if it is one of the weight."""
         return adapter_name not in self.held or self.update(adapter_name).additive
 
-    @torch.no_grad()
-    def check_update(self, name: str) -> None:
-        """Raise ValueError if an update is not finite."""
-        if not torch.isfinite(self.update(name).delta()).all():
-            raise ValueError(f"adapter {name!r} holds nan or inf; nothing was merged")
-
-    @torch.no_grad()
-    def _add_to_base(self, name: str, sign: int, *, check: bool) -> None:
-        if self.is_quantized:
-            self._merge_quantized(name, check=check)
-            return
-        weight = self.get_base_weight()
-        delta = self.get_delta_weight(name).to(weight.device)
-        total = torch.add(weight.to(computing([weight, delta])), delta, alpha=sign)
-        if check:
-            _check_finite(total, name)
-        merged = total.to(weight.dtype)
-        self.set_base_weight(merged)
-        if merged.dtype != total.dtype and sign > 0:
-            self.rounding[name] = losses({str(merged.dtype): merged}, total, delta)
-
-    def _merge_quantized(self, name: str, *, check: bool) -> None:
-        """Put a layer with all merged updates and this one in the place of the quantised base."""
-        base = self._set_aside[0] if self._set_aside else self.get_base_layer()
-        dense = self.dense_of(base)
-        total = dense.to(computing([dense]), copy=True)
-        delta = self.update(name).delta().to(total.device)
-        for merged in self.merged_adapters:
-            total += self.update(merged).delta().to(total.device)
-        total += delta
-        if check:
-            _check_finite(total, name)
-        made = merged_layer(self, base, total, self.merging)
-        forms = {str(self.merging.dtype): total.to(self.merging.dtype)}
-        if self.merging.requantize:
-            forms["quantised"] = self.dense_of(made)
-        if self.merging.requantize or self.merging.dtype != total.dtype:
-            self.rounding[name] = losses(forms, total, delta)
-        self._set_aside = [base]
-        self.base_layer = made
-
     def _oriented(self, weight: Tensor) -> Tensor:
         return weight.mT if is_transposed(self.get_base_layer()) else weight
 
 
-def _check_finite(total: Tensor, name: str) -> None:
-    if not torch.isfinite(total).all():
+def _check_finite(total: Tensor, names: Sequence[str], check: bool) -> None:
+    if check and not torch.isfinite(total).all():
         raise ValueError(
-            f"merging adapter {name!r} would make the weight nan or inf; this layer was not "
-            "merged, and those before it can be unmerged"
+            f"merging {' and '.join(map(repr, names))} would make the weight nan or inf; nothing "
+            "was merged"
         )
 
 

@@ -16,7 +16,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
-from tnlib_adapters.plugin.layer import CoreStore, NetworkLayer
+from tnlib_adapters.plugin.layer import NetworkLayer
+from tnlib_adapters.plugin.store import CoreStore
 from tnlib_adapters.plugin.tuner import NetworkTuner
 
 OLDEST_PEFT = "0.21"
@@ -52,6 +53,7 @@ def register(name: str, config_class: type[Any]) -> None:
     else:
         PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config_class
         PEFT_TYPE_TO_TUNER_MAPPING[kind] = tuner
+    PEFT_TYPE_TO_CONFIG_MAPPING[saved_type(config_class)] = config_class  # type: ignore[index]
 
 
 def peft_type(name: str) -> PeftType:
@@ -68,6 +70,17 @@ def peft_type(name: str) -> PeftType:
         PeftType._value2member_map_[value] = member
         type.__setattr__(PeftType, value, member)
     return PeftType[value]
+
+
+def saved_type(config_class: type[Any]) -> str:
+    """What is saved as the type of a method.
+
+    Where the method is not known PEFT raises a KeyError of just that, so it says what to do. The
+    plain name is read too.
+    """
+    name: str = config_class.method.upper()
+    ours = config_class.__module__.startswith("tnlib_adapters.")
+    return f"{name} (import tnlib_adapters first)" if ours else name
 
 
 def _classes(name: str, config_class: type[Any]) -> type[NetworkTuner]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
@@ -25,22 +26,56 @@ Entries = Collection[str] | str | None
 def choose(config: NetworkConfig, model: nn.Module) -> None:
     """Set ``target_modules`` where none are named: the method's choice for the model.
 
+    Of a model with parts for several kinds of data it is the language model's layers, with a
+    warning that says so. Layers that cannot be adapted are left out.
+
     Raises
     ------
     ValueError
         If the method knows none for it.
     """
-    if config.target_modules is None:
-        kind = getattr(getattr(model, "config", None), "model_type", "")
-        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
-        named = usual if usual is None or isinstance(usual, str) else set(usual)
-        found = config.default_targets(find_sites(model), named)
-        if not found:
-            raise ValueError(
-                "target_modules is not given, and no default is known for this model; name the "
-                "linear layers to adapt, or say 'all-linear'"
-            )
-        config.target_modules = found  # type: ignore[assignment]
+    if config.target_modules is not None:
+        return
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    usual: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+    part = language_part(model)
+    sites = {name: site for name, site in find_sites(model).items() if name.startswith(part)}
+    if usual is not None and not isinstance(usual, str):
+        usual = {entry for entry in usual if any(report([entry], [*sites])[entry])}
+    found = config.default_targets(sites, usual)
+    if not found:
+        raise ValueError(
+            "target_modules is not given, and no default is known for this model; name the "
+            "linear layers to adapt, or say 'all-linear'"
+        )
+    if part and not isinstance(found, str):
+        names = "|".join(re.escape(entry) for entry in sorted(found))
+        found = rf"{re.escape(part)}(?:.*\.)?(?:{names})"
+        warnings.warn(
+            f"target_modules is not given: of this {type(model).__name__} the language model "
+            f"({part}*) is adapted only; name target_modules to adapt other parts",
+            stacklevel=6,
+        )
+    config.target_modules = found  # type: ignore[assignment]
+
+
+def language_part(model: nn.Module) -> str:
+    """What the names of the language model's layers begin with, in a model of several parts."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if text is None or text is config:
+        return ""
+    inner = (n for n, m in model.named_modules() if n and getattr(m, "config", None) is text)
+    return f"{found}." if (found := next(inner, "")) else ""
+
+
+def adapted_part(config: NetworkConfig, model: nn.Module) -> str:
+    """What the names of the adapted layers begin with, where all are in the language model."""
+    part = language_part(model)
+    if not part or config.target_modules == ALL_LINEAR:
+        return ""
+    names = [name for name in find_sites(model) if check_target_module_exists(config, name)]
+    return part if all(name.startswith(part) for name in names) else ""
 
 
 def resolved(config: NetworkConfig, model: nn.Module, heads: list[str]) -> NetworkConfig:
@@ -114,7 +149,33 @@ def check_saved(saved: Collection[str] | None, model: nn.Module) -> None:
                     )
 
 
-def overlooked(error: Exception, model: nn.Module, entries: Entries) -> str:
+def warn_left_out(left_out: Mapping[str, str]) -> None:
+    """Warn of layers that match and cannot be adapted: names, and the classes around them."""
+    if left_out:
+        some = ", ".join([*left_out][:3]) + (" and others" if len(left_out) > 3 else "")
+        warnings.warn(f"not adapted: {some}; {_uncalled(left_out)}", stacklevel=4)
+
+
+def check_left_out(entries: Entries, adapted: Sequence[str], left_out: Mapping[str, str]) -> None:
+    """Raise ValueError if an entry of ``target_modules`` matches no layer that can be adapted."""
+    named = {} if entries is None or entries == ALL_LINEAR else report(entries, [*left_out])
+    for entry, names in named.items():
+        if names and not report(entries, adapted)[entry]:
+            raise ValueError(
+                f"{names[0]} cannot be adapted: {_uncalled(left_out)}; leave {entry!r} out of "
+                "target_modules"
+            )
+
+
+def _uncalled(left_out: Mapping[str, str]) -> str:
+    around = " and ".join(sorted(set(left_out.values())))
+    return (
+        f"{around} uses the weight by itself, at least on some machines, without calling the "
+        "layer, so that an adapter there would not train"
+    )
+
+
+def overlooked(error: BaseException, model: nn.Module, entries: Entries) -> str:
     """What a user may have overlooked where nothing at all matched; empty for other errors."""
     # PEFT says the second where modules are trained in full beside (LoRETTA's norms).
     messages = ("not found in the base model", "No modules were targeted for adaptation")

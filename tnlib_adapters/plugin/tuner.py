@@ -8,42 +8,65 @@ with a progress bar where it takes long, and not at all for an adapter that is b
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.utils import get_quantization_kwargs
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from tnlib_adapters.fourbit.foreign import prevent_repacking
 from tnlib_adapters.fourbit.notes import described, difference
+from tnlib_adapters.linear_modules import check_output, original_modules
+from tnlib_adapters.offloaded import device_of
 from tnlib_adapters.plans import plans
 from tnlib_adapters.plugin import targets
-from tnlib_adapters.plugin.extras import restore_parts
-from tnlib_adapters.plugin.files import check_tensors
-from tnlib_adapters.plugin.layer import STORE, AdapterPart, CoreStore, NetworkLayer
+from tnlib_adapters.plugin.extras import narrow_norms, widen_norms
+from tnlib_adapters.plugin.files import (
+    OUTSIDE,
+    check_file,
+    check_loaded,
+    is_resized,
+    own_names,
+    plain_key,
+)
+from tnlib_adapters.plugin.injection import Before, initialise, refuse_second
+from tnlib_adapters.plugin.layer import NetworkLayer
 from tnlib_adapters.plugin.merge_tuner import Merging
 from tnlib_adapters.plugin.naming import naming
+from tnlib_adapters.plugin.store import STORE, AdapterPart, CoreStore
 from tnlib_adapters.sites import Site, find_sites
+from tnlib_adapters.uncalled import uncalled
 
 if TYPE_CHECKING:
     from tnlib_adapters.plugin.config import NetworkConfig
-
-# Weights to initialise from which a progress bar is shown.
-_LARGE = 50_000_000
 
 
 class NetworkTuner(Merging):
     """Injects a :class:`NetworkLayer` for every target. Subclasses name prefix and classes."""
 
-    tuner_layer_cls = AdapterPart
+    tuner_layer_cls = NetworkLayer
     layer_cls: type[NetworkLayer]
     store_cls: type[CoreStore]
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
+    def __init__(
+        self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        refuse_second(model, adapter_name)
+        # Of adapters whose file is not read yet: what the model was like without them.
+        self._loading: dict[str, Before] = {}
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+
     def inject_adapter(
-        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Create the layers and set the initial values of their cores, or change nothing.
 
@@ -51,30 +74,47 @@ class NetworkTuner(Merging):
         """
         config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
         entries = config.target_modules
-        trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        before = Before(model, config, [*self.targeted_module_names])
+        file_shapes, config.file_shapes = config.file_shapes, None  # type: ignore[misc]
         self._sites: dict[str, Site] | None = None
-        prevent_repacking(model)
-        targets.check_saved(config.modules_to_save, model)
+        self._unusable = uncalled(original_modules(model))
+        self._left_out: dict[str, str] = {}
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
-            if config.file_shapes and config.init_weights in ("saved", "random"):
-                check_tensors(config.file_shapes, model, adapter_name)
-            config.file_shapes = {}  # type: ignore[misc]
-            self._compare_bases(model, adapter_name)
-            self._initialise(model, adapter_name)
-        except Exception as error:
-            self._withdraw(model, adapter_name)
-            for parameter, requires_grad in trainable:
-                parameter.requires_grad_(requires_grad)
+            prevent_repacking(model)
+            targets.check_saved(config.modules_to_save, model)
+            if state_dict is not None:
+                names = {plain_key(name): value for name, value in state_dict.items()}
+                state_dict = names if self._names_layers(names) else None
+            super().inject_adapter(
+                model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
+            )
+            adapted = self._names(model, adapter_name)
+            targets.check_left_out(before.target_modules, adapted, self._left_out)
+            if autocast_adapter_dtype:
+                widen_norms(model, adapter_name)
+            if file_shapes and config.init_weights in ("saved", "random"):
+                check_file(file_shapes, model, adapter_name)
+            fresh = file_shapes is None or config.init_weights != "saved"
+            self._compare_bases(model, adapter_name, fresh=fresh)
+            if fresh:
+                initialise(self._layers(model, adapter_name), adapter_name, config)
+        except BaseException as error:
+            self._withdraw(model, adapter_name, before)
+            self.peft_config.pop(adapter_name, None)
+            if self._left_out and isinstance(error, ValueError):
+                targets.check_left_out(entries, [], self._left_out)
             hint = targets.overlooked(error, model, entries)
             if hint:
                 raise ValueError(f"{error}{hint}") from error
             raise
         finally:
             self._sites = None
+        if file_shapes is not None:
+            self._loading[adapter_name] = before
         if config.init_weights != "saved":
-            targets.warn(targets.report(entries, self._names(model, adapter_name)), model, entries)
+            targets.warn(targets.report(entries, adapted), model, entries)
             targets.warn_unsaved(config.modules_to_save, model)
+            targets.warn_left_out(self._left_out)
 
     def target_report(self, adapter_name: str = "default") -> dict[str, list[str]]:
         """Names of the modules that every entry of an adapter's ``target_modules`` matched."""
@@ -89,11 +129,48 @@ class NetworkTuner(Merging):
         """Print how the updates are applied, and why; see :func:`tnlib_adapters.plans`."""
         print(plans(self.model, tokens))
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse what PEFT's LoRA would do here: an adapter per row of a batch."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                f"adapter_names={kwargs['adapter_names']!r}: rows of one batch with different "
+                "adapters are not supported by this method; call the model once per adapter, after "
+                "model.set_adapter(name)"
+            )
+        yield
+
+    def _check_target_module_exists(  # type: ignore[override]
+        self, peft_config: NetworkConfig, key: str
+    ) -> Any:
+        """Leave out what matches and would not train, and what adapters have put into the model."""
+        if key == STORE or key.startswith(f"{STORE}."):
+            return False
+        matched = super()._check_target_module_exists(peft_config, key)
+        around = self._unusable.get(plain_key(key))
+        if around is None or not matched:
+            return matched
+        self._left_out[key] = around
+        return False
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Freeze the base model: neither layers nor the shared cores, which PEFT does not know."""
+        store: nn.Module | None = getattr(model, STORE, None)
+        cores = [] if store is None else [(core, core.requires_grad) for core in store.parameters()]
+        super()._mark_only_adapters_as_trainable(model)
+        for core, requires_grad in cores:
+            core.requires_grad_(requires_grad)
+
+    def _names_layers(self, state_dict: dict[str, Tensor]) -> bool:
+        """Whether the names of saved values tell the layers: not those of shared cores alone."""
+        return any(f".{self.prefix}" in name and f"{STORE}." not in name for name in state_dict)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Cores are made in float32; without autocast they take the base layer's dtype."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:
             return
+        narrow_norms(self.model, adapter_name)
         layers = [layer for _, layer in self._layers(self.model, adapter_name)]
         weights: list[Any] = [layer.get_base_layer().weight for layer in layers]
         floating = [weight.dtype for weight in weights if weight.dtype.is_floating_point]
@@ -133,7 +210,7 @@ class NetworkTuner(Merging):
         with naming(current_key):
             layer = target
             if not isinstance(target, self.layer_cls):
-                if isinstance(target, AdapterPart):
+                if isinstance(target, NetworkLayer):
                     raise ValueError(
                         f"is adapted by {type(target).__name__} already; a model takes adapters "
                         "of one method at a time"
@@ -141,65 +218,114 @@ class NetworkTuner(Merging):
                 layer = self.layer_cls(target, **get_quantization_kwargs(self.model))
                 layer.set_adapter(self.active_adapters)
             assert isinstance(layer, NetworkLayer)
+            if layer is not target:
+                check_output(target)
             if self._sites is None:
                 self._sites = find_sites(self.model)
-            site = self._sites.get(current_key)
+            site = self._sites.get(plain_key(current_key))
             network = peft_config.network(
                 site or Site(current_key, layer.out_features, layer.in_features)
             )
-            shared = None
-            if any(core.group for core in network.cores):
-                shared = self._store().cores(adapter_name)
-            layer.add_adapter(adapter_name, network, shared, peft_config.inference_mode)
+            if not hasattr(network, "cores"):
+                raise TypeError(
+                    f"{type(peft_config).__name__}.network must return a Network or another "
+                    f"declaration, got {network!r}"
+                )
+            store = self._store() if any(core.group for core in network.cores) else None
+            layer.add_adapter(
+                adapter_name, network, store, peft_config.inference_mode, self._device(layer)
+            )
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
-            self._replace_module(parent, target_name, layer, target)
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                # It computes with the weights of layers without hooks by itself.
+                layer.register_forward_hook(_nothing)
+            setattr(parent, target_name, layer)
+
+    def _device(self, layer: NetworkLayer) -> torch.device:
+        """Where a layer computes; PEFT takes off-loaded weights from their hooks while it loads."""
+        device = device_of(layer.get_base_layer())
+        places = getattr(self.model, "hf_device_map", None)
+        if device.type != "meta" or not places:
+            return device
+        used = [place for place in places.values() if place not in ("cpu", "disk")]
+        return torch.device(used[0] if used else "cpu")
 
     def _store(self) -> CoreStore:
         store: CoreStore | None = getattr(self.model, STORE, None)
         if store is None:
             store = self.store_cls()
-            store.set_adapter(self.active_adapters)
             setattr(self.model, STORE, store)
         return store
 
-    def _initialise(self, model: nn.Module, adapter_name: str) -> None:
-        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
-        if config.init_weights == "saved":
-            return
-        layers = self._layers(model, adapter_name)
-        work = sum(layer.out_features * layer.in_features for _, layer in layers)
-        shown = work >= _LARGE if config.progressbar is None else config.progressbar
-        for name, layer in tqdm(layers, desc="initialising cores", disable=not shown, unit="layer"):
-            update = layer.update(adapter_name)
-            cores = (*update.cores.values(), layer.get_base_layer().weight)
-            if not any(core.device.type == "meta" for core in cores):
-                weight: Tensor | None = None
-                with naming(name), torch.no_grad():
-                    if config.uses_weight:
-                        weight = layer.oriented_base_weight().detach()
-                    update.start(config.initial_cores(update.network, weight))
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """What is saved of an adapter: what PEFT finds in layers, and the shared cores.
+
+        PEFT would go on to save the base weight of an output layer that is adapted; it is left out
+        of `state_dict` unless the vocabulary was resized.
+        """
+        found: dict[str, Tensor] = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        own = own_names(model, adapter_name)
+        found |= {name: value for name, value in state_dict.items() if name in own}
+        if not is_resized(model, config):
+            bases = tuple(
+                f"{name}.base_layer."
+                for name, module in model.named_modules()
+                if isinstance(module, NetworkLayer)
+            )
+            for name in [name for name in state_dict if name.startswith(bases)]:
+                del state_dict[name]
+        return found
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """The name in a file: without the adapter, and as in a model that is not compiled."""
+        name: str = super()._remove_adapter_name_from_key(key, adapter_name)
+        return name.replace("_orig_mod.", "")
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Translate a file's names; refuse cores that are not this adapter's."""
-        cores = {k: tuple(v.shape) for k, v in state_dict.items() if f".{cls.prefix}" in k}
-        check_tensors(cores, model, adapter_name, cores_only=True)
-        mapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
+        """Translate a file's names; refuse values that are not this adapter's.
+
+        An adapter that was built for this file is taken out again where they are refused.
+        """
+        state_dict = {name.replace("_orig_mod.", ""): value for name, value in state_dict.items()}
+        places: dict[str, str] = {}
+        for name in own_names(model, adapter_name):
+            saved = cls._remove_adapter_name_from_key(name, adapter_name)
+            places |= {saved: name, OUTSIDE + saved: name}
+        mapped = {places.get(name, name): value for name, value in state_dict.items()}
+        tuner = getattr(model, "base_model", None)
+        before = tuner._loading.pop(adapter_name, None) if isinstance(tuner, cls) else None
+        try:
+            check_loaded(mapped, model, adapter_name)
+        except ValueError:
+            if isinstance(tuner, cls) and before is not None:
+                tuner._withdraw(tuner.model, adapter_name, before)
+                tuner.peft_config.pop(adapter_name, None)
+            raise
         return mapped
 
-    def _compare_bases(self, model: nn.Module, adapter_name: str) -> None:
+    def _compare_bases(self, model: nn.Module, adapter_name: str, *, fresh: bool) -> None:
         """Note how the base is in 4 bits, or say what differs from the one of a saved adapter."""
         config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
         layers = self._layers(model, adapter_name)
         bases = [described(layer.get_base_layer()) for _, layer in layers]
         base = next((found for found in bases if found is not None), None)
-        if config.init_weights != "saved":
+        if fresh:
             for name, layer in layers:
                 network = layer.update(adapter_name).network
                 if base is not None and getattr(network, "residual", False):
@@ -210,23 +336,14 @@ class NetworkTuner(Merging):
                         "or leave residual out: the update is then added to the 4-bit base as is"
                     )
             config.base_quantization = base
-        elif config.base_quantization is not None:
-            text = difference(config.base_quantization, base)
-            if text:
-                warnings.warn(text, stacklevel=3)
+        elif text := difference(config.base_quantization, base):
+            warnings.warn(text, stacklevel=3)
 
-    def _withdraw(self, model: nn.Module, adapter_name: str) -> None:
-        """Remove what an injection that failed has left in the model."""
-        for name, part in list(model.named_modules()):
-            if not isinstance(part, AdapterPart):
-                continue
-            if adapter_name in part.held:
-                del part.held[adapter_name]
-            if not part.held:
-                parent, _, child = name.rpartition(".")
-                if isinstance(part, NetworkLayer):
-                    setattr(model.get_submodule(parent), child, part.base_layer)
-                else:
-                    delattr(model.get_submodule(parent), child)
-        restore_parts(model, adapter_name)
-        self.peft_config.pop(adapter_name, None)
+    def _withdraw(self, model: nn.Module, adapter_name: str, before: Before) -> None:
+        """Make the model what it was before an adapter was injected."""
+        before.restore(model, adapter_name)
+        self.targeted_module_names = before.targeted
+
+
+def _nothing(*_: Any) -> None:
+    """A hook."""

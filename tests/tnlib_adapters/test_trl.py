@@ -1,0 +1,69 @@
+"""TRL's preference training starts at ln 2: its reference model is a copy of the loaded adapter."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import peft
+import pytest
+import transformers as hf
+
+from tests.tnlib_adapters.methods import METHODS
+from tests.tnlib_adapters.models import VOCABULARY, make, train
+
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+tokenizers = pytest.importorskip("tokenizers")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+def tokenizer():
+    """Words w0, w1, ... and the signs that a chat needs."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
+    words |= {f"w{k}": k for k in range(4, VOCABULARY)}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_step_of_dpo_starts_at_ln_2(method, tmp_path, monkeypatch):
+    # Of the cache of data sets, which cannot name every function; there is nothing to be cached.
+    names = itertools.count()
+    hasher = datasets.fingerprint.Hasher
+    monkeypatch.setattr(hasher, "hash", classmethod(lambda kind, value: f"{next(names):016x}"))
+    extra = {"train_norms": False} if method in ("rep", "adp") else {}
+    config = METHODS[method](target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **extra)
+    model = peft.get_peft_model(make("llama"), config)
+    train(model)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(make("llama"), tmp_path / "adapter", is_trainable=True)
+    rows = [
+        {"prompt": f"w{k} w{k + 1}", "chosen": f" w{k + 2} w{k + 3}", "rejected": f" w{k + 4} w5"}
+        for k in range(4, 12)
+    ]
+    options = trl.DPOConfig(
+        output_dir=str(tmp_path / "run"),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
+    trainer = trl.DPOTrainer(
+        model=loaded,
+        args=options,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer(),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)
+    assert losses[-1] < losses[0]
