@@ -84,14 +84,21 @@ def _stoppable() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise _Terminated
 
-    if threading.current_thread() is not threading.main_thread():
+    with _on((signal.SIGTERM,), stop):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+
+
+@contextmanager
+def _on(numbers: Sequence[signal.Signals], handler: Callable[..., None]) -> Iterator[None]:
+    """Handle signals, but for those that the process was told to ignore, as in the background."""
+    main = threading.current_thread() is threading.main_thread()
+    caught = [n for n in numbers if main and signal.getsignal(n) is not signal.SIG_IGN]
+    before = [signal.signal(number, handler) for number in caught]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in zip(caught, before, strict=True):
+            signal.signal(number, earlier)
 
 
 def _imported(module: str, function: str) -> Callable[[argparse.Namespace], str]:
@@ -105,21 +112,10 @@ def _imported(module: str, function: str) -> Callable[[argparse.Namespace], str]
         os.write(2, b"stopped\n")
         os._exit(128 + number)
 
-    # A process in the background may have been told to ignore Ctrl-C.
-    caught = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if threading.current_thread() is threading.main_thread()
-        and signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = [signal.signal(number, leave) for number in caught]
-    try:
+    with _on((signal.SIGINT, signal.SIGTERM), leave):
         found: Callable[[argparse.Namespace], str] = getattr(
             importlib.import_module(module), function
         )
-    finally:
-        for number, handler in zip(caught, before, strict=True):
-            signal.signal(number, handler)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,6 @@ class Before:
             if isinstance(module, NetworkLayer)
         }
         self.known = "peft_config" in vars(model)
-
-    @property
-    def target_modules(self) -> Any:
-        """The entries as the user gave them."""
-        return self.fields["target_modules"]
 
     def restore(self, model: nn.Module, adapter_name: str) -> None:
         """Take the adapter out of the model, and put everything back as it was."""

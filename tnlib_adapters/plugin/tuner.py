@@ -89,7 +89,7 @@ class NetworkTuner(Merging):
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
             )
             adapted = self._names(model, adapter_name)
-            targets.check_left_out(before.target_modules, adapted, self._left_out)
+            targets.check_left_out(entries, adapted, self._left_out)
             if autocast_adapter_dtype:
                 widen_norms(model, adapter_name)
             if file_shapes and config.init_weights in ("saved", "random"):
