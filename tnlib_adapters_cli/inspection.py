@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tnlib._disk import read_json
 from tnlib._safetensors import Entry, read_header
 from tnlib._table import aligned
 from tnlib_adapters_cli.sizes import size
@@ -107,13 +108,8 @@ def run(options: argparse.Namespace) -> str:
 
 def _configuration(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG}; name the folder that has it")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+    config = read_json(path)
+    if not isinstance(config.get("peft_type"), str):
         raise ValueError(f"{path} names no peft_type; it is not the configuration of an adapter")
     return config
 

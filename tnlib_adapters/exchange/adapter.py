@@ -13,8 +13,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from tnlib._disk import read_json
 from tnlib_adapters.exchange.candidates import candidates
-from tnlib_adapters.exchange.folder import read_json
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
 from tnlib_adapters.plugin.layer import NetworkLayer

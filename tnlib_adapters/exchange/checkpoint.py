@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tnlib_adapters.exchange.folder import read_json
+from tnlib._disk import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import socket
@@ -12,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 def check_free(output: str | Path) -> Path:
@@ -31,27 +29,6 @@ def check_free(output: str | Path) -> Path:
     elif path.exists():
         raise FileExistsError(f"{path} is a file; name a new folder")
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The fields of a JSON file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there.
-    ValueError
-        If it is not JSON, or holds no fields.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}; name the folder that has it")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds no fields but a {type(fields).__name__}")
-    return fields
 
 
 @contextmanager

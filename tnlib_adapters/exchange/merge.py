@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from tnlib._disk import read_json
 from tnlib_adapters.exchange.adapter import Adapter, adapter_of
 from tnlib_adapters.exchange.checkpoint import (
     FLOATING,
@@ -22,7 +23,7 @@ from tnlib_adapters.exchange.checkpoint import (
     read_checkpoint,
     rewrite,
 )
-from tnlib_adapters.exchange.folder import check_free, read_json, whole
+from tnlib_adapters.exchange.folder import check_free, whole
 from tnlib_adapters.exchange.merge_plan import MergePlan
 from tnlib_adapters.plugin.merging import share
 

@@ -18,7 +18,7 @@ import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
-from tnlib_adapters.exchange.folder import read_json
+from tnlib._disk import read_json
 from tnlib_adapters.lora import MORE_THAN_TWO_FACTORS
 from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
 
