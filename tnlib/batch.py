@@ -12,6 +12,7 @@ from typing import Any
 
 from tnlib import _array, _batch_sweep, _checks, _operands
 from tnlib._arithmetic import own_arithmetic
+from tnlib._keywords import keywords_named
 from tnlib._types import RNG, ArrayT, DType, Method
 from tnlib.mpo import MPO, mpo_decompose, operator
 from tnlib.shapes import matrix_modes
@@ -21,6 +22,7 @@ _SMALL = 1 << 14
 
 
 @own_arithmetic()
+@keywords_named
 def mpo_decompose_batch(
     Ws: ArrayT | Sequence[ArrayT],
     ranks: int | Sequence[int] | None = None,

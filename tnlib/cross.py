@@ -20,6 +20,7 @@ from tnlib import _array, _checks, _entries, _pivots, gauge
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._format import ErrorKind
+from tnlib._keywords import keywords_named
 from tnlib._pivots import Pivots
 from tnlib._prepare import Prepared, budget
 from tnlib._sampling import Exhausted, Sampled, Vector, random_indices
@@ -67,6 +68,7 @@ def tt_cross(
     like: ArrayT,
 ) -> TT[ArrayT]: ...
 @own_arithmetic()
+@keywords_named
 def tt_cross(
     function: Callable[[Any], Array],
     shape: Sequence[int],

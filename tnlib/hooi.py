@@ -18,6 +18,7 @@ from array_api_compat import array_namespace
 from tnlib import _array, _checks, _completion, _operands
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
+from tnlib._keywords import keywords_named
 from tnlib._prepare import prepare, verify
 from tnlib._tucker_start import Beginning, feasible
 from tnlib._types import RNG, ArrayT, DType, Method, Start
@@ -29,6 +30,7 @@ from tnlib.tucker import Tucker, multiplied, relative_error, rounded, zero_tucke
 
 
 @own_arithmetic()
+@keywords_named
 def tucker_hooi(
     X: ArrayT,
     ranks: int | Sequence[int] | None = None,

@@ -19,6 +19,7 @@ from array_api_compat import array_namespace
 from tnlib import _array, _checks, _operands, lowrank
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
+from tnlib._keywords import keywords_named
 from tnlib._prepare import allowance, binds, budget, prepare, verify, within
 from tnlib._types import RNG, ArrayT, DType, Method
 from tnlib.choice.budget import checked, mode_ranks
@@ -31,6 +32,7 @@ _EXHAUSTIVE = 6
 
 
 @own_arithmetic()
+@keywords_named
 def tucker_hosvd(
     X: ArrayT,
     ranks: int | Sequence[int] | None = None,

@@ -32,6 +32,7 @@ from tnlib import (
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._chain import Chain
+from tnlib._keywords import keywords_named
 from tnlib._types import RNG, ArrayT, DType, Indices, Method
 from tnlib.contraction import Plan, plan_contraction
 from tnlib.tt import TT
@@ -459,6 +460,7 @@ class MPO(Chain[ArrayT]):
 
 
 @own_arithmetic()
+@keywords_named
 def mpo_decompose(
     W: ArrayT,
     ranks: int | Sequence[int] | None = None,

@@ -17,6 +17,7 @@ from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._basis import orthogonal_factors
 from tnlib._chain import Chain
+from tnlib._keywords import keywords_named
 from tnlib._prepare import binds, budget
 from tnlib._types import RNG
 
@@ -24,6 +25,7 @@ C = TypeVar("C", bound="Chain[Any]")
 
 
 @own_arithmetic()
+@keywords_named
 def tt_permute(
     tt: C,
     axes: Sequence[int],

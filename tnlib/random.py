@@ -10,6 +10,7 @@ import numpy as np
 from tnlib import _array, _checks
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
+from tnlib._keywords import keywords_named
 from tnlib._types import RNG, AnyArray, ArrayT, DType, NumPyArray
 from tnlib.mpo import MPO, unmerged
 from tnlib.shapes import paired_modes
@@ -35,6 +36,7 @@ def tt_random(
     like: ArrayT,
 ) -> TT[ArrayT]: ...
 @own_arithmetic()
+@keywords_named
 def tt_random(
     shape: Sequence[int],
     ranks: int | Sequence[int],
@@ -102,6 +104,7 @@ def mpo_random(
     like: ArrayT,
 ) -> MPO[ArrayT]: ...
 @own_arithmetic()
+@keywords_named
 def mpo_random(
     row_dims: Sequence[int],
     col_dims: Sequence[int],

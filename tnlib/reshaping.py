@@ -20,6 +20,7 @@ from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._chain import Chain
 from tnlib._format import ErrorKind
+from tnlib._keywords import keywords_named
 from tnlib._prepare import allowance, binds, budget, within
 from tnlib._types import RNG
 from tnlib.mpo import MPO
@@ -29,6 +30,7 @@ Mode = tuple[int, ...]
 
 
 @own_arithmetic()
+@keywords_named
 def tt_reshape(
     tt: C,
     shape: Any,

@@ -19,6 +19,7 @@ from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._basis import NOISE
 from tnlib._chain import Chain
+from tnlib._keywords import keywords_named
 from tnlib._prepare import Prepared, binds, budget, verify, within
 from tnlib._sweep import split_all, zero_train
 from tnlib._types import RNG, DType, Method
@@ -34,6 +35,7 @@ _RESOLVED = 1e3
 
 
 @own_arithmetic()
+@keywords_named
 def tt_round(
     tt: C,
     ranks: int | Sequence[int] | None = None,

@@ -11,6 +11,7 @@ from tnlib import _array, _checks, _entries, _indices, _operands, _sweep, _train
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
 from tnlib._chain import Chain
+from tnlib._keywords import keywords_named
 from tnlib._types import RNG, ArrayT, DType, Indices, Method
 
 _MOST_AXES = 64
@@ -207,6 +208,7 @@ class TT(Chain[ArrayT]):
 
 
 @own_arithmetic()
+@keywords_named
 def tt_svd(
     X: ArrayT,
     ranks: int | Sequence[int] | None = None,

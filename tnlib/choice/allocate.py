@@ -11,6 +11,7 @@ import numpy as np
 
 from tnlib import _array, _checks
 from tnlib._arithmetic import own_arithmetic
+from tnlib._keywords import keywords_named
 from tnlib._prepare import prepare
 from tnlib._progress import bar
 from tnlib._table import aligned
@@ -106,6 +107,7 @@ def allocate_ranks(
     rng: RNG = ...,
 ) -> Allocation[int]: ...
 @own_arithmetic()
+@keywords_named
 def allocate_ranks(
     arrays: Mapping[Any, AnyArray] | Sequence[AnyArray],
     max_params: int,

@@ -16,6 +16,7 @@ from typing import Literal, overload
 from tnlib import _checks, _operands
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
+from tnlib._keywords import keywords_named
 from tnlib._progress import bar
 from tnlib._table import aligned
 from tnlib._types import RNG, AnyArray
@@ -131,6 +132,7 @@ class DimsSuggestions:
 
 
 @own_arithmetic()
+@keywords_named
 def suggest_dims(
     W: AnyArray,
     *,

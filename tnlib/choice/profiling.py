@@ -10,6 +10,7 @@ import numpy as np
 
 from tnlib import _array, _checks
 from tnlib._arithmetic import own_arithmetic
+from tnlib._keywords import keywords_named
 from tnlib._prepare import prepare
 from tnlib._types import RNG, AnyArray
 from tnlib.choice.budget import checked
@@ -21,6 +22,7 @@ from tnlib.choice.spectra import Spectra
 
 
 @own_arithmetic()
+@keywords_named
 def rank_profile(
     W: AnyArray,
     ranks: Sequence[int | Sequence[int]] | None = None,

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 from tnlib import _array, _checks
 from tnlib._array import Array
+from tnlib._keywords import keywords_named
 from tnlib._types import ArrayT, Scalar
 from tnlib.contraction import slicing
 from tnlib.contraction.arguments import (
@@ -35,6 +36,7 @@ from tnlib.contraction.ways import Way, Ways
 _RANKED = 8
 
 
+@keywords_named
 def plan_contraction(
     equation: str | Operand,
     *operands: Operand,

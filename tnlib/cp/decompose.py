@@ -13,6 +13,7 @@ from tnlib import _array, _checks, _operands
 from tnlib import _completion as completion
 from tnlib._arithmetic import own_arithmetic
 from tnlib._array import Array
+from tnlib._keywords import keywords_named
 from tnlib._prepare import Prepared, is_moderate, prepare
 from tnlib._types import RNG, ArrayT, DType, Start
 from tnlib.cp.als import Terms
@@ -29,6 +30,7 @@ _LARGE, _WORTHWHILE = 1 << 12, 8
 
 
 @own_arithmetic()
+@keywords_named
 def cp_als(
     X: ArrayT,
     rank: int | None = None,
@@ -149,6 +151,7 @@ def cp_als(
 
 
 @own_arithmetic()
+@keywords_named
 def cp_als_batch(
     tensors: ArrayT | Sequence[ArrayT],
     rank: int,

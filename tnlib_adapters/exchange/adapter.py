@@ -9,12 +9,12 @@ from typing import Any
 
 import peft
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
-from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from tnlib._disk import read_json
 from tnlib_adapters.exchange.candidates import candidates
+from tnlib_adapters.linear_modules import original_modules
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.plugin.files import OUTSIDE, shapes_in
 from tnlib_adapters.plugin.layer import NetworkLayer
@@ -202,19 +202,10 @@ def _ours(config: object, where: str) -> NetworkConfig:
 def _module_names(model: nn.Module) -> Iterator[str]:
     """Names as they are without adapters, which put modules between."""
     inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
+    for name, module in original_modules(model):
         if not name or (inside and name.startswith(inside)):
             continue
-        if isinstance(module, AuxiliaryTrainingWrapper):
+        if isinstance(module, AdapterPart):
             inside = (*inside, f"{name}.")
+        if isinstance(module, NetworkLayer) or not isinstance(module, AdapterPart):
             yield name
-            for child, _ in module.original_module.named_modules():
-                if child:
-                    yield f"{name}.{child}"
-        elif isinstance(module, NetworkLayer):
-            inside = (*inside, f"{name}.")
-            yield name
-        elif not isinstance(module, AdapterPart):
-            yield name
-        else:
-            inside = (*inside, f"{name}.")

@@ -10,6 +10,8 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from tnlib_adapters.linear_modules import original_modules
+
 
 def norm_names(model: nn.Module, part: str = "") -> list[str]:
     """Names of all normalisation layers with weights, as short as they single them out.
@@ -23,13 +25,7 @@ def norm_names(model: nn.Module, part: str = "") -> list[str]:
     """
     norms: list[str] = []
     others: list[str] = []
-    wrapped: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if wrapped and name.startswith(wrapped):
-            continue
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            wrapped = (*wrapped, name + ".")
-            module = module.original_module
+    for name, module in original_modules(model):
         wanted = name.startswith(part) and _is_norm(module)
         (norms if wanted else others).append(name)
     if not norms:

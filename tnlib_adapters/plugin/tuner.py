@@ -278,13 +278,11 @@ class NetworkTuner(Merging):
         )
         own = own_names(model, adapter_name)
         found |= {name: value for name, value in state_dict.items() if name in own}
-        if not is_resized(model, config):
-            bases = tuple(
-                f"{name}.base_layer."
-                for name, module in model.named_modules()
-                if isinstance(module, NetworkLayer)
-            )
-            for name in [name for name in state_dict if name.startswith(bases)]:
+        outputs: Any = getattr(model, "get_output_embeddings", None)
+        head = None if outputs is None else outputs()
+        if isinstance(head, NetworkLayer) and not is_resized(model, config):
+            place = next(name for name, module in model.named_modules() if module is head)
+            for name in [n for n in state_dict if n.startswith(f"{place}.base_layer.")]:
                 del state_dict[name]
         return found
 
