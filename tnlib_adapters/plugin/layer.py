@@ -311,8 +311,8 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
 def _check_finite(total: Tensor, names: Sequence[str], check: bool) -> None:
     if check and not torch.isfinite(total).all():
         raise ValueError(
-            f"merging {' and '.join(map(repr, names))} would make the weight nan or inf; nothing "
-            "was merged"
+            f"NaNs detected in the merged weights. The adapter {' or '.join(names)} seems to be "
+            "broken: its sum with the base weight is not finite; nothing was merged"
         )
 
 
