@@ -126,7 +126,7 @@ def test_a_weight_with_nan_is_refused_by_name_and_the_model_is_left_as_it_was():
     layer = model.bert.encoder.layer[1].attention.self.query
     with torch.no_grad():
         layer.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"layer.1.attention.self.query.*NaNs detected in the merged weights"):
+    with pytest.raises(ValueError, match=r"layer.1.attention.self.query.*nan or inf"):
         peft.get_peft_model(model, config("bert"))
     assert type(model.bert.encoder.layer[0].attention.self.query) is torch.nn.Linear
     assert all(parameter.requires_grad for parameter in model.parameters())
