@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
 from torch.nn.modules import module as modules
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from tnlib_adapters.fourbit.layer import packed_weight
-from tnlib_adapters.linear_modules import is_transposed
+from tnlib_adapters.linear_modules import is_transposed, without_values
 from tnlib_adapters.rebuilt import Fixed
 from tnlib_adapters.residual import ResidualLinear
 
@@ -77,9 +84,52 @@ def dense_weight(base: nn.Module) -> Tensor:
     packed = base.weights if isinstance(base, ResidualLinear) else packed_weight(base)
     if packed is not None:
         return packed.dequantize(torch.float32)
+    weight = _computed_weight(base)
+    if weight is not None:
+        return weight.mT if is_transposed(base) else weight
     weight = base_weight(base)
     wrapped = type(weight) not in (nn.Parameter, Tensor) and not hasattr(weight, "full_tensor")
     return weight.dequantize() if wrapped else weight
+
+
+def _computed_weight(base: nn.Module) -> Tensor | None:
+    """The weight that hooks of torch's older style compute before a call; None without such.
+
+    What lies in ``weight`` is that of the last call, and the values it is made of may be others.
+    """
+    for hook in base._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            return hook.compute_weight(base)  # type: ignore[no-any-return]
+        if isinstance(hook, SpectralNorm) and hook.name == "weight":
+            return hook.compute_weight(base, do_power_iteration=False)
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
+            return hook.apply_mask(base)  # type: ignore[no-untyped-call,no-any-return]
+    return None
+
+
+def only_multiplies(base: nn.Module) -> bool:
+    """Whether a dense layer gives the product with its weight, plus the bias, and nothing else.
+
+    Of layers with hooks, and of classes with a forward pass of their own, a copy is tried.
+    """
+    known = type(base).forward is nn.Linear.forward or is_transposed(base)
+    if known and not has_hooks(base):
+        return True
+    weight = dense_weight(base).detach()
+    generator = torch.Generator(weight.device).manual_seed(0)
+    x = torch.randn(2, weight.shape[1], generator=generator, device=weight.device).to(weight.dtype)
+    bias: Any = getattr(base, "bias", None)
+    values = {**dict(base.named_parameters()), **dict(base.named_buffers())}
+    copies = {name: value.detach().clone() for name, value in values.items()}
+    expected = functional.linear(x, weight, bias)
+    try:
+        with torch.no_grad():
+            found = functional_call(without_values(base).eval(), copies, (x,))
+    except Exception:  # whatever a foreign layer raises here, it may not elsewhere
+        return True
+    error = torch.linalg.norm((found - expected).float())
+    # Roundoff is far below, anything else far above.
+    return bool(error <= torch.finfo(weight.dtype).eps ** 0.5 * torch.linalg.norm(expected.float()))
 
 
 def has_hooks(base: nn.Module) -> bool:

@@ -75,10 +75,21 @@ _WORDS = {
 }
 
 
+# Fields of PEFT's LoRA that have no counterpart, whatever the names are like.
+_NOT_THERE = frozenset(
+    (
+        *("alpha_pattern", "ensure_weight_tying", "fan_in_fan_out", "loftq_config", "lora_bias"),
+        *("megatron_config", "rank_pattern", "target_parameters", "trainable_token_indices"),
+        *("use_dora", "use_rslora"),
+    )
+)
+
+
 def unknown_field(owner: str, name: str, known: Sequence[str]) -> str:
     """What to say of a field that a configuration does not have."""
-    word = _WORDS.get(name)
-    near = [word] if word in known else difflib.get_close_matches(name, known, 1)
+    near = [word for word in [_WORDS.get(name, "")] if word in known]
+    if not near and name not in _NOT_THERE:
+        near = difflib.get_close_matches(name, known, 1)
     advice = f"; it is called {near[0]} here" if near else "; it has none like it"
     return f"{owner} got an unexpected keyword argument {name!r}{advice}"
 

@@ -14,12 +14,11 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from tnlib._table import aligned
-from tnlib_adapters.linear_modules import original_modules
 from tnlib_adapters.lora import declared
 from tnlib_adapters.plugin import targets
 from tnlib_adapters.plugin.config import NetworkConfig
 from tnlib_adapters.sites import find_sites
-from tnlib_adapters.uncalled import uncalled
+from tnlib_adapters.uncalled import unusable
 
 # Heads that PEFT trains in full for a task.
 _HEADS = {
@@ -171,10 +170,10 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
     entries, saved = config.target_modules, config.modules_to_save
     config = targets.resolved(config, model, [*heads])
     sites = find_sites(model)
-    unusable = uncalled(original_modules(model))
+    reasons = unusable(model)
     matched = [n for n, _ in model.named_modules() if n and check_target_module_exists(config, n)]
     names = [name for name in matched if name in sites]
-    left_out = {name: unusable[name] for name in matched if name in unusable}
+    left_out = {name: reasons[name] for name in matched if name in reasons}
     if len(names) + len(left_out) < len(matched):
         other = next(name for name in matched if name not in sites and name not in left_out)
         kind = type(model.get_submodule(other)).__name__

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-
-from tnlib_adapters.uncalled import uncalled
-
-
-def linear_layers(model: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Names and (output, input) widths of all linear layers that can be adapted.
-
-    Adapted ones are looked through; those whose weight is used without calling them are left out.
-    """
-    modules = list(original_modules(model))
-    unused = uncalled(modules)
-    inner: tuple[str, ...] = ()
-    for name, module in modules:
-        if name in unused or (inner and name.startswith(inner)):
-            continue
-        widths = features(module)
-        if widths is not None:
-            inner = inner if _inside(module) is None else (*inner, name + ".")
-            yield name, widths
 
 
 def original_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -54,8 +37,8 @@ def _original(module: nn.Module) -> nn.Module | None:
 def check_output(layer: nn.Module) -> None:
     """Raise TypeError if a layer that is called linear does something else with activations.
 
-    Layers of torch and transformers are known, and quantised ones cannot be tried everywhere; any
-    other is given one row of zeros. What fails on this machine is believed.
+    Layers of torch and transformers are known, and quantised ones cannot be tried everywhere; of
+    any other a copy without values is given one row. What fails there is believed.
     """
     known = type(layer) is nn.Linear or is_transposed(layer)
     weight = getattr(layer, "weight", None)
@@ -63,10 +46,10 @@ def check_output(layer: nn.Module) -> None:
     if known or hooked or not isinstance(weight, Tensor) or not weight.is_floating_point():
         return
     widths = features(layer) or (0, 0)
-    row = torch.zeros(1, widths[1], dtype=weight.dtype, device=weight.device)
+    row = torch.zeros(1, widths[1], dtype=weight.dtype, device="meta")
     try:
         with torch.no_grad():
-            result = layer.forward(row)
+            result = without_values(layer).forward(row)
     except Exception:  # whatever a foreign layer raises here, it may not elsewhere
         return
     if not isinstance(result, Tensor) or tuple(result.shape) != (1, widths[0]):
@@ -77,9 +60,31 @@ def check_output(layer: nn.Module) -> None:
         )
 
 
+def without_values(module: nn.Module) -> nn.Module:
+    """A copy of a module on the meta device, without hooks; the module's values are not copied."""
+    # What accelerate keeps off-loaded is in its hooks.
+    memo: dict[int, Any] = {}
+    for inner in module.modules():
+        hook = inner.__dict__.get("_hf_hook")
+        memo[id(hook)] = hook
+        for name, value in (*inner._parameters.items(), *inner._buffers.items()):
+            if value is not None:
+                empty: Tensor = torch.empty_like(value, device="meta")
+                memo[id(value)] = nn.Parameter(empty, False) if name in inner._parameters else empty
+        for value in inner.__dict__.values():
+            if isinstance(value, Tensor):  # what hooks compute before a call
+                memo[id(value)] = torch.empty_like(value, device="meta", requires_grad=False)
+    made = copy.deepcopy(module, memo)
+    for inner in made.modules():
+        inner.__dict__.pop("_hf_hook", None)
+        if "_old_forward" in inner.__dict__:
+            del inner.__dict__["_old_forward"], inner.__dict__["forward"]
+    return made
+
+
 def features(module: nn.Module) -> tuple[int, int] | None:
     """Output and input width of a linear layer, plain, transposed, quantised or adapted."""
-    inside = _inside(module)
+    inside = inner_layer(module)
     if inside is not None:
         return features(inside)
     if is_transposed(module):
@@ -93,7 +98,7 @@ def features(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _inside(module: nn.Module) -> nn.Module | None:
+def inner_layer(module: nn.Module) -> nn.Module | None:
     """The layer inside an adapted one, of PEFT's or in plain torch."""
     name = "base" if type(module).__name__ == "NetworkLinear" else "base_layer"
     inner: nn.Module | None = getattr(module, name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -74,6 +75,11 @@ class SharedCores(nn.Module):
         return [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]
 
 
+def empty(shape: Sequence[int], device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
+    """A core whose values are still to come: nan, so that one whose values never come is known."""
+    return torch.full(tuple(shape), math.nan, device=device, dtype=dtype)
+
+
 def hold(
     module: nn.Module,
     core: Core,
@@ -81,8 +87,8 @@ def hold(
     device: torch.device | None,
     dtype: torch.dtype,
 ) -> None:
-    """Give a module a core of zeros: a parameter, or a persistent buffer if it is frozen."""
-    value = torch.zeros(tuple(shape), device=device, dtype=dtype)
+    """Give a module a core without values: a parameter, or a persistent buffer if it is frozen."""
+    value = empty(shape, device, dtype)
     if core.frozen:
         module.register_buffer(core.key, value)
     else:

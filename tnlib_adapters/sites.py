@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from tnlib_adapters.linear_modules import linear_layers, original_modules
+from tnlib_adapters.linear_modules import original_modules
+from tnlib_adapters.uncalled import linear_layers
 
 Kind = str | tuple[bool | int, ...]
 ROLES = ("q", "k", "v", "o")

@@ -1,31 +1,22 @@
-"""Linear layers whose weight is used without calling the layer.
+"""Which linear layers can be adapted, and why others cannot.
 
 An adapter changes what a layer does when it is called. Some modules take the weight of a child
 instead and compute by themselves, always or where a fused kernel is at hand: torch's multi-head
 attention, Mamba's mixers on a GPU. There an adapter would never train, and nobody would notice.
 Such children are found in the source of their parents' classes, so that the answer does not depend
-on the machine.
+on the machine. A layer that is registered at several places would be adapted at one of them.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-# What may be asked of a weight without computing with it.
-_METADATA = frozenset(
-    (
-        *("device", "dtype", "is_cuda", "is_floating_point", "is_meta", "requires_grad", "type"),
-        *("dim", "element_size", "ndim", "numel", "shape", "size"),
-    )
-)
-_QUESTIONS = frozenset(("isinstance", "hasattr", "getattr", "type"))
+from tnlib_adapters.linear_modules import features, inner_layer, original_modules
+from tnlib_adapters.weight_reads import reads
+
 # Weights that are read only where a user asks for another way to compute. torch's encoder reads
 # these two in evaluation, but for layers with hooks, and adapted ones get one.
 _CALLED = {
@@ -36,101 +27,81 @@ _CALLED = {
 }
 
 
-def uncalled(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
-    """Names of the modules whose weight an outer module uses by itself, each with that one's class.
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names and (output, input) widths of all linear layers that can be adapted.
 
-    Parameters
-    ----------
-    modules : iterable of (str, torch.nn.Module)
-        The modules of a model by name.
+    Adapted ones are looked through; those that an adapter cannot change as a whole are left out.
+    """
+    left = unusable(model)
+    inner: tuple[str, ...] = ()
+    for name, module in original_modules(model):
+        if name in left or (inner and name.startswith(inner)):
+            continue
+        widths = features(module)
+        if widths is not None:
+            inner = inner if inner_layer(module) is None else (*inner, name + ".")
+            yield name, widths
+
+
+def unusable(model: nn.Module) -> dict[str, str]:
+    """Names of the modules that an adapter must leave alone, each with the reason.
+
+    Names are those of a model without adapters, see
+    :func:`~tnlib_adapters.linear_modules.original_modules`.
 
     Examples
     --------
     >>> model = nn.TransformerDecoderLayer(16, 2)
-    >>> uncalled(model.named_modules())
-    {'self_attn.out_proj': 'MultiheadAttention', 'multihead_attn.out_proj': 'MultiheadAttention'}
+    >>> for name, reason in unusable(model).items():
+    ...     print(f"{name}: {reason}")
+    self_attn.out_proj: MultiheadAttention uses the weight by itself
+    multihead_attn.out_proj: MultiheadAttention uses the weight by itself
     """
-    found = {}
-    for name, module in modules:
-        kind: Any = type(module)
-        for path in weights_used(kind):
-            for inner in _resolved(module, path.split(".")):
-                found[f"{name}.{inner}".removeprefix(".")] = type(module).__name__
-    return found
+    found = {name: f"{kind} uses the weight by itself" for name, kind in uncalled(model).items()}
+    return found | _repeated(dict(original_modules(model)))
 
 
-@cache
-def weights_used(owner: Any) -> frozenset[str]:
-    """Paths of the submodules whose weight the forward pass of a class uses by itself.
+def uncalled(model: nn.Module) -> dict[str, str]:
+    """Names of the modules whose weight an outer module uses by itself, with that one's class.
 
-    A "*" in a path stands for every entry of a container. Empty where the class has no source.
+    Adapted layers, which add to the weight that they hold, are no such outer modules.
     """
-    methods = _methods(owner)
-    open_, seen, found = ["forward"], {"forward"}, set()
+    named = dict(original_modules(model))
+    found: dict[str, str] = {}
+    open_ = [(name, "forward") for name in named]
+    seen = set(open_)
     while open_:
-        method = methods.get(open_.pop())
-        if method is None:
+        name, method = open_.pop()
+        module = named[name]
+        if inner_layer(module) is not None:
             continue
-        for node, parent in _nodes(method):
-            if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
-                continue
-            path = _path(node)
-            if path and path in methods and path not in seen:
-                seen.add(path)
-                open_.append(path)
-            if path.endswith(".weight") and not _harmless(parent):
-                found.add(path.removesuffix(".weight"))
-    return frozenset(found - _CALLED.get(owner.__name__, set()))
+        kind: Any = type(module)
+        read = reads(kind, method)
+        for path in read.weights - _CALLED.get(kind.__name__, set()):
+            for inner in _resolved(module, path.split(".")):
+                found[f"{name}.{inner}".removeprefix(".")] = kind.__name__
+        for path, called in read.methods:
+            for inner in _resolved(module, path.split(".")):
+                entry = f"{name}.{inner}".removeprefix("."), called
+                if entry not in seen and entry[0] in named:
+                    seen.add(entry)
+                    open_.append(entry)
+    return {n: found[n] for n, module in named.items() if n in found and hasattr(module, "weight")}
 
 
-def _methods(owner: type) -> dict[str, ast.AST]:
-    """The methods of a class and its bases, below ``nn.Module``, parsed."""
-    methods: dict[str, ast.AST] = {}
-    for base in owner.__mro__:
-        if base in (nn.Module, object):
-            break
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        for node in tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else ():
-            if isinstance(node, ast.FunctionDef):
-                methods.setdefault(node.name, node)
-    return methods
-
-
-def _nodes(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """Every node of a tree, with its parent."""
-    for parent in ast.walk(tree):
-        for node in ast.iter_child_nodes(parent):
-            yield node, parent
-
-
-def _path(node: ast.AST) -> str:
-    """The path of an attribute of ``self``, or nothing."""
-    parts: list[str] = []
-    while not isinstance(node, ast.Name):
-        if isinstance(node, ast.Attribute):
-            parts.append(node.attr)
-        elif isinstance(node, ast.Subscript):
-            parts.append("*")
-        else:
-            return ""
-        node = node.value
-    return ".".join(reversed(parts)) if node.id == "self" else ""
-
-
-def _harmless(parent: ast.AST) -> bool:
-    """Whether a weight is asked for what it is, and not computed with."""
-    if isinstance(parent, ast.Attribute):
-        return parent.attr in _METADATA
-    if isinstance(parent, ast.Compare):
-        return all(isinstance(operator, ast.Is | ast.IsNot) for operator in parent.ops)
-    return (
-        isinstance(parent, ast.Call)
-        and isinstance(parent.func, ast.Name)
-        and parent.func.id in _QUESTIONS
-    )
+def _repeated(named: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Names of modules without children that have several places, with the other places."""
+    places: dict[int, list[str]] = {}
+    for name, module in named.items():
+        for key, child in module._modules.items():
+            if child is not None and not child._modules:
+                places.setdefault(id(child), []).append(f"{name}.{key}".removeprefix("."))
+    found = {}
+    for name, module in named.items():
+        others = [place for place in places.get(id(module), ()) if place != name]
+        if others:
+            found[name] = f"the layer is also {others[0]}"
+    return found
 
 
 def _resolved(module: nn.Module, path: list[str]) -> Iterator[str]:

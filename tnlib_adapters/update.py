@@ -21,7 +21,7 @@ from tnlib_adapters.offloaded import settle
 from tnlib_adapters.rebuilt import Fixed, rebuilt_linear
 from tnlib_adapters.residual import ResidualWeight
 from tnlib_adapters.series import Replacement, Series
-from tnlib_adapters.shared import SharedCores, hold
+from tnlib_adapters.shared import SharedCores, empty, hold
 from tnlib_adapters.stacked import Stacked
 
 ANCHOR = "anchor_"
@@ -75,7 +75,7 @@ class Update(nn.Module):
             hold(self, core, shape, device, dtype)
             if network.anchored:
                 # On the device of the core, which is meta inside accelerate's context.
-                anchor = torch.zeros(shape, device=getattr(self, core.key).device, dtype=dtype)
+                anchor = empty(shape, getattr(self, core.key).device, dtype)
                 self.register_buffer(ANCHOR + core.key, anchor)
         network.planned()
         self.filled = False
@@ -142,17 +142,16 @@ class Update(nn.Module):
         self.forget()
 
     def check_filled(self) -> None:
-        """Raise RuntimeError if the cores were allocated and never set or loaded."""
+        """Raise RuntimeError if a core was allocated and never set or loaded."""
         if self.filled or torch.compiler.is_compiling():
             return
-        needed = [self.cores, self.anchor] if self.network.anchored else [self.cores]
-        for cores in needed:
-            values = [*(cores or {}).values()]
-            if not any(core.is_meta for core in values) and any(core.any() for core in values):
-                continue
+        anchor = {ANCHOR + key: value for key, value in (self.anchor or {}).items()}
+        values = self.cores | anchor
+        missing = [key for key, core in values.items() if core.is_meta or core.isnan().all()]
+        if missing:
             raise RuntimeError(
-                "the cores were allocated but never loaded. Either the file has none for this "
-                "layer, being of another model; or a new adapter was made with "
+                f"the cores {', '.join(missing)} were allocated but never loaded. Either the file "
+                "has none for this layer, being of another model; or a new adapter was made with "
                 "init_weights='saved', which saved configurations say: set init_weights=True"
             )
         self.filled = True
@@ -180,8 +179,7 @@ class Update(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        own = [*self._parameters, *self._buffers]
-        self.filled = self.filled or (bool(own) and all(prefix + key in state_dict for key in own))
+        self.filled = False
         self.forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Update:
@@ -267,7 +265,9 @@ class Update(nn.Module):
         TypeError
             If the adapter is not an update of the weight.
         """
-        return self.weight_network().delta(self.cores, self.anchor)
+        network = self.weight_network()
+        self.check_filled()
+        return network.delta(self.cores, self.anchor)
 
     def entering(self, x: Tensor) -> Tensor:
         """What the base layer gets instead of ``x``."""

@@ -160,7 +160,9 @@ examples:
   tnlib-adapters count ./Llama-3-70B lora:r=16 lotr:r=64 --targets all-linear
   tnlib-adapters count ./bert lora lotr --task SEQ_CLS --json""",
     )
-    command.add_argument("model", metavar="MODEL", help="model folder, config.json, or hub name")
+    command.add_argument(
+        "model", metavar="MODEL", type=_place, help="model folder, config.json, or hub name"
+    )
     command.add_argument("methods", metavar="METHOD", nargs="+", type=_method(METHODS))
     command.add_argument(
         "--targets", metavar="NAMES", help="name endings of the layers, with +; or all-linear"
@@ -180,7 +182,9 @@ examples:
   tnlib-adapters inspect ./adapter
   tnlib-adapters inspect ./adapter --json""",
     )
-    command.add_argument("adapter", metavar="FOLDER", help="folder of a saved adapter, or LoRA")
+    command.add_argument(
+        "adapter", metavar="FOLDER", type=_place, help="folder of a saved adapter, or LoRA"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -239,8 +243,10 @@ examples:
   tnlib-adapters from-lora ./lora ./adapter lotr:r=256 --eps 0.1
   tnlib-adapters from-lora ./lora ./adapter loretta:tt_rank=8,bottleneck=8 --base ./bert""",
     )
-    command.add_argument("lora", metavar="LORA", help="folder of the LoRA")
-    command.add_argument("output", metavar="OUTPUT", help="folder to write, new or empty")
+    command.add_argument("lora", metavar="LORA", type=_place, help="folder of the LoRA")
+    command.add_argument(
+        "output", metavar="OUTPUT", type=_place, help="folder to write, new or empty"
+    )
     command.add_argument("method", metavar="METHOD", type=_method(CONVERTED))
     command.add_argument(
         "--eps", type=_error, metavar="X", help="smallest size with this error, up to the METHOD's"
@@ -266,12 +272,25 @@ def _command(
 
 
 def _adapter_and_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("adapter", metavar="ADAPTER", help="folder of a saved adapter")
-    command.add_argument("output", metavar="OUTPUT", help="folder to write, new or empty")
+    command.add_argument(
+        "adapter", metavar="ADAPTER", type=_place, help="folder of a saved adapter"
+    )
+    command.add_argument(
+        "output", metavar="OUTPUT", type=_place, help="folder to write, new or empty"
+    )
 
 
 def _base(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--base", metavar="FOLDER", help="default: the base the adapter names")
+    command.add_argument(
+        "--base", metavar="FOLDER", type=_place, help="default: the base the adapter names"
+    )
+
+
+def _place(text: str) -> str:
+    """The name of a file, folder or model."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is given")
+    return text
 
 
 def _method(known: Sequence[str]) -> Any:

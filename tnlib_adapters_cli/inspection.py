@@ -167,6 +167,8 @@ def _merges(config: Mapping[str, Any], method: str) -> bool | None:
 def _words(facts: Mapping[str, Any]) -> str:
     targets, form = facts["targets"], facts["base_quantization"]
     answer = {True: "yes", False: "no: not an update of the weights", None: "not known here"}
+    if facts["method"] == "dota":
+        answer[True] = "yes, as a LoRA with --rank or --eps"
     rows = [
         ("method", facts["method"]),
         ("settings", ", ".join(f"{name} {value}" for name, value in facts["settings"].items())),

@@ -62,6 +62,11 @@ CONFIGS = [
         "layers_to_transform cannot be used when target_modules is a str",
     ),
     (LoTRConfig, {"layers_pattern": "layers"}, ValueError, "give both"),
+    (LoTRConfig, {"layers_to_transform": "0"}, TypeError, "must be an int or a list of ints"),
+    (LoTRConfig, {"target_modules": "(q"}, ValueError, "target_modules='(q' is a str and so a reg"),
+    (LoTRConfig, {"exclude_modules": "[q"}, ValueError, "is a str and so a regular expression"),
+    (LoTRConfig, {"target_modules": ["q", ""]}, ValueError, "target_modules has an empty name"),
+    (LoTRConfig, {"modules_to_save": [""]}, ValueError, "modules_to_save has an empty name"),
 ]
 
 
@@ -258,6 +263,77 @@ def test_other_ways_to_load_refuse_another_model_too(layers, tmp_path):
     adapted = peft.get_peft_model(other(), LoTRConfig(r=4, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="saved for another model or configuration"):
         adapted.load_adapter(tmp_path, "default")
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_configuration_that_does_not_fit_the_file_leaves_the_base_as_it_was(method, tmp_path):
+    extra = {"train_norms": False} if method in ("rep", "adp") else {}
+    peft.get_peft_model(
+        make("llama"), METHODS[method](target_modules=["q_proj"], **extra)
+    ).save_pretrained(tmp_path)
+    base = make("llama")
+    before = {name: type(module) for name, module in base.named_modules()}
+    for _ in range(2):
+        other = METHODS[method](target_modules=["q_proj", "v_proj"], **extra)
+        with pytest.raises(ValueError, match="saved for another model or configuration"):
+            peft.PeftModel.from_pretrained(base, tmp_path, config=other)
+        assert before == {name: type(module) for name, module in base.named_modules()}
+
+
+@pytest.mark.filterwarnings("ignore:Adapter name:UserWarning")
+@pytest.mark.parametrize("name", ["", "a.b", "keys", "update"])
+def test_names_that_torch_has_no_module_for(name):
+    base = make("llama")
+    config = LoTRConfig(target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=f"adapter_name='{name}': torch has no module"):
+        peft.get_peft_model(base, config, adapter_name=name)
+    model = peft.get_peft_model(base, config)
+    with pytest.raises(ValueError, match=f"adapter_name='{name}': torch has no module"):
+        model.add_adapter(name, config)
+    assert [*model.peft_config] == ["default"]
+
+
+class Counts(torch.nn.Linear):
+    """Counts its calls."""
+
+    def __init__(self, *widths):
+        super().__init__(*widths)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_adapting_calls_no_layer():
+    model = torch.nn.ModuleDict({"a": Counts(8, 8)})
+    peft.get_peft_model(model, LoTRConfig(target_modules=["a"]))
+    assert model["a"].base_layer.calls == 0
+
+
+NO_WEIGHTS = {
+    "empty": (lambda: torch.nn.Linear(8, 0), ValueError, r"a: the layer is \(0, 8\) wide"),
+    "lazy": (lambda: torch.nn.LazyLinear(8), ValueError, "a: this LazyLinear has no weight yet"),
+    "float8": (
+        lambda: torch.nn.Linear(8, 8, bias=False).to(torch.float8_e4m3fn),
+        TypeError,
+        "a: weights of torch.float8_e4m3fn are not supported",
+    ),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Initializing zero-element tensors:UserWarning",
+    "ignore:Lazy modules are a new feature:UserWarning",
+)
+@pytest.mark.parametrize(("make_layer", "error", "message"), NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+def test_layers_without_values_to_adapt(make_layer, error, message):
+    model = torch.nn.ModuleDict({"a": make_layer()})
+    before = type(model["a"])
+    with pytest.raises(error, match=message):
+        peft.get_peft_model(model, LoTRConfig(target_modules=["a"]))
+    assert type(model["a"]) is before
 
 
 def test_modules_to_save_are_checked():

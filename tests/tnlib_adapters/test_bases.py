@@ -126,6 +126,108 @@ def test_weights_that_are_computed_from_others_merge(method, norm):
     assert type(merged.model.layers[0].self_attn.o_proj) is not None
 
 
+HOOKED = {
+    "weight norm": torch.nn.utils.weight_norm,
+    "spectral norm": torch.nn.utils.spectral_norm,
+    "pruned": lambda layer: torch.nn.utils.prune.random_unstructured(layer, "weight", 0.3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize("norm", HOOKED.values(), ids=HOOKED)
+@every_mergeable
+def test_weights_that_hooks_compute_are_those_of_now(method, norm):
+    """In ``weight`` they are those of the last call."""
+
+    def base():
+        torch.manual_seed(0)
+        return nn.Sequential(norm(nn.Linear(16, 16)), nn.Linear(16, 8)).eval()
+
+    other = base()
+    with torch.no_grad():
+        for name, value in other[0].named_parameters():
+            if name != "bias":
+                value.mul_(1.5).add_(0.1)
+    x = torch.randn(4, 16)
+    target = {"dota": "random"}.get(method, False)
+    model = peft.get_peft_model(base(), config(method, ["0", "1"], init_weights=target))
+    names = {n: n.replace("0.", "0.base_layer.", 1) for n in other.state_dict()}
+    names |= {n: n.replace("1.", "1.base_layer.", 1) for n in other.state_dict() if n[0] == "1"}
+    state = {names[name]: value for name, value in other.state_dict().items()}
+    model.base_model.model.load_state_dict(state, strict=False)
+    model.merge_adapter()
+    merged = model(x)
+    model.unmerge_adapter()
+    assert_same_outputs(merged, model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@every_mergeable
+def test_what_is_set_aside_is_cast_with_the_model(method, dtype):
+    base = make("llama").eval()
+    for layer in base.model.layers:
+        torch.nn.utils.parametrizations.weight_norm(layer.self_attn.q_proj)
+    model = trained(base, method, ["q_proj"])
+    expected = logits(copy.deepcopy(model).to(dtype))
+    model.merge_adapter()
+    model.to(dtype)
+    model.unmerge_adapter()
+    assert_same_outputs(logits(model), expected)
+
+
+class Activated(nn.Linear):
+    """Linear by its class, with an activation."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def doubled(layer):
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return layer
+
+
+def shifted(layer):
+    layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+    return layer
+
+
+def watched(layer):
+    layer.seen = []
+    layer.register_forward_hook(lambda module, inputs, output: module.seen.append(output.norm()))
+    return layer
+
+
+MORE = {
+    "activation": lambda: Activated(16, 16),
+    "output hook": lambda: doubled(nn.Linear(16, 16)),
+    "input hook": lambda: shifted(nn.Linear(16, 16)),
+}
+
+
+@pytest.mark.parametrize("layer", MORE.values(), ids=MORE)
+@every_mergeable
+def test_layers_that_are_more_than_a_product_are_not_merged(method, layer):
+    torch.manual_seed(0)
+    base = nn.ModuleDict({"a": nn.Linear(16, 16), "b": layer()})
+    model = peft.get_peft_model(base, config(method, ["a", "b"], init_weights=False))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"b: this \w+ does more than multiply by its weight"):
+        model.merge_adapter()
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+@every_mergeable
+def test_hooks_that_only_look_are_no_obstacle(method):
+    torch.manual_seed(0)
+    base = nn.Sequential(watched(nn.Linear(16, 16)))
+    model = peft.get_peft_model(base, config(method, ["0"], init_weights=False))
+    x = torch.randn(4, 16)
+    outputs = model(x)
+    model.merge_adapter()
+    assert_same_outputs(model(x), outputs)
+
+
 class Scaled(torch.Tensor):
     """A tensor that says float32 and holds its values in another form, as torchao's do."""
 
@@ -178,6 +280,69 @@ def test_tensors_of_other_kinds_are_left_to_their_layers(method):
         optimizer.step()
         optimizers.append(optimizer)
     assert_same_outputs(model(x), reference(x))
+
+
+@pytest.mark.parametrize("name", ["mamba", "siglip"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.filterwarnings("ignore:not adapted:UserWarning")
+def test_all_linear_is_loaded_where_layers_were_left_out(method, name, tmp_path):
+    def base():
+        torch.manual_seed(0)
+        if name == "mamba":
+            sizes = hf.MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64)
+            return hf.MambaForCausalLM(sizes)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+        sizes |= {"num_attention_heads": 4, "image_size": 16, "patch_size": 8}
+        return hf.SiglipVisionModel(hf.SiglipVisionConfig(**sizes))
+
+    model = peft.get_peft_model(base(), config(method, "all-linear", init_weights=False))
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(base(), tmp_path)
+    assert loaded.targeted_module_names == model.targeted_module_names
+    saved = peft.get_peft_model_state_dict(model)
+    assert all(torch.equal(v, saved[n]) for n, v in peft.get_peft_model_state_dict(loaded).items())
+    model.add_adapter("second", model.peft_config["default"])
+    plain = base()
+    plain.load_adapter(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["mamba", "wav2vec"])
+def test_layers_whose_weight_is_read_stay_in_full_precision(kind):
+    torch.manual_seed(0)
+    if kind == "mamba":
+        base = hf.MambaForCausalLM(
+            hf.MambaConfig(hidden_size=64, num_hidden_layers=1, vocab_size=64)
+        ).train()
+        arguments = {"input_ids": tokens()}
+    else:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+        sizes |= {"intermediate_size": 48, "conv_dim": (16, 16), "conv_kernel": (10, 3)}
+        sizes |= {"conv_stride": (5, 2), "tdnn_dim": (32, 32), "tdnn_kernel": (3, 3)}
+        sizes |= {"tdnn_dilation": (1, 1), "xvector_output_dim": 16, "num_feat_extract_layers": 2}
+        base = hf.Wav2Vec2ForXVector(hf.Wav2Vec2Config(**sizes)).eval()
+        arguments = {"input_values": torch.randn(1, 2000)}
+    quantize_base(base)
+    kinds = {type(module).__name__ for module in base.modules()}
+    assert "QuantizedLinear" in kinds
+    assert torch.isfinite(base(**arguments).logits).all()
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+@pytest.mark.parametrize("method", ["dota", "lotr", "lorta", "rep"])
+def test_a_core_that_never_came_is_named(method, left_out, tmp_path):
+    """transformers says what is missing in its log only."""
+    model = peft.get_peft_model(make("llama"), config(method, ["q_proj"], init_weights=False))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    saved = safetensors.torch.load_file(path)
+    name = sorted(saved)[left_out]
+    del saved[name]
+    safetensors.torch.save_file(saved, path, {"format": "pt"})
+    base = make("llama")
+    base.load_adapter(str(tmp_path))
+    core = name.rpartition(".")[2]
+    with pytest.raises(RuntimeError, match=rf"the cores {core} were allocated but never loaded"):
+        logits(base)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -232,6 +232,8 @@ def test_debug_shows_where_an_error_comes_from(folder, capsys):
         ["count", "model", "lotr:r"],
         ["count", "model", "lotr:r=1,"],
         ["count", "model", "lotr", "--task", "POETRY"],
+        ["count", "", "lotr"],
+        ["inspect", ""],
         ["merge", "adapter"],
         ["merge", "adapter", "output", "--dtype", "int8"],
         ["to-lora", "adapter", "output", "--rank", "0"],
@@ -383,12 +385,14 @@ def test_count_warns_as_adapting_does(folder, capsys):
         ("lotr:r=x", "r must be an int"),
         ("lotr:r=8,r=16", "r is given twice"),
         ("lotr:r=0", "r must be at least 1"),
+        ("dota:dims=3x3", "modes are those of rows / columns, such as 8x8/6x6"),
+        ("lotr:target_modules=q_proj+", "target_modules has an empty name"),
     ],
 )
 def test_wrong_fields_are_wrong_usage(folder, capsys, method, message):
     code, out, err = run(capsys, "count", folder / "base", method)
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {method}: ")
+    assert err.startswith("error: ")
     assert message in err
 
 

@@ -245,6 +245,19 @@ def test_an_adapter_of_the_bare_model_goes_into_a_checkpoint_with_a_head(tmp_pat
     assert_same_outputs(found, expected)
 
 
+def test_experts_that_the_checkpoint_has_one_by_one_are_refused(tmp_path):
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
+    sizes |= {"intermediate_size": 32, "num_local_experts": 4, "num_key_value_heads": 2}
+    base = hf.MixtralForCausalLM(hf.MixtralConfig(**sizes))
+    base.save_pretrained(tmp_path / "base")
+    config = LoTRConfig(r=4, target_modules=["q_proj"], modules_to_save=["experts"])
+    model = peft.get_peft_model(base, config)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"mlp.experts.* in another layout than the model"):
+        merge(tmp_path / "adapter", tmp_path / "out", base=tmp_path / "base")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
     folder = tmp_path_factory.mktemp("example")

@@ -66,6 +66,18 @@ def test_files_with_the_names_of_compiled_models_load(method, tmp_path):
     assert_same_outputs(logits(loaded), logits(model))
 
 
+@pytest.mark.parametrize("method", ["rep", "adp"])
+def test_norms_cannot_be_loaded_into_a_compiled_base(method, tmp_path):
+    """PEFT looks for them under names that the file does not have."""
+    whole = METHODS[method](target_modules=TARGETS["llama"])
+    peft.get_peft_model(make("llama"), whole).save_pretrained(tmp_path)
+    for base in (compiled("llama", 0), torch.compile(make("llama"), backend="eager")):
+        before = {name: type(module) for name, module in base.named_modules()}
+        with pytest.raises(ValueError, match="load the adapter first and compile the model then"):
+            PeftModel.from_pretrained(base, tmp_path)
+        assert before == {name: type(module) for name, module in base.named_modules()}
+
+
 class Renamed(nn.Module):
     """Llama with its parts under other names."""
 
@@ -147,6 +159,8 @@ def test_a_saved_method_says_what_to_import(method, tmp_path):
         ("dota", "rank", "it is called r here"),
         ("lorta", "taget_modules", "it is called target_modules here"),
         ("dota", "lora_alpha", "it has none like it"),
+        ("dota", "rank_pattern", "it has none like it"),
+        ("lotr", "use_rslora", "it has none like it"),
     ],
 )
 def test_the_right_word_is_named_for_a_wrong_one(method, field, word):

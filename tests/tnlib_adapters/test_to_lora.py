@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
+import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -484,6 +486,30 @@ def test_nan_is_refused_by_the_name_of_the_weight(tmp_path):
     with pytest.raises(ValueError, match=r"q_proj: the adapter holds nan"):
         to_lora(model, tmp_path / "lora")
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_that_peft_takes_for_experts_are_refused(tmp_path):
+    """It rewrites targets of some mixtures of experts while it loads a LoRA."""
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    sizes |= {"intermediate_size": 64, "moe_intermediate_size": 32, "n_routed_experts": 4}
+    sizes |= {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+    sizes |= {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    sizes |= {"qk_nope_head_dim": 8, "num_key_value_heads": 4}
+    base = hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**sizes))
+    state = copy.deepcopy(base.state_dict())
+    config = LoTRConfig(r=4, target_modules=["o_proj", "shared_experts.up_proj"])
+    with pytest.raises(ValueError, match=r"PEFT would load a LoRA on .* parts of the fused exp"):
+        to_lora(peft.get_peft_model(base, config), tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+    base = hf.DeepseekV3ForCausalLM(base.config)
+    base.load_state_dict(state)
+    model = peft.get_peft_model(base, LoTRConfig(r=4, target_modules=["o_proj"]))
+    moved(model)
+    to_lora(model, tmp_path / "lora")
+    base = hf.DeepseekV3ForCausalLM(base.config)
+    base.load_state_dict(state)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "lora").eval()
+    assert_same_outputs(logits(loaded), logits(model.eval()))
 
 
 def test_the_configuration_names_the_base_and_its_class(tmp_path):

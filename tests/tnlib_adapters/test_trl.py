@@ -86,7 +86,7 @@ def test_a_step_of_dpo_starts_at_ln_2(loaded, tmp_path):
 
 @pytest.mark.parametrize("loaded", sorted(METHODS), indirect=True)
 def test_a_step_of_grpo_starts_without_divergence(loaded, tmp_path):
-    """The reference of group-relative training is a copied adapter too; its divergence is logged."""
+    """The reference there is a copied adapter too; how far the model is from it is logged."""
     trainer = trl.GRPOTrainer(
         model=loaded,
         reward_funcs=lambda completions, **_: [float(len(set(text))) for text in completions],

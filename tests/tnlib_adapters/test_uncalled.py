@@ -18,13 +18,17 @@ from tests.tnlib_adapters.models import (
 )
 from tnlib_adapters import DoTAConfig, LoRTAConfig, LoTRConfig, count, find_sites
 from tnlib_adapters.linear_modules import original_modules
-from tnlib_adapters.uncalled import uncalled
+from tnlib_adapters.uncalled import unusable
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
 def around(model):
-    return uncalled(model.named_modules())
+    """Names of the layers to leave alone, with the classes that use their weights."""
+    found = unusable(model)
+    return {
+        name: reason.removesuffix(" uses the weight by itself") for name, reason in found.items()
+    }
 
 
 class Reads(nn.Module):
@@ -58,6 +62,150 @@ def test_weights_that_are_computed_with_are_found_and_questions_are_not():
     read = {"passed", "indexed", "helped", "many.0", "many.1", "inner.0"}
     for kind in (Reads, Inherits):
         assert around(kind()) == dict.fromkeys(read, kind.__name__)
+
+
+def given(layer, x):
+    """A function that is handed a layer and takes its weight."""
+    return functional.linear(x, layer.weight)
+
+
+def looked_at(layer):
+    """A function that is handed a layer and asks what it is."""
+    return layer.weight.dtype, layer.weight.shape
+
+
+class Hides(nn.Module):
+    """Computes with weights that it does not write as ``self.child.weight`` in ``forward``."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("cast", "local", "first", "second", "handed", "asked", "built", "kept"):
+            setattr(self, name, nn.Linear(8, 8))
+        self.looped = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.pairs = nn.ModuleDict({"a": nn.Linear(8, 8)})
+        self.inner = Corrects()
+
+    def forward(this, x):
+        x = functional.linear(x, this.cast.weight.type(torch.float32))
+        layer = this.local
+        x = functional.linear(x, layer.weight)
+        for _, one in enumerate(this.looped):
+            x = x @ one.weight
+        x = sum(x @ one.weight.T for one in (this.first, this.second))
+        for _, one in this.pairs.items():
+            x = functional.linear(x, weight=one.weight)
+        stacked = torch.cat([this.built.weight, getattr(this.kept, "weight")])  # noqa: B009
+        x = given(this.handed, x) @ stacked.T
+        return this.inner.correct(this.asked(x), looked_at(this.asked))
+
+
+class Corrects(nn.Module):
+    """Has a method of its own that an outer module calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def correct(self, x, asked):
+        return functional.linear(x, self.read.weight)
+
+    def forward(self, x):
+        return self.other(x)
+
+
+def test_weights_are_followed_through_names_loops_functions_and_methods():
+    found = {"cast", "local", "looped.0", "looped.1", "first", "second", "pairs.a", "handed"}
+    found |= {"built", "kept"}
+    assert around(Hides()) == dict.fromkeys(found, "Hides") | {"inner.read": "Corrects"}
+
+
+class Looks(nn.Module):
+    """Calls its layer, and looks at the weight in ways that train nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = x.to(self.a.weight).type_as(self.a.weight).to(self.a.weight.data.dtype)
+        x = x + self.a.weight.new_zeros(1)
+        if self.training:
+            self.a.weight.data.clamp_(-1.0, 1.0)
+        self.penalty = self.a.weight.pow(2).sum()
+        assert (self.a.weight == self.a.weight).all()
+        return self.a(x)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_layers_that_are_called_and_looked_at_are_adapted(method):
+    assert around(Looks()) == {}
+    extra = {"train_norms": False} if method in ("rep", "adp") else {}
+    model = peft.get_peft_model(Looks(), METHODS[method](target_modules=["a"], **extra))
+    assert model.targeted_module_names == ["a"]
+
+
+class Twice(nn.Module):
+    """Has one layer at two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.again = self.a
+        self.many = nn.ModuleList([self.b])
+
+    def forward(self, x):
+        return self.again(self.many[0](x))
+
+
+def test_a_layer_at_two_places_is_left_alone():
+    with pytest.raises(ValueError, match="a cannot be adapted: the layer is also again"):
+        peft.get_peft_model(Twice(), LoTRConfig(target_modules=["a"]))
+    shared = nn.ModuleList([Looks()] * 2)
+    assert around(shared) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "read"),
+    [
+        (
+            hf.LongcatFlashConfig(
+                vocab_size=64,
+                hidden_size=32,
+                num_layers=1,
+                num_attention_heads=2,
+                n_routed_experts=4,
+                zero_expert_num=2,
+                moe_topk=2,
+                ffn_hidden_size=32,
+                expert_ffn_hidden_size=16,
+            ),
+            hf.LongcatFlashModel,
+            {"classifier"},
+        ),
+        (
+            hf.Gemma3nTextConfig(
+                vocab_size=64,
+                hidden_size=32,
+                num_hidden_layers=5,
+                intermediate_size=[32] * 5,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=16,
+                hidden_size_per_layer_input=8,
+                laurel_rank=4,
+                num_kv_shared_layers=0,
+                activation_sparsity_pattern=[0.0] * 5,
+                layer_types=["full_attention"] * 5,
+            ),
+            hf.Gemma3nTextModel,
+            {"correction_coefs"},
+        ),
+    ],
+)
+def test_casts_and_methods_of_submodules_in_real_models(config, kind, read):
+    with torch.device("meta"):
+        model = kind(config)
+    assert {name.rpartition(".")[2] for name in around(model)} == read
 
 
 def test_names_are_those_of_the_whole_model():

@@ -103,6 +103,8 @@ def _value(text: str) -> Any:
         return _WORDS[text.lower()]
     if re.fullmatch(r"\d+(x\d+)*/\d+(x\d+)*", text):
         return [[int(mode) for mode in side.split("x")] for side in text.split("/")]
+    if re.fullmatch(r"\d+(x\d+)+", text):
+        raise WrongMethod(f"{text}: modes are those of rows / columns, such as 8x8/6x6")
     for kind in (int, float):
         try:
             return kind(text)

@@ -51,7 +51,7 @@ class MergePlan:
         With `cast`, all floating-point tensors are written in that dtype.
         """
         plan = cls(source, checkpoint)
-        known = names_in_checkpoint(source.model, source.parameters, checkpoint.tensors)
+        known, made = names_in_checkpoint(source.model, source.parameters, checkpoint.tensors)
         _check_untied(source)
         extras = {name.replace(".base_layer.", "."): v for name, v in source.extras.items()}
         for name, layer in source.layers.items():
@@ -65,6 +65,11 @@ class MergePlan:
         for name, value in extras.items():
             if name not in source.parameters:
                 raise ValueError(f"the base model has no {name}, which the adapter has trained")
+            if name in made:
+                raise ValueError(
+                    f"{checkpoint.folder} has {name}, which was trained in full, in another layout "
+                    "than the model; load the model and use merge_and_unload()"
+                )
             stored = known.get(name, name)
             plan.full[stored] = value
             there = checkpoint.tensors.get(stored)

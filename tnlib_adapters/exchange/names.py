@@ -10,12 +10,12 @@ from torch import nn
 
 def names_in_checkpoint(
     model: nn.Module, parameters: Iterable[str], stored: Iterable[str]
-) -> dict[str, str]:
-    """Names in a checkpoint by the names in the model.
+) -> tuple[dict[str, str], set[str]]:
+    """Names in a checkpoint by the names in the model, and what has no tensor of its own there.
 
     A checkpoint may have the prefix of the base model where the model has none, or the other way
-    round, and names of earlier days, which transformers translates while it loads. Tensors that
-    it would cut or join are left out.
+    round, and names of earlier days, which transformers translates while it loads. What
+    it cuts or joins then has no tensor of its own.
 
     Parameters
     ----------
@@ -29,18 +29,22 @@ def names_in_checkpoint(
     Returns
     -------
     dict of str to str
-        Parameters that the checkpoint has.
+        Parameters that the checkpoint has as they are.
+    set of str
+        Parameters that are made of tensors of another layout.
     """
     names = dict.fromkeys(parameters, True)
     renamings, converters = _conversions(model)
     prefix: Any = getattr(model, "base_model_prefix", None) or None
-    found = {}
+    found, made = {}, set()
     # Sorted, as transformers reads them: some of its renamings count on it.
     for key in sorted(stored):
         name, converter = _renamed(key, renamings, converters, prefix, names)
-        if converter is None and name in names:
+        if name in names and converter is None:
             found[name] = key
-    return found
+        elif name in names:
+            made.add(name)
+    return found, made
 
 
 def _conversions(model: nn.Module) -> tuple[list[Any], list[Any]]:

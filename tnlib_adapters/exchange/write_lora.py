@@ -17,6 +17,7 @@ import safetensors.torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -99,6 +100,7 @@ def to_lora(
     target = check_free(output)
     source = adapter_of(adapter, base=base, adapter_name=adapter_name)
     layers = source.layers
+    _check_read_as_written(source, _config(source, dict.fromkeys(layers, 1), base))
     work = sum(layer.out_features * layer.in_features for layer in layers.values())
     shown = work >= LARGE if progressbar is None else progressbar
     weights: list[ConvertedWeight] = []
@@ -119,6 +121,29 @@ def to_lora(
         _write(folder, config, tensors)
         size = (folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size
     return Conversion(tuple(weights), 0, size)
+
+
+def _check_read_as_written(source: Adapter, config: LoraConfig) -> None:
+    """Raise ValueError if PEFT would take targets for other weights while it loads them.
+
+    Of some mixtures of experts it takes "gate_proj", "up_proj" and "down_proj" for parts of the
+    fused experts, also where they are the names of ordinary layers.
+    """
+    names = [*source.layers]
+    try:
+        convert_peft_config_for_transformers(config, source.model, None)
+        left = [] if not config.target_parameters else list(config.target_modules or ())
+        taken = [n for n in names if config.target_parameters and not n.endswith(tuple(left))]
+    except ValueError:
+        taken = names
+    if taken:
+        kind = getattr(getattr(source.model, "config", None), "model_type", "")
+        raise ValueError(
+            f"PEFT would load a LoRA on {', '.join(taken[:3])}{' and others' * (len(taken) > 3)} "
+            f"into other weights: of {kind} it takes such names for parts of the fused experts. "
+            "Merge the adapter into the checkpoint instead (tnlib_adapters.merge), or train "
+            "without those layers"
+        )
 
 
 def _config(source: Adapter, ranks: dict[str, int], base: Any) -> LoraConfig:

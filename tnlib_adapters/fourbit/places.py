@@ -16,8 +16,9 @@ from tnlib_adapters.fourbit.foreign import is_foreign
 from tnlib_adapters.fourbit.layer import QuantizedLinear, dense_weight_of
 from tnlib_adapters.fourbit.packed import Format, check_values
 from tnlib_adapters.inference import adapted_layers
-from tnlib_adapters.linear_modules import is_transposed
+from tnlib_adapters.linear_modules import is_transposed, original_modules
 from tnlib_adapters.residual import ResidualLinear
+from tnlib_adapters.uncalled import uncalled
 from tnlib_adapters.update import Update
 
 # Heads that PEFT trains in full for a task.
@@ -90,7 +91,9 @@ def places(model: nn.Module, skip: Collection[str]) -> Iterator[Place]:
     encoders = [
         module for _, module in everywhere if isinstance(module, nn.TransformerEncoderLayer)
     ]
-    fast = {id(layer) for module in encoders for layer in (module.linear1, module.linear2)}
+    read = {id(layer) for module in encoders for layer in (module.linear1, module.linear2)}
+    named = dict(original_modules(model))
+    read |= {id(named[name]) for name in uncalled(model)}
     counts = Counter(id(module) for _, module in everywhere)
     for name, module in everywhere:
         if passed and name.startswith(passed):
@@ -114,7 +117,7 @@ def places(model: nn.Module, skip: Collection[str]) -> Iterator[Place]:
             )
         quantized = isinstance(module, QuantizedLinear) or is_foreign(module)
         plain = type(module) is nn.Linear or is_transposed(module) or quantized
-        if not name or not plain or id(module) in fast or _matches(public(name), skip):
+        if not name or not plain or id(module) in read or _matches(public(name), skip):
             continue
         parent, _, child = name.rpartition(".")
         updates = owners.get(id(module), ())

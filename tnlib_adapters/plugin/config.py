@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -128,6 +129,8 @@ class NetworkConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             _names(name, value)
+            if isinstance(value, str):
+                _expression(name, value)
             if isinstance(value, list | tuple):
                 setattr(self, name, set(value))
         if isinstance(self.modules_to_save, str):
@@ -135,6 +138,10 @@ class NetworkConfig(PeftConfig):
                 f"modules_to_save must be a list of names, got {self.modules_to_save!r}"
             )
         _names("modules_to_save", self.modules_to_save)
+        layers = self.layers_to_transform
+        numbers = layers if isinstance(layers, list | tuple | set) else [layers]
+        if layers is not None and not all(type(number) is int for number in numbers):
+            raise TypeError(f"layers_to_transform must be an int or a list of ints, got {layers!r}")
         if self.target_modules is not None and not self.target_modules:
             raise ValueError("target_modules is empty; name modules, or leave it out")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
@@ -226,11 +233,24 @@ class NetworkConfig(PeftConfig):
         return config
 
 
+def _expression(name: str, value: str) -> None:
+    """Raise ValueError unless a str is a regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(
+            f"{name}={value!r} is a str and so a regular expression, which it is not ({error}); "
+            "give names in a list"
+        ) from error
+
+
 def _names(name: str, value: object) -> None:
     """Raise TypeError unless `value` is None, a str or a collection of strs."""
     ok = value is None or isinstance(value, str)
     if not ok and isinstance(value, list | tuple | set):
         ok = all(isinstance(entry, str) for entry in value)
+        if "" in value:
+            raise ValueError(f"{name} has an empty name, got {value!r}")
     if not ok:
         raise TypeError(
             f"{name} must be a list of module names or a regular expression, got {value!r}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from torch import nn
 
 from tnlib_adapters.linear_modules import original_modules
+from tnlib_adapters.plugin.trained_norms import is_norm
 
 
 def norm_names(model: nn.Module, part: str = "") -> list[str]:
@@ -26,7 +25,7 @@ def norm_names(model: nn.Module, part: str = "") -> list[str]:
     norms: list[str] = []
     others: list[str] = []
     for name, module in original_modules(model):
-        wanted = name.startswith(part) and _is_norm(module)
+        wanted = name.startswith(part) and is_norm(module)
         (norms if wanted else others).append(name)
     if not norms:
         raise ValueError("the model has no normalisation layers to train; set train_norms=False")
@@ -77,63 +76,3 @@ def restore_parts(model: nn.Module, adapter_name: str | None = None) -> None:
         else:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.original_module)
-
-
-class _Cast:
-    """Hooks around a module whose parameters are wider than the model's activations."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
-    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        width = next(module.parameters()).dtype
-        return tuple(_as(value, width) for value in inputs)
-
-    def leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        return _as(output, self.dtype)
-
-
-def widen_norms(model: nn.Module, adapter_name: str) -> None:
-    """Train the norms of an adapter in float32 where the model is in half precision.
-
-    A step of usual size would be rounded away in half precision, and torch's ``GradScaler`` refuses
-    float16 parameters. Their outputs have the model's dtype.
-    """
-    for norm in _copies(model, adapter_name):
-        dtype = next(norm.parameters()).dtype
-        if dtype in (torch.float16, torch.bfloat16):
-            cast = _Cast(dtype)
-            norm.float()
-            norm.register_forward_pre_hook(cast.enter)
-            norm.register_forward_hook(cast.leave)
-
-
-def narrow_norms(model: nn.Module, adapter_name: str | None = None) -> None:
-    """Undo :func:`widen_norms`, by default for all adapters."""
-    for norm in _copies(model, adapter_name):
-        for hooks in (norm._forward_pre_hooks, norm._forward_hooks):
-            for key, hook in list(hooks.items()):
-                cast = getattr(hook, "__self__", None)
-                if isinstance(cast, _Cast):
-                    del hooks[key]
-                    norm.to(cast.dtype)
-
-
-def _copies(model: nn.Module, adapter_name: str | None) -> list[nn.Module]:
-    """The copies of norms that adapters train."""
-    return [
-        norm
-        for module in model.modules()
-        if isinstance(module, ModulesToSaveWrapper) and _is_norm(module.original_module)
-        for name, norm in module.modules_to_save.items()
-        if adapter_name in (None, name)
-    ]
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "Norm" in type(module).__name__ and next(module.parameters(False), None) is not None
-
-
-def _as(value: Any, dtype: torch.dtype) -> Any:
-    wide = isinstance(value, Tensor) and value.is_floating_point()
-    return value.to(dtype) if wide else value

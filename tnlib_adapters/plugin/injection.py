@@ -61,7 +61,17 @@ class Before:
         vars(self.config).clear()
         vars(self.config).update(self.fields)
         for value, requires_grad in self.trainable:
-            value.requires_grad_(requires_grad)
+            if value.requires_grad != requires_grad:
+                value.requires_grad_(requires_grad)
+
+
+def check_name(adapter_name: str) -> None:
+    """Raise ValueError if an adapter cannot have this name."""
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+        raise ValueError(
+            f"adapter_name={adapter_name!r}: torch has no module of that name; take a name "
+            "without dots that is no method of a dictionary"
+        )
 
 
 def refuse_second(model: nn.Module, adapter_name: str) -> None:

@@ -12,7 +12,7 @@ from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from tnlib_adapters.adapted import adapted_forward
-from tnlib_adapters.base import dense_weight, is_plain
+from tnlib_adapters.base import dense_weight, is_plain, only_multiplies
 from tnlib_adapters.core import computing
 from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear
 from tnlib_adapters.fourbit.layer import packed_weight
@@ -243,6 +243,7 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
             As :meth:`merge` does.
         """
         if not self.replaces:
+            _check_product(self.get_base_layer())
             weight = self.get_base_weight()
             delta = self._sum_of(names, weight.device)
             total = weight.to(computing([weight, delta])) + self._oriented(delta)
@@ -253,6 +254,8 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
             forms = {str(merged.dtype): merged}
             return Merged(merged, lost=[losses(forms, total, self._oriented(delta))])
         base = self._set_aside[0] if self._set_aside else self.get_base_layer()
+        if not self.is_quantized:
+            _check_product(base)
         dense = self.dense_of(base)
         delta = self._sum_of(names, dense.device)
         total = dense.to(computing([dense, delta])) + delta
@@ -287,11 +290,17 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
             self.set_base_weight(total.to(weight.dtype))
             self.merged_adapters = left
             return
-        device = device_of(self.get_base_layer())
-        self.base_layer = self._set_aside.pop().to(device)
+        self.base_layer = self._set_aside.pop()
         self.merged_adapters = []
         if left:
             self.merge(adapter_names=left)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> NetworkLayer:
+        """Move and cast what is set aside too."""
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        for base in self._set_aside:
+            base._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
 
     def _sum_of(self, names: Sequence[str], device: torch.device) -> Tensor:
         """The dense updates of some adapters in one, (out_features, in_features)."""
@@ -306,6 +315,15 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
 
     def _oriented(self, weight: Tensor) -> Tensor:
         return weight.mT if is_transposed(self.get_base_layer()) else weight
+
+
+def _check_product(base: nn.Module) -> None:
+    if not only_multiplies(base):
+        raise ValueError(
+            f"this {type(base).__name__} does more than multiply by its weight (hooks, or a "
+            "forward pass of its own), so the update is not one of its weight and cannot be "
+            "merged; remove the hooks, or leave the adapter unmerged"
+        )
 
 
 def _check_finite(total: Tensor, names: Sequence[str], check: bool) -> None:

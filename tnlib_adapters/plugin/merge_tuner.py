@@ -13,11 +13,12 @@ from tqdm.auto import tqdm
 
 from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.fourbit.notes import refresh
-from tnlib_adapters.plugin.extras import narrow_norms, restore_parts
+from tnlib_adapters.plugin.extras import restore_parts
 from tnlib_adapters.plugin.layer import NetworkLayer
 from tnlib_adapters.plugin.merging import MergeInto, told
 from tnlib_adapters.plugin.naming import naming
 from tnlib_adapters.plugin.store import STORE
+from tnlib_adapters.plugin.trained_norms import narrow_norms
 
 
 class Merging(BaseTuner):

@@ -143,8 +143,8 @@ def told(losses: list[Losses]) -> str:
     (dtype, cast), *again = errs.items()
     if again:
         return (
-            f"merged and quantised again, which {again[0][1]}; {dtype} {cast}: merge without "
-            "requantize to keep more"
+            f"merged and quantised again, which {again[0][1]}; {dtype} {cast}: merge into float32, "
+            "without requantize, to keep all of the update"
         )
     return (
         f"merged into {dtype}: rounding the merged weights {cast}; merge into float32 to keep all "

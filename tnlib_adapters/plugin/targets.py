@@ -9,11 +9,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from tnlib_adapters.fourbit.foreign import is_foreign
 from tnlib_adapters.fourbit.layer import QuantizedLinear
+from tnlib_adapters.linear_modules import features
 from tnlib_adapters.sites import find_sites
 
 if TYPE_CHECKING:
@@ -149,11 +152,37 @@ def check_saved(saved: Collection[str] | None, model: nn.Module) -> None:
                     )
 
 
+def check_compiled(model: nn.Module) -> None:
+    """Raise ValueError if a module is trained in full in a compiled one, where PEFT loads none."""
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and "_orig_mod." in f"{name}.":
+            raise ValueError(
+                f"{name} is trained in full, and PEFT cannot load it into a compiled model; load "
+                "the adapter first and compile the model then"
+            )
+
+
+def check_weight(layer: nn.Module) -> None:
+    """Raise TypeError or ValueError if a layer has no weight that an update could be added to."""
+    weight = layer._parameters.get("weight")
+    if isinstance(weight, UninitializedParameter):
+        raise ValueError(
+            f"this {type(layer).__name__} has no weight yet; call the model once, then adapt it"
+        )
+    if weight is not None and weight.numel() == 0 and 0 in (features(layer) or ()):
+        raise ValueError(f"the layer is {features(layer)} wide and has no values to adapt")
+    if weight is not None and weight.is_floating_point() and weight.dtype.itemsize == 1:
+        raise TypeError(
+            f"weights of {weight.dtype} are not supported; load the model in bfloat16, or quantise "
+            "it in 4 bits (tnlib_adapters.quantization)"
+        )
+
+
 def warn_left_out(left_out: Mapping[str, str]) -> None:
-    """Warn of layers that match and cannot be adapted: names, and the classes around them."""
+    """Warn of layers that match and cannot be adapted: names, and why."""
     if left_out:
         some = ", ".join([*left_out][:3]) + (" and others" if len(left_out) > 3 else "")
-        warnings.warn(f"not adapted: {some}; {_uncalled(left_out)}", stacklevel=4)
+        warnings.warn(f"not adapted: {some}; {_reasons(left_out)}", stacklevel=4)
 
 
 def check_left_out(entries: Entries, adapted: Sequence[str], left_out: Mapping[str, str]) -> None:
@@ -162,17 +191,27 @@ def check_left_out(entries: Entries, adapted: Sequence[str], left_out: Mapping[s
     for entry, names in named.items():
         if names and not report(entries, adapted)[entry]:
             raise ValueError(
-                f"{names[0]} cannot be adapted: {_uncalled(left_out)}; leave {entry!r} out of "
+                f"{names[0]} cannot be adapted: {_reasons(left_out)}; leave {entry!r} out of "
                 "target_modules"
             )
 
 
-def _uncalled(left_out: Mapping[str, str]) -> str:
-    around = " and ".join(sorted(set(left_out.values())))
-    return (
-        f"{around} uses the weight by itself, at least on some machines, without calling the "
-        "layer, so that an adapter there would not train"
-    )
+def forget_left_out(
+    config: NetworkConfig, adapted: Sequence[str], left_out: Mapping[str, str]
+) -> None:
+    """Take what was left out from the names that PEFT writes for "all-linear"."""
+    if not isinstance(config.target_modules, str):
+        for entry, names in report(config.target_modules, [*left_out]).items():
+            if names and not report([entry], adapted)[entry]:
+                config.target_modules.remove(entry)  # type: ignore[union-attr]
+
+
+def _reasons(left_out: Mapping[str, str]) -> str:
+    text = " and ".join(sorted(set(left_out.values())))
+    if "uses the weight by itself" in text:
+        text += ", at least on some machines, without calling the layer, so that an adapter there "
+        text += "would not train"
+    return text
 
 
 def overlooked(error: BaseException, model: nn.Module, entries: Entries) -> str:

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from tnlib_adapters.fourbit.foreign import prevent_repacking
 from tnlib_adapters.fourbit.notes import described, difference
-from tnlib_adapters.linear_modules import check_output, original_modules
+from tnlib_adapters.linear_modules import check_output
 from tnlib_adapters.offloaded import device_of
 from tnlib_adapters.plans import plans
 from tnlib_adapters.plugin import targets
-from tnlib_adapters.plugin.extras import narrow_norms, widen_norms
 from tnlib_adapters.plugin.files import (
     OUTSIDE,
     check_file,
@@ -32,13 +31,14 @@ from tnlib_adapters.plugin.files import (
     own_names,
     plain_key,
 )
-from tnlib_adapters.plugin.injection import Before, initialise, refuse_second
+from tnlib_adapters.plugin.injection import Before, check_name, initialise, refuse_second
 from tnlib_adapters.plugin.layer import NetworkLayer
 from tnlib_adapters.plugin.merge_tuner import Merging
 from tnlib_adapters.plugin.naming import naming
 from tnlib_adapters.plugin.store import STORE, AdapterPart, CoreStore
+from tnlib_adapters.plugin.trained_norms import narrow_norms, widen_norms
 from tnlib_adapters.sites import Site, find_sites
-from tnlib_adapters.uncalled import uncalled
+from tnlib_adapters.uncalled import unusable
 
 if TYPE_CHECKING:
     from tnlib_adapters.plugin.config import NetworkConfig
@@ -55,6 +55,7 @@ class NetworkTuner(Merging):
     def __init__(
         self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
+        check_name(adapter_name)
         refuse_second(model, adapter_name)
         # Of adapters whose file is not read yet: what the model was like without them.
         self._loading: dict[str, Before] = {}
@@ -74,10 +75,11 @@ class NetworkTuner(Merging):
         """
         config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
         entries = config.target_modules
+        check_name(adapter_name)
         before = Before(model, config, [*self.targeted_module_names])
         file_shapes, config.file_shapes = config.file_shapes, None  # type: ignore[misc]
         self._sites: dict[str, Site] | None = None
-        self._unusable = uncalled(original_modules(model))
+        self._unusable = unusable(model)
         self._left_out: dict[str, str] = {}
         try:
             prevent_repacking(model)
@@ -89,9 +91,14 @@ class NetworkTuner(Merging):
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
             )
             adapted = self._names(model, adapter_name)
-            targets.check_left_out(entries, adapted, self._left_out)
+            if entries == targets.ALL_LINEAR:
+                targets.forget_left_out(config, adapted, self._left_out)
+            elif config.init_weights != "saved":  # files of earlier versions name what is left out
+                targets.check_left_out(entries, adapted, self._left_out)
             if autocast_adapter_dtype:
                 widen_norms(model, adapter_name)
+            if file_shapes is not None:
+                targets.check_compiled(model)
             if file_shapes and config.init_weights in ("saved", "random"):
                 check_file(file_shapes, model, adapter_name)
             fresh = file_shapes is None or config.init_weights != "saved"
@@ -109,7 +116,8 @@ class NetworkTuner(Merging):
             raise
         finally:
             self._sites = None
-        if file_shapes is not None:
+        # A model that is adapted to be evaluated is about to be loaded.
+        if file_shapes is not None or config.inference_mode:
             self._loading[adapter_name] = before
         if config.init_weights != "saved":
             targets.warn(targets.report(entries, adapted), model, entries)
@@ -147,10 +155,10 @@ class NetworkTuner(Merging):
         if key == STORE or key.startswith(f"{STORE}."):
             return False
         matched = super()._check_target_module_exists(peft_config, key)
-        around = self._unusable.get(plain_key(key))
-        if around is None or not matched:
+        reason = self._unusable.get(plain_key(key))
+        if reason is None or not matched:
             return matched
-        self._left_out[key] = around
+        self._left_out[key] = reason
         return False
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
@@ -209,6 +217,7 @@ class NetworkTuner(Merging):
             raise ValueError(f"{current_key}.{parameter_name}: bare parameters are not supported")
         with naming(current_key):
             layer = target
+            targets.check_weight(target)
             if not isinstance(target, self.layer_cls):
                 if isinstance(target, NetworkLayer):
                     raise ValueError(
@@ -220,6 +229,7 @@ class NetworkTuner(Merging):
             assert isinstance(layer, NetworkLayer)
             if layer is not target:
                 check_output(target)
+                layer.train(target.training)
             if self._sites is None:
                 self._sites = find_sites(self.model)
             site = self._sites.get(plain_key(current_key))
