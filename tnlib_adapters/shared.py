@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,12 @@ class SharedCores(nn.Module):
         if key not in self.started:
             self.get(key).copy_(value)
             self.started.add(key)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.started |= {key for key, _ in self.named_values() if prefix + key in state_dict}
 
     def get(self, key: str) -> Tensor:
         """The core of a key."""

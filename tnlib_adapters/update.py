@@ -78,6 +78,8 @@ class Update(nn.Module):
                 anchor = empty(shape, getattr(self, core.key).device, dtype)
                 self.register_buffer(ANCHOR + core.key, anchor)
         network.planned()
+        # Names of the values that were set or came from a file; and whether none is missing.
+        self.started: set[str] = set()
         self.filled = False
         self._residual: tuple[tuple[int, int], Tensor] | None = None
         self._kept: Kept | None = None
@@ -147,7 +149,12 @@ class Update(nn.Module):
             return
         anchor = {ANCHOR + key: value for key, value in (self.anchor or {}).items()}
         values = self.cores | anchor
-        missing = [key for key, core in values.items() if core.is_meta or core.isnan().all()]
+        known = self.started | (set() if self.shared is None else self.shared.started)
+        missing = [
+            key
+            for key, core in values.items()
+            if core.is_meta or (key not in known and core.isnan().all())
+        ]
         if missing:
             raise RuntimeError(
                 f"the cores {', '.join(missing)} were allocated but never loaded. Either the file "
@@ -179,6 +186,8 @@ class Update(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        own = [*self._parameters, *self._buffers]
+        self.started |= {key for key in own if prefix + key in state_dict}
         self.filled = False
         self.forget()
 

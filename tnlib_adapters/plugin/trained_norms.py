@@ -55,6 +55,8 @@ class TrainedNorm(nn.Module):
         with onloaded(self._original):
             norm: nn.Module = copy.deepcopy(self._original)
         norm.load_state_dict(self.state_dict())
+        for name, parameter in norm.named_parameters(recurse=False):
+            parameter.requires_grad_(self.get_parameter(name).requires_grad)
         return norm
 
     def __getattr__(self, name: str) -> Any:
