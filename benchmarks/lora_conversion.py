@@ -28,7 +28,7 @@ from text_tasks import BATCH, HELD_OUT, TOKENS, DemoError, Task, novel
 from tqdm import tqdm
 
 from tnlib_adapters import LoRETTAConfig, LoRTAConfig, LoTRConfig, NetworkConfig
-from tnlib_adapters.exchange.from_lora import from_lora
+from tnlib_adapters.convert.from_lora import from_lora
 
 RESULT = Path(__file__).parent / "results" / "lora_conversion.json"
 FILE = "adapter_model.safetensors"

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from tnlib_adapters import DoTAConfig, Site
 from tnlib_adapters.fourbit.layer import relative_distance
 from tnlib_adapters.fourbit.packed import Format
-from tnlib_adapters.pretrained import cores_of_weight
+from tnlib_adapters.layers.residual_base import ResidualLinear
+from tnlib_adapters.networks.pretrained import cores_of_weight
 from tnlib_adapters.quantization import QuantizedLinear
-from tnlib_adapters.residual import ResidualLinear
 
 # Okabe and Ito's palette and a marker, one a kind of layer.
 COLORS = ["#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#000000"]

@@ -19,7 +19,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tnlib import CP, MPO, TT, Tucker, _array
+from tnlib import CP, MPO, TT, Tucker
+from tnlib.arrays import backend
 
 SUBSPACE = 2.0**-26
 
@@ -31,7 +32,7 @@ def rounding(dtype, operations=1, size=1.0, condition=1.0) -> float:
     computation added up; `size` bounds the absolute values that are added; `condition` is that of
     what is solved.
     """
-    return 2 * operations * _array.unit_roundoff(dtype) * condition * float(size)
+    return 2 * operations * backend.unit_roundoff(dtype) * condition * float(size)
 
 
 def assert_close(result, expected, operations=1, size=None, condition=1.0, dtype=None) -> None:
@@ -69,12 +70,12 @@ def cancellation(decomposition, array=None) -> float:
 
 
 def _unit(dtype) -> float:
-    return _array.unit_roundoff(dtype)
+    return backend.unit_roundoff(dtype)
 
 
 def _dtypes(*arrays):
     found = [array.dtype for array in arrays if hasattr(array, "dtype")]
-    return [d for d in found if _array.dtype_name(d) in _array.FLOATING] or [np.float64]
+    return [d for d in found if backend.dtype_name(d) in backend.FLOATING] or [np.float64]
 
 
 def _double(array):

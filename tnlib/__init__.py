@@ -1,10 +1,5 @@
 """Tensor networks for NumPy and torch arrays that know their own error."""
 
-from tnlib.batch import mpo_decompose_batch
-from tnlib.choice.allocate import Allocation, allocate_ranks
-from tnlib.choice.dims import DimsSuggestion, DimsSuggestions, suggest_dims
-from tnlib.choice.profile import RankProfile
-from tnlib.choice.profiling import rank_profile
 from tnlib.contraction import (
     Plan,
     PlansBySize,
@@ -15,20 +10,25 @@ from tnlib.contraction import (
     plan_contraction,
 )
 from tnlib.cp import CP, cp_als, cp_als_batch
-from tnlib.cross import tt_cross
-from tnlib.files import load, save
-from tnlib.hooi import tucker_hooi
-from tnlib.hosvd import tucker_hosvd
-from tnlib.info import Info
-from tnlib.interop import cp_constrained, from_tensorly, to_tensorly
-from tnlib.mpo import MPO, mpo_decompose
-from tnlib.permuting import tt_permute
-from tnlib.random import mpo_random, tt_random
-from tnlib.reshaping import tt_reshape
-from tnlib.rounding import tt_round
-from tnlib.shapes import factorize, quantized_dims
-from tnlib.tt import TT, tt_svd
-from tnlib.tucker import Tucker
+from tnlib.cross.tt_cross import tt_cross
+from tnlib.interop.conversions import cp_constrained, from_tensorly, to_tensorly
+from tnlib.io.files import load, save
+from tnlib.mode_sizes import factorize, quantized_dims
+from tnlib.ranks.allocate import Allocation, allocate_ranks
+from tnlib.ranks.profile import RankProfile
+from tnlib.ranks.profiling import rank_profile
+from tnlib.result import Info
+from tnlib.trains.batch import mpo_decompose_batch
+from tnlib.trains.mpo import MPO, mpo_decompose
+from tnlib.trains.permuting import tt_permute
+from tnlib.trains.random import mpo_random, tt_random
+from tnlib.trains.reshaping import tt_reshape
+from tnlib.trains.rounding import tt_round
+from tnlib.trains.suggest_dims import DimsSuggestion, DimsSuggestions, suggest_dims
+from tnlib.trains.tt import TT, tt_svd
+from tnlib.tucker.format import Tucker
+from tnlib.tucker.hooi import tucker_hooi
+from tnlib.tucker.hosvd import tucker_hosvd
 
 __all__ = [
     "CP",

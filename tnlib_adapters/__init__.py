@@ -4,26 +4,26 @@ Importing the package makes the methods known to PEFT; a program that loads a sa
 import it first.
 """
 
-from tnlib_adapters import _needed as _needed  # first: says what is to be installed
-from tnlib_adapters.core import Core
-from tnlib_adapters.counting import Count, CountRow, count
-from tnlib_adapters.exchange.conversion import Conversion, ConvertedWeight
-from tnlib_adapters.exchange.from_lora import from_lora
-from tnlib_adapters.exchange.merge import MergeReport, merge
-from tnlib_adapters.exchange.write_lora import to_lora
-from tnlib_adapters.inference import cached
-from tnlib_adapters.linear import NetworkLinear
+from tnlib_adapters import requirements as requirements  # first: says what is to be installed
+from tnlib_adapters.base_model.sites import Site, find_sites
+from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
+from tnlib_adapters.convert.from_lora import from_lora
+from tnlib_adapters.convert.merge import MergeReport, merge
+from tnlib_adapters.convert.write_lora import to_lora
+from tnlib_adapters.layers.cached import cached
+from tnlib_adapters.layers.network_linear import NetworkLinear
+from tnlib_adapters.layers.shared_cores import SharedCores
+from tnlib_adapters.layers.strategy_report import LayerPlan, Plans, plans
 from tnlib_adapters.methods import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig
-from tnlib_adapters.network import Network
-from tnlib_adapters.picture import draw
-from tnlib_adapters.plans import LayerPlan, Plans, plans
-from tnlib_adapters.plugin.config import NetworkConfig
-from tnlib_adapters.series import Replacement, Series
-from tnlib_adapters.shared import SharedCores
-from tnlib_adapters.sites import Site, find_sites
-from tnlib_adapters.stacked import Stacked
-from tnlib_adapters.start import Start, normal, ones, uniform, zeros
-from tnlib_adapters.view import UpdateView
+from tnlib_adapters.networks.as_tnlib import UpdateView
+from tnlib_adapters.networks.core import Core
+from tnlib_adapters.networks.drawing import draw
+from tnlib_adapters.networks.fused_projection import Stacked
+from tnlib_adapters.networks.initializers import Start, normal, ones, uniform, zeros
+from tnlib_adapters.networks.network import Network
+from tnlib_adapters.networks.nonlinear import Replacement, Series
+from tnlib_adapters.parameter_count import Count, CountRow, count
+from tnlib_adapters.peft_plugin.config import NetworkConfig
 
 __all__ = [
     "Conversion",

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tnlib._disk import read_json
-from tnlib._safetensors import Entry, read_header
-from tnlib._table import aligned
+from tnlib.common.atomic import read_json
+from tnlib.common.safetensors_header import Entry, read_header
+from tnlib.common.table import aligned
 from tnlib_adapters_cli.sizes import size
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -13,7 +13,7 @@ from tests.arrays import numpy_of, relative
 from tests.tolerances import assert_close
 from tnlib import CP, cp_als, cp_als_batch, load, save
 from tnlib.cp import damped
-from tnlib.interop import from_tensorly, to_tensorly
+from tnlib.interop.conversions import from_tensorly, to_tensorly
 
 METHODS = ("als", "lm", "auto")
 STARTS = ("hosvd", "random")

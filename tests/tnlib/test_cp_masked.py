@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.arrays import LIBRARIES, numpy_of, tensors
 from tests.tolerances import rounding
 from tnlib import CP, cp_als
-from tnlib.cp import damped, masked, products
+from tnlib.cp import damped, masked, mttkrp
 
 METHODS = ("als", "lm", "auto")
 SEEDS = st.integers(0, 2**32 - 1)
@@ -75,12 +75,12 @@ def test_a_step_with_everything_observed_is_that_without_a_mask(seed, is_complex
     factors, descent = draw[:3], draw[3:]
     if not is_complex:
         factors, descent = [f.real for f in factors], [f.real for f in descent]
-    grams = [products.gram(f) for f in factors]
-    blocks = [products.normal(grams, k, 0.0) for k in range(3)]
-    pairs = {(k, j): products.hadamard(grams, (k, j)) for k in range(3) for j in range(k)}
+    grams = [mttkrp.gram(f) for f in factors]
+    blocks = [mttkrp.normal(grams, k, 0.0) for k in range(3)]
+    pairs = {(k, j): mttkrp.hadamard(grams, (k, j)) for k in range(3) for j in range(k)}
     expected = damped.damped_step(factors, blocks, pairs, descent, damping)
     zeros = np.zeros((1, *shape), factors[0].dtype)
-    data = products.Data.of(zeros, mask=np.ones((1, *shape), bool))
+    data = mttkrp.Data.of(zeros, mask=np.ones((1, *shape), bool))
     condition = max(float(np.linalg.norm(block)) for block in blocks) * 3 / damping
     ridges = [np.full((rank, 1), damping)] * 3
     for solve, accuracy in ((masked._dense_solve, 0.0), (masked._iterative_solve, 1e-2)):

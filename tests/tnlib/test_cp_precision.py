@@ -13,7 +13,7 @@ from tensorly.decomposition import parafac
 
 from tests.arrays import numpy_of, relative
 from tnlib import CP, cp_als, cp_als_batch
-from tnlib.cp import products
+from tnlib.cp import mttkrp
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 METHODS, STARTS = ("als", "lm", "auto"), ("hosvd", "random", "given")
@@ -25,8 +25,8 @@ SEEDS = st.integers(0, 2**32 - 1)
 def converted(request, monkeypatch):
     """Data converted to double at once, as small ones are, or tile by tile where that is needed."""
     if request.param == "tiles":
-        monkeypatch.setattr(products, "_SMALL", 0)
-        monkeypatch.setattr(products, "_TILE", 64)
+        monkeypatch.setattr(mttkrp, "_SMALL", 0)
+        monkeypatch.setattr(mttkrp, "_TILE", 64)
 
 
 def true_error(cp, array):
@@ -130,7 +130,7 @@ def test_terms_stay_near_the_size_of_the_data():
 
 
 def test_well_posed_data_are_computed_in_their_own_precision(monkeypatch):
-    monkeypatch.setattr(products, "_SMALL", 0)
+    monkeypatch.setattr(mttkrp, "_SMALL", 0)
     rng = np.random.default_rng(0)
     factors = tuple(rng.standard_normal((size, 3)) for size in (9, 10, 11))
     array = CP(np.ones(3), factors).to_dense() + rng.standard_normal((9, 10, 11))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.arrays import relative
 from tests.tolerances import assert_close, rounding
 from tnlib import load, save, to_tensorly, tt_cross
-from tnlib._maxvol import maxvol
+from tnlib.linalg.maxvol import maxvol
 from tnlib.testing import trains
 
 SHAPE = (7, 8, 9, 10)

@@ -12,7 +12,6 @@ import torch
 from tests.arrays import numpy_of, relative, with_spectrum
 from tests.tolerances import rounding
 from tnlib import (
-    _array,
     allocate_ranks,
     cp_als,
     cp_als_batch,
@@ -25,6 +24,7 @@ from tnlib import (
     tucker_hooi,
     tucker_hosvd,
 )
+from tnlib.arrays import backend
 
 FUNCTIONS = ("svd", "svdvals", "eigh", "eigvalsh", "qr", "cholesky", "solve", "inv")
 CUBE = np.sin(sum(np.ogrid[:5, :6, :7])) + 0.1 * np.random.default_rng(0).random((5, 6, 7))
@@ -111,7 +111,7 @@ def test_without_any_lapack_at_all_the_result_is_as_good(name, monkeypatch):
 def test_a_device_that_fails_hands_over_to_the_cpu(name, monkeypatch):
     decompose, array = DIRECT[name]
     # Tensors that are not taken for NumPy's, as on a GPU.
-    monkeypatch.setattr(_array, "on_cpu", lambda array: isinstance(array, np.ndarray))
+    monkeypatch.setattr(backend, "on_cpu", lambda array: isinstance(array, np.ndarray))
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     plain = decompose(tensor)
     assert plain.info.fallbacks == ()

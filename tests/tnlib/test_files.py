@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 from tests.arrays import LIBRARIES
 from tnlib import CP, MPO, TT, Info, Tucker, mpo_decompose, tt_svd, tucker_hosvd
-from tnlib._records import _INFO
-from tnlib.files import load, save
+from tnlib.io.files import load, save
+from tnlib.io.records import _INFO
 from tnlib.testing import cps, operators, trains, tuckers
 
 INFO = Info(("svd", "gram"), (0.1, 1e-300), 0.5, "float32", 3, False, "stopped", (0.3, 0.1 + 0.2))

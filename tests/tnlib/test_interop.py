@@ -19,7 +19,7 @@ from tensorly.tucker_tensor import TuckerTensor
 from tests.arrays import LIBRARIES, numpy_of, relative, tensors
 from tests.tolerances import SUBSPACE, assert_close, cancellation, rounding
 from tnlib import CP, MPO, TT, Tucker
-from tnlib.interop import cp_constrained, from_tensorly, to_tensorly
+from tnlib.interop.conversions import cp_constrained, from_tensorly, to_tensorly
 from tnlib.testing import cps, operators, trains, tuckers
 
 U = np.finfo(np.float64).eps / 2

@@ -44,4 +44,4 @@ def test_where_no_word_is_near_all_are_listed() -> None:
 
 def test_signatures_are_those_of_the_functions() -> None:
     assert [*inspect.signature(tnlib.tt_svd).parameters][:2] == ["X", "ranks"]
-    assert tnlib.tt_svd.__module__ == "tnlib.tt"
+    assert tnlib.tt_svd.__module__ == "tnlib.trains.tt"

@@ -9,8 +9,9 @@ import torch
 
 from tests.arrays import LIBRARIES, numpy_of, with_spectrum
 from tests.tolerances import assert_close
-from tnlib import _array, _jacobi, _lapack
-from tnlib._arithmetic import notes, own_arithmetic
+from tnlib.arrays import backend
+from tnlib.arrays.arithmetic import notes, own_arithmetic
+from tnlib.linalg import jacobi, lapack
 
 SPECTRA = {
     "flat": np.ones(12),
@@ -71,7 +72,7 @@ def test_jacobi_singular_values_and_vectors(spectrum, dtype, shape):
     matrix = matrix_of(spectrum, dtype, max(12, shape[0]), max(12, shape[1]))[
         : shape[0], : shape[1]
     ]
-    left, values, right = _jacobi.svd(matrix)
+    left, values, right = jacobi.svd(matrix)
     assert (left.shape, right.shape) == ((shape[0], side), (side, shape[1]))
     assert (left.dtype, values.dtype) == (matrix.dtype, matrix.real.dtype)
     size = np.linalg.norm(matrix) + np.finfo(np.float32).tiny * (dtype[-2:] in ("32", "64"))
@@ -87,10 +88,10 @@ def test_jacobi_eigenpairs_and_householder(spectrum, dtype):
     matrix = matrix_of(spectrum, dtype, 12, 12)
     hermitian = matrix + matrix.conj().T
     size = float(np.linalg.norm(hermitian)) + 1e-30
-    values, vectors = _jacobi.eigh(np.tril(hermitian))
+    values, vectors = jacobi.eigh(np.tril(hermitian))
     assert_close(hermitian @ vectors, vectors * values, 20 * 12, size, dtype=dtype)
     assert_close(vectors.conj().T @ vectors, np.eye(12), 20 * 12, 1.0, dtype=dtype)
-    basis, factor = _jacobi.qr(matrix[:, :7])
+    basis, factor = jacobi.qr(matrix[:, :7])
     assert_close(basis @ factor, matrix[:, :7], 20 * 12, size, dtype=dtype)
     assert_close(basis.conj().T @ basis, np.eye(7), 20 * 12, 1.0, dtype=dtype)
     assert not np.tril(factor, -1).any()
@@ -106,23 +107,23 @@ def checked(name, library, batch):
     stack = np.stack([matrix, 2 * matrix]) if batch else matrix
     hermitian = stack @ stack.mT
     if name == "svd":
-        left, values, right = map(numpy_of, _lapack.svd(convert(stack)))
+        left, values, right = map(numpy_of, lapack.svd(convert(stack)))
         assert_close(left * values[..., None, :] @ right, stack, 200, 4.0)
     elif name == "eigh":
-        values, vectors = map(numpy_of, _lapack.eigh(convert(hermitian), 4))
+        values, vectors = map(numpy_of, lapack.eigh(convert(hermitian), 4))
         assert values.shape[-1] == vectors.shape[-1] == 4
         assert_close(hermitian @ vectors, vectors * values[..., None, :], 200, 16.0)
     elif name == "eigvalsh":
-        values = numpy_of(_lapack.eigvalsh(convert(hermitian)))
+        values = numpy_of(lapack.eigvalsh(convert(hermitian)))
         assert_close(values[..., -1], np.array([4.0, 16.0] if batch else 4.0), 200, 16.0)
     elif name == "qr":
-        basis, factor = map(numpy_of, _lapack.qr(convert(stack)))
+        basis, factor = map(numpy_of, lapack.qr(convert(stack)))
         assert_close(basis @ factor, stack, 200, 4.0)
         if not batch:
-            factor = numpy_of(_lapack.triangular_factor(convert(stack)))
+            factor = numpy_of(lapack.triangular_factor(convert(stack)))
             assert_close(factor.T @ factor, stack.T @ stack, 200, 16.0)
     else:
-        inverse = numpy_of(_lapack.inv(convert(hermitian)))
+        inverse = numpy_of(lapack.inv(convert(hermitian)))
         assert_close(inverse @ hermitian, np.eye(9) + 0 * stack, 200, 1.0, condition=4.0)
 
 
@@ -152,7 +153,7 @@ def test_jacobi_serves_where_all_of_lapack_fails(name, failing):
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_what_fails_on_a_device_is_computed_on_the_cpu(name, failing, monkeypatch):
-    monkeypatch.setattr(_array, "on_cpu", lambda array: isinstance(array, np.ndarray))
+    monkeypatch.setattr(backend, "on_cpu", lambda array: isinstance(array, np.ndarray))
     checked(name, "torch", batch=False)
     failing.replace(torch.linalg, name)
     with own_arithmetic():
@@ -164,7 +165,7 @@ def test_what_fails_on_a_device_is_computed_on_the_cpu(name, failing, monkeypatc
 def test_large_partial_eigenproblems_fall_back_too(failing):
     matrix = with_spectrum(np.arange(1, 521.0) ** -1.0, 520, 520)
     hermitian = matrix @ matrix.T
-    plain = _lapack.eigh(hermitian, 10)[0]
+    plain = lapack.eigh(hermitian, 10)[0]
     with own_arithmetic():
         first = scipy.linalg.eigh
 
@@ -174,7 +175,7 @@ def test_large_partial_eigenproblems_fall_back_too(failing):
             return first(*arguments, driver=driver, **options)
 
         failing.monkeypatch.setattr(scipy.linalg, "eigh", evr_fails)
-        values, vectors = _lapack.eigh(hermitian, 10)
+        values, vectors = lapack.eigh(hermitian, 10)
         assert notes() == ("eigh: evd instead of evr",)
     assert_close(values, plain, 520, 1.0)
     assert_close(vectors.T @ vectors, np.eye(10), 520, 1.0)
@@ -182,15 +183,15 @@ def test_large_partial_eigenproblems_fall_back_too(failing):
 
 def test_a_singular_system_gets_its_least_solution():
     singular = np.diag([2.0, 1.0, 0.0])
-    assert_close(_lapack.solve(singular, np.array([2.0, 3.0, 0.0])), np.array([1.0, 3.0, 0.0]))
-    assert_close(_lapack.inv(singular), np.diag([0.5, 1.0, 0.0]))
+    assert_close(lapack.solve(singular, np.array([2.0, 3.0, 0.0])), np.array([1.0, 3.0, 0.0]))
+    assert_close(lapack.inv(singular), np.diag([0.5, 1.0, 0.0]))
     turned = singular[[1, 2, 0]] * np.exp(1j * np.arange(3))
-    assert_close(_lapack.inv(turned), np.linalg.pinv(turned), 20)
+    assert_close(lapack.inv(turned), np.linalg.pinv(turned), 20)
 
 
 def test_nan_in_the_data_is_not_a_failure_of_a_driver():
     with own_arithmetic():
         with pytest.raises(np.linalg.LinAlgError):
-            _lapack.svd(np.full((3, 3), np.nan))
-        assert np.isnan(_lapack.qr(np.full((3, 3), np.nan))[0]).all()
+            lapack.svd(np.full((3, 3), np.nan))
+        assert np.isnan(lapack.qr(np.full((3, 3), np.nan))[0]).all()
         assert notes() == ()

@@ -7,9 +7,10 @@ import pytest
 
 from tests.arrays import LIBRARIES, numpy_of, with_spectrum
 from tests.tolerances import rounding
-from tnlib import _array, mpo_decompose
-from tnlib.krylov import SLACK
-from tnlib.lowrank import truncated_basis
+from tnlib import mpo_decompose
+from tnlib.arrays import backend
+from tnlib.linalg.krylov import SLACK
+from tnlib.linalg.truncated_basis import truncated_basis
 
 SHAPES = [(40, 40), (30, 200), (200, 30), (5, 64), (64, 5), (1, 9), (9, 1)]
 
@@ -17,7 +18,7 @@ SHAPES = [(40, 40), (30, 200), (200, 30), (5, 64), (64, 5), (1, 9), (9, 1)]
 def basis_of(matrix, method, max_rank=None, allowed=None, seed=0):
     return truncated_basis(
         matrix,
-        energy=_array.energy(matrix),
+        energy=backend.energy(matrix),
         max_rank=max_rank,
         allowed=allowed,
         method=method,

@@ -8,7 +8,7 @@ import torch
 
 from tests.tolerances import assert_close
 from tnlib import MPO, TT, mpo_decompose, mpo_random, tt_random, tt_round, tt_svd
-from tnlib._array import unit_roundoff
+from tnlib.arrays.backend import unit_roundoff
 
 HALF = ["float16", "bfloat16"]
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tests.arrays import LIBRARIES, numpy_of, relative
 from tests.tolerances import rounding
 from tnlib import (
-    _array,
     cp_als,
     cp_als_batch,
     mpo_decompose,
@@ -22,6 +21,7 @@ from tnlib import (
     tucker_hooi,
     tucker_hosvd,
 )
+from tnlib.arrays import backend
 
 METHODS = ("auto", "svd", "gram", "krylov")
 DTYPES = ("float32", "float64", "complex64", "complex128")
@@ -94,5 +94,5 @@ def test_views_of_numpy_arrays_become_tensors(shape, data):
     signs = data.draw(st.tuples(*[st.sampled_from([1, -1])] * array.ndim))
     view = array.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
     for values in (view, view[..., :1], np.broadcast_to(view[:1], view.shape)):
-        tensor = _array.from_numpy(values, torch.empty(0))
+        tensor = backend.from_numpy(values, torch.empty(0))
         np.testing.assert_array_equal(numpy_of(tensor), values)

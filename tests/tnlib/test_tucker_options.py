@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.arrays import LIBRARIES, numpy_of, relative, tensors
 from tests.tolerances import assert_close, rounding
 from tnlib import Tucker, tucker_hooi, tucker_hosvd
-from tnlib.files import load, save
+from tnlib.io.files import load, save
 from tnlib.testing import mode_tails
 
 LIBRARY = st.sampled_from(sorted(LIBRARIES))

@@ -20,9 +20,9 @@ from tests.tnlib_adapters.models import (
     train,
 )
 from tnlib_adapters import LoTRConfig
-from tnlib_adapters.plugin import tuner as tuners
-from tnlib_adapters.plugin.layer import NetworkLayer
-from tnlib_adapters.update import Update
+from tnlib_adapters.layers.update import Update
+from tnlib_adapters.peft_plugin import tuner as tuners
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 every_method = pytest.mark.parametrize("method", sorted(METHODS))

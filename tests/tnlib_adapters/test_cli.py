@@ -25,12 +25,12 @@ import tnlib_adapters_cli as cli
 from tests.tnlib_adapters.methods import METHODS
 from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
 from tnlib_adapters.commands.methods import configuration
-from tnlib_adapters.exchange import folder as exchange_folder
-from tnlib_adapters.exchange import merge as merging
-from tnlib_adapters.plugin import files
-from tnlib_adapters.plugin.store import STORE
+from tnlib_adapters.convert import folder as exchange_folder
+from tnlib_adapters.convert import merge as merging
+from tnlib_adapters.layers.update import ANCHOR
+from tnlib_adapters.peft_plugin import adapter_files
+from tnlib_adapters.peft_plugin.store import STORE
 from tnlib_adapters.quantization import quantize_base
-from tnlib_adapters.update import ANCHOR
 from tnlib_adapters_cli import inspection
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -357,7 +357,7 @@ def test_inspect_imports_neither_torch_nor_peft(folder):
 
 def test_the_words_of_files_are_the_librarys():
     """They stand in two places, since one is read without the package."""
-    assert inspection.OUTSIDE == files.OUTSIDE
+    assert inspection.OUTSIDE == adapter_files.OUTSIDE
     assert (inspection.STORE, inspection.ANCHOR) == (STORE, ANCHOR)
     common = {field.name for field in dataclasses.fields(ta.NetworkConfig)}
     assert common == set(inspection._COMMON)
@@ -444,7 +444,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_named(folder, tmp_path, capsy
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from tnlib_adapters.exchange.folder import whole\n"
+        "from tnlib_adapters.convert.folder import whole\n"
         f"with whole(Path({str(tmp_path / 'merged')!r})) as place:\n"
         "    (place / 'half').write_bytes(bytes(1000))\n"
         "    os.kill(os.getpid(), 9)\n"
@@ -476,7 +476,7 @@ def test_a_signal_stops_a_command_and_leaves_nothing(tmp_path, number, code):
         "from pathlib import Path\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import tnlib_adapters_cli as cli\n"
-        "from tnlib_adapters.exchange.folder import whole\n"
+        "from tnlib_adapters.convert.folder import whole\n"
         "def run(options):\n"
         f"    with whole(Path({str(tmp_path / 'merged')!r})):\n"
         f"        os.kill(os.getpid(), {int(number)})\n"

@@ -61,7 +61,7 @@ def test_only_theta_trains_and_theta_0_is_saved_beside_it(start, tmp_path):
 def test_nothing_is_decomposed_on_load(start, tmp_path):
     model, _, _ = trained("llama", init_weights=start)
     model.save_pretrained(tmp_path)
-    with mock.patch("tnlib_adapters.pretrained.mpo_decompose", side_effect=AssertionError):
+    with mock.patch("tnlib_adapters.networks.pretrained.mpo_decompose", side_effect=AssertionError):
         loaded = peft.PeftModel.from_pretrained(make("llama"), tmp_path)
         plain = make("llama")
         plain.load_adapter(str(tmp_path))

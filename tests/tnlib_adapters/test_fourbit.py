@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from tnlib_adapters.fourbit import blocks, engine, stored
-from tnlib_adapters.fourbit.foreign import packed_of, prevent_repacking
+from tnlib_adapters.fourbit import backend, blocks, stored
+from tnlib_adapters.fourbit.bitsandbytes import packed_of, prevent_repacking
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.quantization import QuantizedLinear
 
@@ -101,7 +101,7 @@ def relative_error(values, weight):
 @settings(deadline=None, max_examples=80)
 @given(matrices(), FORMATS)
 def test_bytes_scales_and_values_in_plain_torch_are_those_of_bitsandbytes(weight, form):
-    packed = PackedWeight.of(weight, form, engine="torch")
+    packed = PackedWeight.of(weight, form, backend="torch")
     data, state = theirs(weight, form)
     assert bits(packed.packed) == bits(data)
     assert bits(packed.absmax) == bits(state.absmax)
@@ -116,8 +116,8 @@ def test_bytes_scales_and_values_in_plain_torch_are_those_of_bitsandbytes(weight
 @settings(deadline=None, max_examples=80)
 @given(matrices((*HALVES, torch.float64)), FORMATS, st.sampled_from((*HALVES, torch.float64)))
 def test_both_engines_agree_bit_for_bit(weight, form, dtype):
-    plain = PackedWeight.of(weight, form, engine="torch")
-    native = PackedWeight.of(weight, form, engine="bitsandbytes")
+    plain = PackedWeight.of(weight, form, backend="torch")
+    native = PackedWeight.of(weight, form, backend="bitsandbytes")
     assert contents(plain) == contents(native)
     assert bits(plain.scales()) == bits(native.scales())
     assert bits(plain.dequantize()) == bits(native.dequantize())
@@ -131,7 +131,7 @@ def test_single_values_and_columns(kind, shape):
     for form in (Format(kind, 64, True), Format(kind, 4096, False)):
         data, state = theirs(weight, form)
         for who in ("torch", "bitsandbytes"):
-            packed = PackedWeight.of(weight, form, engine=who)
+            packed = PackedWeight.of(weight, form, backend=who)
             assert bits(packed.packed) == bits(data)
             assert same(packed.dequantize(), dequantized_by_them(data, state))
 
@@ -140,7 +140,7 @@ def test_single_values_and_columns(kind, shape):
 @pytest.mark.parametrize("who", ["torch", "bitsandbytes"])
 def test_a_weight_of_zeros_stays_zero(who, shape, double):
     form = Format("nf4", 32, double)
-    packed = PackedWeight.of(torch.zeros(shape), form, engine=who)
+    packed = PackedWeight.of(torch.zeros(shape), form, backend=who)
     data, state = theirs(torch.zeros(shape), form)
     assert bits(packed.packed) == bits(data)
     assert bits(packed.absmax) == bits(state.absmax)
@@ -158,15 +158,15 @@ def test_codes_and_maps_are_those_of_bitsandbytes():
 @pytest.mark.parametrize("who", ["torch", "bitsandbytes"])
 def test_slices_of_a_large_weight_change_nothing(monkeypatch, who):
     weight, form = gaussian(3, 8192 + 77, torch.bfloat16), Format("nf4", 4096)
-    whole = PackedWeight.of(weight, form, engine=who)
-    monkeypatch.setattr(engine, "_CHUNK", 8192)
-    assert contents(PackedWeight.of(weight, form, engine=who)) == contents(whole)
+    whole = PackedWeight.of(weight, form, backend=who)
+    monkeypatch.setattr(backend, "_CHUNK", 8192)
+    assert contents(PackedWeight.of(weight, form, backend=who)) == contents(whole)
 
 
 def test_without_bitsandbytes_plain_torch_computes(monkeypatch):
-    assert engine.best_engine() == "bitsandbytes"
+    assert backend.best_engine() == "bitsandbytes"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert engine.best_engine() == "torch"
+    assert backend.best_engine() == "torch"
     assert PackedWeight.of(gaussian(8, 8), Format()).engine == "torch"
 
 
@@ -176,7 +176,7 @@ def test_rows_that_are_no_multiple_of_a_block_keep_their_scales(dtype):
     weight = gaussian(54, 80, dtype)
     data, state = theirs(weight, Format(double_quant=False))
     for who in ("torch", "bitsandbytes"):
-        packed = PackedWeight.of(weight, Format(double_quant=False), engine=who)
+        packed = PackedWeight.of(weight, Format(double_quant=False), backend=who)
         assert 0.085 < relative_error(packed.dequantize().double(), weight.double()) < 0.1
         assert same(packed.dequantize(), dequantized_by_them(data, state))
 

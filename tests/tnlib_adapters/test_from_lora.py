@@ -17,11 +17,11 @@ from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, ma
 from tests.tnlib_adapters.test_plugin_files import saved_base
 from tests.tolerances import assert_close, rounding
 from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, find_sites
-from tnlib_adapters.exchange import coupled_cp, fit_lorta
-from tnlib_adapters.exchange.fit_lotr import tucker2
-from tnlib_adapters.exchange.from_lora import from_lora
-from tnlib_adapters.exchange.read_lora import LowRank, read_lora
-from tnlib_adapters.plugin.layer import NetworkLayer
+from tnlib_adapters.convert import coupled_cp, fit_lorta
+from tnlib_adapters.convert.fit_lotr import tucker2
+from tnlib_adapters.convert.from_lora import from_lora
+from tnlib_adapters.convert.read_lora import LowRank, read_lora
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 

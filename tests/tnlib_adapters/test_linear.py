@@ -8,15 +8,7 @@ import pytest
 import torch
 
 from tnlib import mpo_decompose
-from tnlib_adapters import (
-    Core,
-    DoTAConfig,
-    LoRETTAConfig,
-    LoTRConfig,
-    Network,
-    NetworkLinear,
-    Site,
-)
+from tnlib_adapters import Core, DoTAConfig, LoRETTAConfig, LoTRConfig, Network, NetworkLinear, Site
 
 X = torch.randn(40, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -24,8 +24,8 @@ from tests.tnlib_adapters.models import (
 )
 from tests.tnlib_adapters.test_to_lora import moved
 from tnlib_adapters import LoTRConfig
-from tnlib_adapters.exchange.merge import merge
-from tnlib_adapters.exchange.write_lora import to_lora
+from tnlib_adapters.convert.merge import merge
+from tnlib_adapters.convert.write_lora import to_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 INDEX = "model.safetensors.index.json"

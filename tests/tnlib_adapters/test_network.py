@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.tolerances import assert_close
 from tnlib import MPO
 from tnlib_adapters import Core, Network
-from tnlib_adapters.formats import mpo_network
+from tnlib_adapters.networks.builders import mpo_network
 
 LORA = Network(
     (Core("a", ("bond", "in")), Core("b", ("out", "bond"))),

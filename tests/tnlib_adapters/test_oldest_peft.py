@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.tnlib_adapters.methods import METHODS
-from tnlib_adapters.plugin.registry import OLDEST_PEFT
+from tnlib_adapters.peft_plugin.registry import OLDEST_PEFT
 
 ROOT = Path(__file__).parents[2]
 FOLDER = os.environ.get("OLDEST_PEFT")

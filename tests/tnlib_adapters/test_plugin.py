@@ -18,8 +18,8 @@ from tests.tnlib_adapters.test_architectures import (
     method_of_each_structure,
 )
 from tnlib_adapters import DoTAConfig, NetworkConfig
-from tnlib_adapters.plugin import registry
-from tnlib_adapters.plugin.layer import NetworkLayer
+from tnlib_adapters.peft_plugin import registry
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 SHARING = ["lotr", "lorta"]

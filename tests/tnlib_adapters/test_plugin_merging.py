@@ -15,7 +15,7 @@ from tests.tnlib_adapters.test_architectures import adapted, by_structure
 from tests.tnlib_adapters.test_plugin import alone, parts, second, two_adapters
 from tests.tolerances import assert_close
 from tnlib_adapters import LoRETTAConfig
-from tnlib_adapters.plugin.layer import NetworkLayer
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 every_mergeable = by_structure(MERGEABLE)

@@ -15,7 +15,7 @@ from tests.tnlib_adapters.models import MAKERS, TARGETS, make, train
 from tests.tnlib_adapters.test_architectures import every_method
 from tests.tnlib_adapters.test_plugin import alone
 from tnlib_adapters import count
-from tnlib_adapters.plugin.layer import NetworkLayer
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 # What is read from the names alone is the same code for all methods.

@@ -11,7 +11,7 @@ import torch
 from tests.tnlib_adapters.methods import METHODS
 from tests.tnlib_adapters.models import make
 from tnlib_adapters import DoTAConfig, NetworkLinear
-from tnlib_adapters.plugin.layer import NetworkLayer
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 

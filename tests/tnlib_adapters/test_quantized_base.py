@@ -15,8 +15,9 @@ from tests.tnlib_adapters.methods import MERGEABLE, METHODS
 from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, inputs, logits, make, train
 from tests.tolerances import assert_close, rounding
 from tnlib_adapters import DoTAConfig, NetworkLinear, cached
-from tnlib_adapters.fourbit import foreign
-from tnlib_adapters.fourbit.dense import DenseConv1D, DenseLinear
+from tnlib_adapters.fourbit import bitsandbytes
+from tnlib_adapters.fourbit.dense_layers import DenseConv1D, DenseLinear
+from tnlib_adapters.layers.residual_base import ResidualLinear
 from tnlib_adapters.quantization import (
     QuantizedLinear,
     dequantize_base,
@@ -24,7 +25,6 @@ from tnlib_adapters.quantization import (
     prevent_repacking,
     quantize_base,
 )
-from tnlib_adapters.residual import ResidualLinear
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
@@ -232,10 +232,10 @@ def test_models_that_transformers_quantised_are_adapted_as_they_are(bits, tmp_pa
 def test_the_guard_is_put_on_layers_that_are_not_adapted_too(tmp_path):
     base = loaded(tmp_path)
     for layer in base.modules():
-        if foreign.is_foreign(layer):
+        if bitsandbytes.is_foreign(layer):
             layer.support_avx512bf16_for_cpu = True
     adapted(base, "lotr")
-    switches = [m.support_avx512bf16_for_cpu for m in base.modules() if foreign.is_foreign(m)]
+    switches = [m.support_avx512bf16_for_cpu for m in base.modules() if bitsandbytes.is_foreign(m)]
     assert len(switches) == 14
     assert not any(switches)
 
@@ -526,7 +526,9 @@ def test_files_of_what_was_unloaded_or_merged_are_read_by_transformers(tmp_path)
         bare.save_pretrained(tmp_path / str(merge))
         again = hf.LlamaForCausalLM.from_pretrained(tmp_path / str(merge)).eval()
         prevent_repacking(again)
-        in_bits = {n.rsplit(".", 1)[-1] for n, m in again.named_modules() if foreign.is_foreign(m)}
+        in_bits = {
+            n.rsplit(".", 1)[-1] for n, m in again.named_modules() if bitsandbytes.is_foreign(m)
+        }
         left = {"k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
         assert in_bits == (left if merge else left | set(targets))
         ids = torch.arange(9)[None]

@@ -26,7 +26,7 @@ from tests.tnlib_adapters.models import (
 from tests.tolerances import assert_close, rounding
 from tnlib_adapters.fourbit import packed as packed_module
 from tnlib_adapters.fourbit import stored
-from tnlib_adapters.fourbit.foreign import is_foreign, packed_of
+from tnlib_adapters.fourbit.bitsandbytes import is_foreign, packed_of
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import fused_product, packed_linear
 from tnlib_adapters.quantization import (

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.tnlib_adapters.test_network import random_cores
-from tnlib_adapters.formats import mpo_network
-from tnlib_adapters.rebuilt import rebuilt_linear
+from tnlib_adapters.execution.recomputed_linear import rebuilt_linear
+from tnlib_adapters.networks.builders import mpo_network
 
 NETWORK = mpo_network((3, 4), (5, 2), (1, 3, 1), anchored=True)
 

@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 
 from tests.tnlib_adapters.test_network import mpo_networks, random_cores
 from tests.tolerances import assert_close
-from tnlib_adapters import (
-    Core,
-    DoTAConfig,
-    LoRETTAConfig,
-    LoRTAConfig,
-    LoTRConfig,
-    Network,
-    Site,
-)
-from tnlib_adapters.factored import factored_linear
-from tnlib_adapters.kept import folded
-from tnlib_adapters.rebuilt import rebuilt_linear
+from tnlib_adapters import Core, DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, Network, Site
+from tnlib_adapters.execution.factored_linear import factored_linear
+from tnlib_adapters.execution.recomputed_linear import rebuilt_linear
+from tnlib_adapters.networks.low_rank import folded
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no factors")
 ONES = st.integers(1, 4)

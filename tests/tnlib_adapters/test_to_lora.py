@@ -31,10 +31,10 @@ from tests.tnlib_adapters.models import (
 from tests.tnlib_adapters.test_network import LORA, random_cores
 from tests.tolerances import assert_close, rounding
 from tnlib_adapters import Core, LoRTAConfig, LoTRConfig, Network, Site
-from tnlib_adapters.exchange.write_lora import to_lora
-from tnlib_adapters.factors import low_rank_factors
-from tnlib_adapters.formats import mpo_network
-from tnlib_adapters.stacked import Stacked
+from tnlib_adapters.convert.write_lora import to_lora
+from tnlib_adapters.networks.builders import mpo_network
+from tnlib_adapters.networks.fused_projection import Stacked
+from tnlib_adapters.networks.low_rank import low_rank_factors
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 # Norms and errors of factors that are rounded to float32, a product of at most 48 terms.

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.tnlib_adapters.methods import METHODS
 from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
-from tnlib_adapters.plugin.trained_norms import TrainedNorm, is_norm
+from tnlib_adapters.peft_plugin.trained_norms import TrainedNorm, is_norm
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 HALVES = (torch.float16, torch.bfloat16)

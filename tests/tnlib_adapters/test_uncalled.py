@@ -17,8 +17,8 @@ from tests.tnlib_adapters.models import (
     make,
 )
 from tnlib_adapters import DoTAConfig, LoRTAConfig, LoTRConfig, count, find_sites
-from tnlib_adapters.linear_modules import original_modules
-from tnlib_adapters.uncalled import unusable
+from tnlib_adapters.base_model.adaptable import unusable
+from tnlib_adapters.base_model.linear_modules import original_modules
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 

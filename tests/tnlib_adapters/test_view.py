@@ -9,8 +9,7 @@ import torch
 from tests.tnlib_adapters.models import make
 from tnlib import CP, TT, Tucker
 from tnlib_adapters import Core, DoTAConfig, Network, SharedCores, Stacked
-from tnlib_adapters.update import Update
-from tnlib_adapters.view import view
+from tnlib_adapters.layers.update import Update
 
 SIZES = {"in": 6, "out": 5, "in_2": 2, "r": 3, "s": 2, "t": 4, "layer": 3}
 # Legs of the cores, and the format in which the update is seen.
@@ -45,7 +44,7 @@ def test_the_dense_form_is_the_update(name):
     update = Update(network, dtype=torch.float64)
     torch.manual_seed(0)
     update.start({key: core.double() for key, core in network.initial().items()})
-    seen = view(update)
+    seen = update.as_tnlib()
     torch.testing.assert_close(seen.to_dense(), update.delta())
     assert isinstance(seen.tensor, kind)
 
@@ -58,7 +57,7 @@ def test_what_is_in_the_form_as_it_is_shares_its_memory():
         in_legs=("in",),
     )
     update = Update(network)
-    tucker = view(update).tensor
+    tucker = update.as_tnlib().tensor
     assert tucker.factors[0].data_ptr() == update.cores["u"].data_ptr()
     assert tucker.core.data_ptr() == update.cores["g"].data_ptr()
 
@@ -75,7 +74,7 @@ def test_roles_may_have_cores_of_their_own():
     )
     update = Update(Stacked(parts), dtype=torch.float64)
     update.start({key: core.double() for key, core in update.network.initial().items()})
-    seen = view(update)
+    seen = update.as_tnlib()
     torch.testing.assert_close(seen.to_dense(), update.delta())
     with pytest.raises(ValueError, match="the update has 2 blocks"):
         _ = seen.tensor

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 import numpy.typing as npt
 
-from tnlib import _array, _checks
-from tnlib._array import Array
+from tnlib.arrays import backend, checks
+from tnlib.arrays.backend import Array
 from tnlib.contraction.network import Shape
 from tnlib.contraction.roofline import Roofline
 
@@ -42,7 +42,7 @@ def shape_of(number: int, operand: Any) -> Shape:
         raise TypeError(
             f"operand {number} must be a shape or an array, got {type(operand).__name__}"
         )
-    sizes = tuple(_checks.positive_int(f"every size of operand {number}", n, 0) for n in operand)
+    sizes = tuple(checks.positive_int(f"every size of operand {number}", n, 0) for n in operand)
     if any(size > _LARGEST for size in sizes):
         raise ValueError(f"every size of operand {number} must be at most {_LARGEST}, got {sizes}")
     return sizes
@@ -52,7 +52,7 @@ def positions(name: str, values: Any, count: int) -> tuple[int, ...]:
     """Sorted positions among `count` operands."""
     if isinstance(values, str | bytes) or not isinstance(values, Collection) or _is_single(values):
         raise TypeError(f"{name} must be a collection of positions, got {values!r}")
-    return tuple(sorted({_checks.index(f"every entry of {name}", v, count) for v in values}))
+    return tuple(sorted({checks.index(f"every entry of {name}", v, count) for v in values}))
 
 
 def _is_single(values: Any) -> bool:
@@ -99,13 +99,13 @@ def _size_of_all(dtypes: frozenset[Any]) -> int:
     """Bytes of a number in the precision in which arrays of these dtypes are computed."""
     sizes = [_size_of(found, _NUMERIC) for found in dtypes]
     if all(isinstance(found, np.dtype) for found in dtypes):
-        return _size_of(_array.working_dtype(np, np.result_type(*dtypes)))
+        return _size_of(backend.working_dtype(np, np.result_type(*dtypes)))
     return max(sizes)
 
 
 def _size_of(dtype: Any, what: str = "dtype must be a numeric type or its name") -> int:
     try:
-        name = np.dtype(dtype).name if isinstance(dtype, type) else _array.dtype_name(dtype)
+        name = np.dtype(dtype).name if isinstance(dtype, type) else backend.dtype_name(dtype)
         if name in ("bfloat16", "complex32"):
             return {"bfloat16": 2, "complex32": 4}[name]
         known = np.dtype(name)

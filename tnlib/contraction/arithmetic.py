@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tnlib import _array
-from tnlib._array import Array
+from tnlib.arrays import backend
+from tnlib.arrays.backend import Array
 
 Kind = Literal["inexact", "integer", "bool"]
 
@@ -91,7 +91,7 @@ class Arithmetic:
 
 
 def _of_tensors(dtypes: Collection[Any]) -> Arithmetic:
-    names = sorted(_array.dtype_name(dtype) for dtype in dtypes)
+    names = sorted(backend.dtype_name(dtype) for dtype in dtypes)
     for name in names:
         if name not in DTYPES:
             raise TypeError(f"tensors must be of {', '.join(DTYPES)}, got {name}; cast it")

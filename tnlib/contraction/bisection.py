@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tnlib import _lapack
 from tnlib.contraction.network import Network
 from tnlib.contraction.tree import Tree
+from tnlib.linalg import lapack
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -53,7 +53,7 @@ def _cut(weights: Matrix, balance: float, rng: np.random.Generator) -> np.ndarra
     """Which nodes go to one side; at least a share `balance` of them on each."""
     count = len(weights)
     laplacian = np.diag(weights.sum(axis=1) + 1e-9 * rng.random(count)) - weights
-    order = np.argsort(_lapack.eigh(laplacian)[1][:, 1 % count])
+    order = np.argsort(lapack.eigh(laplacian)[1][:, 1 % count])
     least = max(1, int(balance * count))
     ranked = weights[np.ix_(order, order)]
     cuts = [float(ranked[:k, k:].sum()) for k in range(least, count - least + 1)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypedDict, Unpack
 
-from tnlib import _checks
+from tnlib.arrays import checks
 from tnlib.contraction.arguments import DType
 from tnlib.contraction.network import parsed
 from tnlib.contraction.objective import Minimize
@@ -67,7 +67,7 @@ class PlansBySize:
         >>> found.at(1).path, found.at(4096).path
         (((0, 1), (0, 1)), ((1, 2), (0, 1)))
         """
-        _checks.positive_int("size", size, least=0)
+        checks.positive_int("size", size, least=0)
         return self.plans[bisect.bisect_right(self.breakeven, size)]
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ def plan_by_size(
     >>> found.at(96) is found.plans[0], found.at(97) is found.plans[1]
     (True, True)
     """
-    most = _checks.positive_int("largest", largest)
+    most = checks.positive_int("largest", largest)
     for k, shape in enumerate(shapes):
         if isinstance(shape, str) or not isinstance(shape, Sequence):
             raise TypeError(f"operand {k} must be a shape, got {type(shape).__name__}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tnlib._array import Array
+from tnlib.arrays.backend import Array
 from tnlib.contraction import slicing
 from tnlib.contraction.arithmetic import Arithmetic
 from tnlib.contraction.constants import Constants

@@ -11,9 +11,9 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tnlib import _array
-from tnlib._arithmetic import own_arithmetic
-from tnlib._array import Array
+from tnlib.arrays import backend
+from tnlib.arrays.arithmetic import own_arithmetic
+from tnlib.arrays.backend import Array
 from tnlib.contraction.arithmetic import Arithmetic
 from tnlib.contraction.network import Network
 from tnlib.contraction.program import compiled_step, copied
@@ -36,12 +36,12 @@ class Constants:
     def __init__(
         self, network: Network, steps: Sequence[Step], arrays: Mapping[int, Array]
     ) -> None:
-        arrays = {n: _array.base(array) for n, array in arrays.items()}
+        arrays = {n: backend.base(array) for n, array in arrays.items()}
         arithmetic = Arithmetic.of([(type(array), array.dtype) for array in arrays.values()])
         if arithmetic.mixed:
             raise TypeError(f"constants must be of one dtype, got {arithmetic.mixed}; cast them")
         with _data_alone(arithmetic.torch):
-            self._arrays = {n: copied(_array.detached(a)) for n, a in arrays.items()}
+            self._arrays = {n: copied(backend.detached(a)) for n, a in arrays.items()}
         self.about = tuple((type(array), array.dtype) for array in self._arrays.values())
         # Tensors are folded in their own dtype, also for a call under autocast.
         self._own = arithmetic if arithmetic.tensors else None
@@ -56,7 +56,7 @@ class Constants:
     def folded(self, network: Network, steps: Sequence[Step], arithmetic: Arithmetic) -> Folded:
         """The arrays that the other steps need, by their numbers."""
         arithmetic = self._own or arithmetic
-        key = (_array.dtype_name(arithmetic.dtype), network.terms)
+        key = (backend.dtype_name(arithmetic.dtype), network.terms)
         if key not in self._made:
             self._made[key] = fold(network, steps, self._arrays, arithmetic)
         return self._made[key]

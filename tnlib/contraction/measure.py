@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tnlib import _array, _checks
-from tnlib._array import Array
+from tnlib.arrays import backend, checks
+from tnlib.arrays.backend import Array
 from tnlib.contraction.arguments import DType
 from tnlib.contraction.kernel import compiled
 from tnlib.contraction.roofline import LARGE, SMALL, Roofline
@@ -92,7 +92,7 @@ def measure_roofline(
     return Roofline(
         library=library,
         device=clock.device,
-        dtype=_array.dtype_name(one.dtype),
+        dtype=backend.dtype_name(one.dtype),
         itemsize=itemsize,
         flops_per_second=rate,
         read_bytes_per_second=read,
@@ -110,11 +110,11 @@ class _Clock:
     def __init__(self, library: str, dtype: Any, device: Any) -> None:
         if library not in ("numpy", "torch"):
             raise ValueError(f"library must be 'numpy' or 'torch', got {library!r}")
-        place = _checks.real_device(library, device)
+        place = checks.real_device(library, device)
         self.torch = import_module("torch") if library == "torch" else None
         self.device = "cpu" if place is None else str(place)
         namespace = import_module(f"array_api_compat.{library}")
-        self.dtype = _array.resolve_dtype(namespace, dtype)
+        self.dtype = backend.resolve_dtype(namespace, dtype)
         self.rng = np.random.default_rng(0)
 
     def make(self, *shape: int) -> Array:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
-from tnlib import _array
-from tnlib._array import Array
-from tnlib._types import ArrayT, Scalar
+from tnlib.arrays import backend
+from tnlib.arrays.backend import Array
+from tnlib.common.type_aliases import ArrayT, Scalar
 from tnlib.contraction import report, slicing
 from tnlib.contraction.arguments import positions, shape_of
 from tnlib.contraction.arithmetic import arrays_of, compiling, has_symbols, library
@@ -326,7 +326,7 @@ class Plan:
                 f"the plan has {len(self.constants)} constants, got {len(constants)} arrays"
             )
         constants = arrays_of(constants)
-        _array.namespace(*constants)
+        backend.namespace(*constants)
         values = dict(zip(self.constants, constants, strict=True))
         shapes = [
             tuple(values[k].shape) if k in values else shape for k, shape in enumerate(self.shapes)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, overload
 
-from tnlib import _array, _checks
-from tnlib._array import Array
-from tnlib._keywords import keywords_named
-from tnlib._types import ArrayT, Scalar
+from tnlib.arrays import backend, checks
+from tnlib.arrays.backend import Array
+from tnlib.common.keywords import keywords_named
+from tnlib.common.type_aliases import ArrayT, Scalar
 from tnlib.contraction import slicing
 from tnlib.contraction.arguments import (
     DType,
@@ -146,7 +146,7 @@ def plan_contraction(
         fixed,
         itemsize_of(dtype, operands, roofline),
         roofline,
-        _checks.positive_int("max_repeats", max_repeats),
+        checks.positive_int("max_repeats", max_repeats),
     )
     given = [operands[k] for k in fixed if not is_shape(operands[k])]
     if not given:
@@ -221,7 +221,7 @@ def contract(
         return traced.contract(equation, arrays, minimize, memory_limit)
     arrays = arrays_of(arrays)
     if arrays:
-        _array.namespace(*arrays)
+        backend.namespace(*arrays)
     plan = plan_contraction(equation, *arrays, minimize=minimize, memory_limit=memory_limit)
     return plan(*arrays)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tnlib._array import Array
+from tnlib.arrays.backend import Array
 from tnlib.contraction.arithmetic import Arithmetic
 from tnlib.contraction.kernel import compiled
 from tnlib.contraction.network import Network

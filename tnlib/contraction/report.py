@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tnlib._table import aligned
+from tnlib.common.table import aligned
 from tnlib.contraction import slicing
 from tnlib.contraction.cost import product_flops
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tnlib import _checks, _disk
+from tnlib.arrays import checks
+from tnlib.common import atomic
 from tnlib.contraction.layout import copies
 from tnlib.contraction.network import Network
 from tnlib.contraction.tree import Step
@@ -82,7 +83,7 @@ class Roofline:
             raise ValueError(f"library must be 'numpy' or 'torch', got {self.library!r}")
         if not (isinstance(self.device, str) and isinstance(self.dtype, str)):
             raise TypeError("device and dtype must be names")
-        _checks.positive_int("itemsize", self.itemsize)
+        checks.positive_int("itemsize", self.itemsize)
         for entry in fields(self)[4:]:
             value = getattr(self, entry.name)
             least = 0.0 if entry.name.startswith("seconds") else 5e-324
@@ -104,7 +105,7 @@ class Roofline:
         ...     Roofline.load(f"{folder}/cpu.json") == roofline
         True
         """
-        _disk.replace(Path(path), (json.dumps(asdict(self), indent=1) + "\n").encode())
+        atomic.replace(Path(path), (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Roofline:

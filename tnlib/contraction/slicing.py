@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tnlib._array import Array
+from tnlib.arrays.backend import Array
 from tnlib.contraction.cost import Cost
 from tnlib.contraction.network import Network
 from tnlib.contraction.objective import Objective

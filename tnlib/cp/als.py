@@ -23,11 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array, _lapack
-from tnlib._array import Array
-from tnlib._basis import Vector
+from tnlib.arrays import backend
+from tnlib.arrays.backend import Array
 from tnlib.cp import masked
-from tnlib.cp.products import Data, conj, gram, hadamard, normal, real
+from tnlib.cp.mttkrp import Data, conj, gram, hadamard, normal, real
+from tnlib.linalg import lapack
+from tnlib.linalg.basis import Vector
 
 # Errors are formed from the residual where their squares are below the first of these many
 # roundings of the terms, or where those roundings move them by more than the second many.
@@ -104,12 +105,12 @@ def sweep(data: Data, terms: Terms, ridge: float) -> tuple[Terms, bool]:
         return measured(data, found, ridge), True
     overlap = xp.sum(real(conj(factors[last]) * product) * weights[..., None], axis=(-2, -1))
     own = weights[..., None, :] @ real(hadamard(grams)) @ weights[..., None]
-    gained = _array.to_numpy(2 * overlap - own[..., 0, 0])
+    gained = backend.to_numpy(2 * overlap - own[..., 0, 0])
     energies = np.asarray(data.energies)
     squared = np.clip(1 - gained / energies, 0.0, None) + _rounded(data, weights, ridge)
     found = Terms(found.factors, weights, np.sqrt(squared))
-    size = np.maximum(_array.to_numpy(xp.sum(weights, axis=-1)) ** 2 / energies, 1.0)
-    rounding = _array.unit_roundoff(data.dtype)
+    size = np.maximum(backend.to_numpy(xp.sum(weights, axis=-1)) ** 2 / energies, 1.0)
+    rounding = backend.unit_roundoff(data.dtype)
     doubtful = (squared < _CANCELLED * rounding * size) | (_COARSE * found.errors < size)
     found = measured(data, found, ridge) if np.any(doubtful | _higher(found, terms)) else found
     return found, data.wide or _resolved(data, found, least, size)
@@ -117,7 +118,7 @@ def sweep(data: Data, terms: Terms, ridge: float) -> tuple[Terms, bool]:
 
 def _resolved(data: Data, terms: Terms, least: Vector, size: Vector) -> bool:
     """Whether rounding in single precision is not seen beside the errors."""
-    roundoff = _ROUNDINGS * _array.unit_roundoff(data.dtype)
+    roundoff = _ROUNDINGS * backend.unit_roundoff(data.dtype)
     rank = terms.weights.shape[-1]
     noise = roundoff * np.sqrt(rank / np.maximum(least, _SINGULAR) + size)
     return bool(np.all(noise < _UNSEEN * terms.errors))
@@ -129,7 +130,7 @@ def lower(data: Data, terms: Terms, swept: Terms, ridge: float) -> Terms:
         return swept
     before = measured(data, terms, ridge)
     rose = _higher(swept, before)
-    kept = _array.from_numpy(rose, swept.weights)
+    kept = backend.from_numpy(rose, swept.weights)
     xp = array_namespace(swept.weights)
     pairs = zip(before.factors, swept.factors, strict=True)
     return Terms(
@@ -147,7 +148,7 @@ def measured(data: Data, terms: Terms, ridge: float) -> Terms:
 
 def _rounded(data: Data, weights: Array, ridge: float) -> Vector:
     """Share of the energies that rounding the terms is expected to take."""
-    squares = _array.to_numpy(array_namespace(weights).sum(weights**2, axis=-1))
+    squares = backend.to_numpy(array_namespace(weights).sum(weights**2, axis=-1))
     share: Vector = ridge * squares / np.asarray(data.energies)
     return share
 
@@ -163,15 +164,15 @@ def _solve(normal: Array, right: Array) -> tuple[Array, Array]:
     Also their eigenvalues, ascending.
     """
     xp = array_namespace(normal)
-    values, vectors = _lapack.eigh(normal)
+    values, vectors = lapack.eigh(normal)
     keep = values > _SINGULAR * values[..., -1:]
     inverse = xp.where(keep, 1.0 / xp.where(keep, values, 1.0), 0.0)
-    return vectors @ (inverse[..., None] * (_array.adjoint(vectors) @ right)), values
+    return vectors @ (inverse[..., None] * (backend.adjoint(vectors) @ right)), values
 
 
 def _least_share(values: Array) -> Vector:
     """The least of ascending eigenvalues as a share of the largest."""
-    least, largest = (_array.to_numpy(values[..., k]) for k in (0, -1))
+    least, largest = (backend.to_numpy(values[..., k]) for k in (0, -1))
     share: Vector = least / np.where(largest > 0, largest, 1.0)
     return share
 

@@ -19,10 +19,10 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
 
-from tnlib import _lapack
-from tnlib._arithmetic import note
-from tnlib._basis import Vector
-from tnlib.cp.products import identity
+from tnlib.arrays.arithmetic import note
+from tnlib.cp.mttkrp import identity
+from tnlib.linalg import lapack
+from tnlib.linalg.basis import Vector
 
 Step: TypeAlias = list[Vector]
 Linear: TypeAlias = Callable[[Step], Step]
@@ -84,14 +84,14 @@ def conjugate_gradients(
 
 def _inverses(blocks: Sequence[Vector], damping: float) -> Vector:
     raised: Vector = np.stack(blocks) + damping * identity(blocks[0].shape[0])
-    inverses: Vector = _lapack.inv(raised)
+    inverses: Vector = lapack.inv(raised)
     return inverses
 
 
 def _row_space(factor: Vector) -> Vector:
     """Orthonormal columns (n, p) that span the rows of (R, n), or everything where R >= n."""
     rank, size = factor.shape
-    return identity(size) if size <= rank else _lapack.qr(factor.T)[0]
+    return identity(size) if size <= rank else lapack.qr(factor.T)[0]
 
 
 def _dense_solve(
@@ -104,7 +104,7 @@ def _dense_solve(
     """Form the normal matrix and factorise it; small ones by NumPy, one pool of threads."""
     flat = np.concatenate([part.ravel() for part in right])
     if flat.size <= _SMALL:
-        solution = _lapack.solve(_normal_matrix(small, blocks, pairs, damping), flat)
+        solution = lapack.solve(_normal_matrix(small, blocks, pairs, damping), flat)
     else:
         solution = _by_cholesky(lambda: _normal_matrix(small, blocks, pairs, damping), flat)
     parts = np.split(solution, np.cumsum([part.size for part in right])[:-1])
@@ -142,7 +142,7 @@ def _by_cholesky(formed: Callable[[], Vector], right: Vector) -> Vector:
         )
     except np.linalg.LinAlgError:
         note("cholesky: solve instead of potrf")
-        solution: Vector = _lapack.solve(formed(), right)
+        solution: Vector = lapack.solve(formed(), right)
         return solution
     solution = scipy.linalg.cho_solve(factor, right.conj(), check_finite=False)
     return solution.conj()

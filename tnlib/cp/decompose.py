@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from tnlib import _array, _checks, _operands
-from tnlib import _completion as completion
-from tnlib._arithmetic import own_arithmetic
-from tnlib._array import Array
-from tnlib._keywords import keywords_named
-from tnlib._prepare import Prepared, is_moderate, prepare
-from tnlib._types import RNG, ArrayT, DType, Start
+from tnlib.arrays import array_checks, backend, checks
+from tnlib.arrays.arithmetic import own_arithmetic
+from tnlib.arrays.backend import Array
+from tnlib.common.keywords import keywords_named
+from tnlib.common.type_aliases import RNG, ArrayT, DType, Start
 from tnlib.cp.als import Terms
 from tnlib.cp.format import CP
-from tnlib.cp.products import Data
+from tnlib.cp.mttkrp import Data
 from tnlib.cp.request import Request, checked_array, checked_course, checked_rank
 from tnlib.cp.result import result, zero
 from tnlib.cp.solve import Callback, Course, Method, solve
 from tnlib.cp.start import STARTS, first_terms, given_terms
-from tnlib.hosvd import st_hosvd
+from tnlib.linalg.preparation import Prepared, is_moderate, prepare
+from tnlib.tucker import completion as completion
+from tnlib.tucker.hosvd import st_hosvd
 
 # Compression is worth its cost for data of this many entries and a core this much smaller.
 _LARGE, _WORTHWHILE = 1 << 12, 8
@@ -132,8 +132,8 @@ def cp_als(
     terms = checked_rank(rank, max_params, shape)
     course = checked_course(method, tol, max_iter, callback)
     request = Request.of(array, terms, method, init, compress, mask, fixed)
-    extra = _checks.positive_int("restarts", restarts, least=0)
-    generator = _array.as_generator(rng)
+    extra = checks.positive_int("restarts", restarts, least=0)
+    generator = backend.as_generator(rng)
     if request.mask is not None:
         array = completion.filled(array, request.mask, 0.0)
     prepared = prepare(array, dtype)
@@ -196,23 +196,23 @@ def cp_als_batch(
     >>> [round(float(cp.weights[0]), 3) for cp in cp_als_batch(outer, 1)]
     [0.0, 4.899, 9.798, 14.697, 19.596]
     """
-    array = checked_array(_operands.stacked(_operands.alike("tensors", tensors)), 3)
-    terms = _checks.positive_int("rank", rank)
+    array = checked_array(array_checks.stacked(array_checks.alike("tensors", tensors)), 3)
+    terms = checks.positive_int("rank", rank)
     if not isinstance(init, str) or init not in STARTS:
         raise ValueError(f"init must be one of {', '.join(STARTS)}, got {init!r}")
     course = checked_course("als", tol, max_iter, callback)
     prepared = prepare(array, dtype)
-    energies = [_array.energy(item) for item in prepared.data]
+    energies = [backend.energy(item) for item in prepared.data]
     # Members at another scale than the rest, zero ones among them, are decomposed alone.
     usual = [k for k, energy in enumerate(energies) if is_moderate(energy, prepared.data)]
-    generator = _array.as_generator(rng)
+    generator = backend.as_generator(rng)
     same: dict[str, Any] = {"method": "als", "init": init, "tol": tol, "max_iter": max_iter}
     same |= {"dtype": dtype, "callback": callback, "rng": generator}
     alone = sorted(set(range(len(energies))) - set(usual))
     results = {k: cp_als(array[k], terms, **same) for k in alone}
     if usual:
         batch = prepared.data if len(usual) == len(energies) else prepared.data[usual]
-        roundoff = _array.unit_roundoff(prepared.out)
+        roundoff = backend.unit_roundoff(prepared.out)
         data = Data.of(batch, roundoff)
         found = solve(data, first_terms(data, terms, init, generator), "als", course)
         for row, k in enumerate(usual):
@@ -230,7 +230,7 @@ def _decomposed(
     rng: np.random.Generator,
 ) -> CP[Any]:
     """One start, on a Tucker core first where that is asked for or worthwhile."""
-    roundoff = _array.unit_roundoff(prepared.out)
+    roundoff = backend.unit_roundoff(prepared.out)
     mask = request.mask
     data = Data.of(
         prepared.data[None],
@@ -251,7 +251,7 @@ def _decomposed(
     lost = math.fsum(gone)
     small = Data.of(core[None], roundoff, lost=lost)
     terms = solve(small, _begin(small, begin, request, bases, rng), request.method, course)
-    wide = [_array.astype(basis, data.double) for basis in bases]
+    wide = [backend.astype(basis, data.double) for basis in bases]
     factors = tuple(f @ basis.mT for f, basis in zip(terms.factors, wide, strict=True))
     terms = Terms(factors, terms.weights, terms.errors)
     if lost > course.tol**2 * prepared.energy and not course.stopped:
@@ -283,7 +283,7 @@ def _begin(
 
 def _alike(mask: Array, data: Array) -> Array:
     """A mask in the library of the data."""
-    return _array.to_numpy(mask) if isinstance(data, np.ndarray) else mask
+    return backend.to_numpy(mask) if isinstance(data, np.ndarray) else mask
 
 
 def _filled(data: Data) -> Data:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from tnlib import _array, _operands
-from tnlib._arithmetic import own_arithmetic
-from tnlib._array import Array
-from tnlib._format import Format
-from tnlib._types import ArrayT
-from tnlib.cp.products import conj, khatri_rao
+from tnlib.arrays import array_checks, backend
+from tnlib.arrays.arithmetic import own_arithmetic
+from tnlib.arrays.backend import Array
+from tnlib.common.type_aliases import ArrayT
+from tnlib.cp.mttkrp import conj, khatri_rao
+from tnlib.result import Format
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,8 +54,8 @@ class CP(Format, Generic[ArrayT]):
     factors: tuple[ArrayT, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", _array.base(self.weights))
-        object.__setattr__(self, "factors", _operands.cp(self.weights, self.factors))
+        object.__setattr__(self, "weights", backend.base(self.weights))
+        object.__setattr__(self, "factors", array_checks.cp(self.weights, self.factors))
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.weights, self.factors))
@@ -102,17 +102,17 @@ class CP(Format, Generic[ArrayT]):
         array([[ 1.  , -0.99],
                [-0.99,  1.  ]])
         """
-        xp = _array.namespace(self.weights, *self.factors)
-        wide = _array.working_dtype(xp, self.factors[0].dtype)
-        weights = _array.astype(self.weights, wide)
+        xp = backend.namespace(self.weights, *self.factors)
+        wide = backend.working_dtype(xp, self.factors[0].dtype)
+        weights = backend.astype(self.weights, wide)
         sizes = xp.abs(weights)
         signs = weights / xp.where(sizes > 0, sizes, xp.ones_like(sizes))
         product: ArrayT = conj(signs)[:, None] * signs[None, :]
         for factor in self.factors:
-            columns = _array.astype(factor, wide)
+            columns = backend.astype(factor, wide)
             norms = xp.linalg.vector_norm(columns, axis=0)
             unit = columns / xp.where(norms > 0, norms, xp.ones_like(norms))
-            product = product * (_array.adjoint(unit) @ unit)
+            product = product * (backend.adjoint(unit) @ unit)
         return product
 
     @own_arithmetic()
@@ -127,11 +127,11 @@ class CP(Format, Generic[ArrayT]):
 
 def _dense(weights: Array, factors: Sequence[Array]) -> Array:
     """The sum of the terms as a matrix, the first half of the modes against the others."""
-    xp = _array.namespace(weights, *factors)
+    xp = backend.namespace(weights, *factors)
     dtype = factors[0].dtype
-    wide = _array.working_dtype(xp, dtype)
-    rows = [_array.astype(factor, wide).mT for factor in factors]
+    wide = backend.working_dtype(xp, dtype)
+    rows = [backend.astype(factor, wide).mT for factor in factors]
     half = max(len(rows) // 2, 1)
-    left = khatri_rao([_array.astype(weights, wide)[:, None], *rows[:half]])
+    left = khatri_rao([backend.astype(weights, wide)[:, None], *rows[:half]])
     right = khatri_rao(rows[half:]) if rows[half:] else xp.ones_like(left[:, :1])
-    return _array.astype(left.mT @ right, dtype)
+    return backend.astype(left.mT @ right, dtype)

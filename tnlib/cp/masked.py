@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array, _lapack
-from tnlib._array import Array
-from tnlib._basis import Vector
+from tnlib.arrays import backend
+from tnlib.arrays.backend import Array
 from tnlib.cp.damped import conjugate_gradients
-from tnlib.cp.products import Data, conj, hadamard, khatri_rao
+from tnlib.cp.mttkrp import Data, conj, hadamard, khatri_rao
+from tnlib.linalg import lapack
+from tnlib.linalg.basis import Vector
 
 # Entries of J up to which it is formed.
 _DENSE = 1 << 20
@@ -96,13 +97,13 @@ def _dense_solve(
         block[np.arange(size), :, :, np.arange(size)] = rows
         block = np.moveaxis(block.reshape(size, *shape, -1), 0, mode)
         columns.append(block.reshape(math.prod(data.modes), -1))
-    seen = np.concatenate(columns, axis=1)[_array.to_numpy(data.mask).reshape(-1)]
+    seen = np.concatenate(columns, axis=1)[backend.to_numpy(data.mask).reshape(-1)]
     normal = seen.conj().T @ seen
     raised = [
         np.broadcast_to(r, part.shape).ravel() for r, part in zip(ridges, descent, strict=True)
     ]
     normal[np.diag_indices_from(normal)] += np.concatenate(raised)
-    solved = _lapack.solve(normal, np.concatenate([part.ravel() for part in descent]))
+    solved = lapack.solve(normal, np.concatenate([part.ravel() for part in descent]))
     parts = np.split(solved, np.cumsum([part.size for part in descent])[:-1])
     return [part.reshape(like.shape) for part, like in zip(parts, descent, strict=True)]
 
@@ -114,17 +115,17 @@ def _iterative_solve(
 
     J^H J takes one product with the terms and one with the data's sides a mode.
     """
-    arrays = [_array.from_numpy(factor[None], data.matrix) for factor in factors]
+    arrays = [backend.from_numpy(factor[None], data.matrix) for factor in factors]
     rows = {left: Rows.of(data, arrays, left) for left in (True, False)}
     inverses = []
     for mode, ridge in zip(data.free, ridges, strict=True):
-        normals = _array.to_numpy(rows[mode < data.split].sums(arrays, mode)[0])
-        inverses.append(_lapack.inv(normals + np.diag(ridge[:, 0])))
+        normals = backend.to_numpy(rows[mode < data.split].sums(arrays, mode)[0])
+        inverses.append(lapack.inv(normals + np.diag(ridge[:, 0])))
 
     def product(step: Sequence[Vector]) -> list[Vector]:
         changes = dict(zip(data.free, step, strict=True))
         seen = replace(data, matrix=data.observed(_tangent(data, arrays, changes)))
-        found = [_array.to_numpy(gradient[0]) for gradient in seen.gradients(arrays)]
+        found = [backend.to_numpy(gradient[0]) for gradient in seen.gradients(arrays)]
         parts = zip(found, ridges, step, strict=True)
         return [gradient + ridge * part for gradient, ridge, part in parts]
 
@@ -149,7 +150,7 @@ def _tangent(data: Data, factors: Sequence[Array], changes: dict[int, Vector]) -
         for mode in side:
             if mode not in changes:
                 continue
-            change = _array.from_numpy(changes[mode][None], data.matrix)
+            change = backend.from_numpy(changes[mode][None], data.matrix)
             moved = khatri_rao([change if k == mode else factors[k] for k in side])
             ends = (moved, whole[1]) if position == 0 else (whole[0], moved)
             part = ends[0].mT @ ends[1]

@@ -9,14 +9,14 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from tnlib import _array, _checks, _operands
-from tnlib import _completion as completion
-from tnlib._array import Array
-from tnlib._prepare import Prepared
-from tnlib._types import Start
+from tnlib.arrays import array_checks, backend, checks
+from tnlib.arrays.backend import Array
+from tnlib.common.type_aliases import Start
 from tnlib.cp.format import CP
 from tnlib.cp.solve import METHODS, Course, Method
 from tnlib.cp.start import STARTS
+from tnlib.linalg.preparation import Prepared
+from tnlib.tucker import completion as completion
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Request:
         start = _start(init, tuple(int(size) for size in array.shape), rank)
         kept = _kept(fixed, array.ndim, start)
         observed = None if mask is None else _mask(array, mask)
-        _checks.flag("compress", compress)
+        checks.flag("compress", compress)
         if compress and (kept or observed is not None):
             raise ValueError(
                 "compress=True would lose which entries are observed and what fixed factors are; "
@@ -64,10 +64,10 @@ class Request:
 
     def agrees(self, prepared: Prepared) -> None:
         """Refuse complex terms where the computation is real."""
-        if not isinstance(self.init, CP) or _array.is_complex(prepared.out):
+        if not isinstance(self.init, CP) or backend.is_complex(prepared.out):
             return
         if any(
-            _array.is_complex(values.dtype) for values in (self.init.weights, *self.init.factors)
+            backend.is_complex(values.dtype) for values in (self.init.weights, *self.init.factors)
         ):
             name = prepared.compute_name
             raise TypeError(f"init is complex and X is computed in {name}; pass a complex dtype=")
@@ -75,7 +75,7 @@ class Request:
 
 def checked_array(X: Any, least: int) -> Array:
     """`X` as an array of at least so many axes."""
-    array = _operands.tensor("X", X)
+    array = array_checks.tensor("X", X)
     if array.ndim < least:
         raise ValueError(f"a CP decomposition needs two axes or more, got {tuple(array.shape)}")
     return array
@@ -83,12 +83,12 @@ def checked_array(X: Any, least: int) -> Array:
 
 def checked_rank(rank: Any, max_params: Any, shape: tuple[int, ...]) -> int:
     """The number of terms, or as many as fit into a budget, whichever is less."""
-    _checks.some_limit(rank=rank, max_params=max_params)
-    terms = None if rank is None else _checks.positive_int("rank", rank)
+    checks.some_limit(rank=rank, max_params=max_params)
+    terms = None if rank is None else checks.positive_int("rank", rank)
     if max_params is None:
         return terms or 0
     each = 1 + sum(shape)
-    budget = _checks.positive_int("max_params", max_params)
+    budget = checks.positive_int("max_params", max_params)
     if budget < each:
         raise ValueError(f"max_params={budget} is too small: one term already has {each} values")
     # No array needs more terms than its entries over its largest mode.
@@ -102,9 +102,7 @@ def checked_course(method: Any, tol: Any, max_iter: Any, callback: Any) -> Cours
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
-    return Course(
-        _checks.tolerance("tol", tol), _checks.positive_int("max_iter", max_iter), callback
-    )
+    return Course(checks.tolerance("tol", tol), checks.positive_int("max_iter", max_iter), callback)
 
 
 def _start(init: Any, shape: tuple[int, ...], rank: int) -> Start | CP[Any]:
@@ -113,7 +111,7 @@ def _start(init: Any, shape: tuple[int, ...], rank: int) -> Start | CP[Any]:
             raise ValueError(
                 f"init has shape {init.shape} and rank {init.rank}, expected {shape} and {rank}"
             )
-        _operands.finite("init", (init.weights, *init.factors))
+        array_checks.finite("init", (init.weights, *init.factors))
         return init
     if not isinstance(init, str) or init not in STARTS:
         raise ValueError(f"init must be a CP or one of {', '.join(STARTS)}, got {init!r}")
@@ -122,7 +120,7 @@ def _start(init: Any, shape: tuple[int, ...], rank: int) -> Start | CP[Any]:
 
 def _kept(fixed: Any, order: int, start: Start | CP[Any]) -> dict[int, Array]:
     """The factors of the fixed modes."""
-    modes = () if fixed is None else _checks.modes(fixed, order, "fixed")
+    modes = () if fixed is None else checks.modes(fixed, order, "fixed")
     if not modes:
         return {}
     if not isinstance(start, CP):
@@ -131,7 +129,7 @@ def _kept(fixed: Any, order: int, start: Start | CP[Any]) -> dict[int, Array]:
         )
     if len(modes) == order:
         raise ValueError("all modes are fixed, so there is nothing to compute; leave one free")
-    return {mode: _array.plain(start.factors[mode]) for mode in sorted(modes)}
+    return {mode: backend.plain(start.factors[mode]) for mode in sorted(modes)}
 
 
 def _mask(array: Array, mask: Any) -> Array:

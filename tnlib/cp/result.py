@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array
-from tnlib._array import Array
-from tnlib._prepare import Prepared, verify
+from tnlib.arrays import backend
+from tnlib.arrays.backend import Array
 from tnlib.cp.als import Terms
 from tnlib.cp.format import CP
-from tnlib.cp.products import Data, gram, hadamard
+from tnlib.cp.mttkrp import Data, gram, hadamard
 from tnlib.cp.solve import Course
-from tnlib.info import Info
+from tnlib.linalg.preparation import Prepared, verify
+from tnlib.result import Info
 
 # Cosine of two terms below which they are said to cancel.
 _CANCELLING = -0.95
@@ -38,16 +38,16 @@ def result(
     xp = array_namespace(terms.weights)
     weights, factors = terms.weights[0], [factor[0].mT for factor in terms.factors]
     for mode, factor in (kept or {}).items():
-        norms = _array.to_numpy(xp.linalg.vector_norm(_double(factor, data), axis=0))
-        weights = weights / _array.from_numpy(np.where(norms > 0, norms, 1.0), weights)
+        norms = backend.to_numpy(xp.linalg.vector_norm(_double(factor, data), axis=0))
+        weights = weights / backend.from_numpy(np.where(norms > 0, norms, 1.0), weights)
         factors[mode] = _own(factor, data.matrix)
     if not kept:
         order = xp.argsort(-weights)
         weights, factors = weights[order], [factor[:, order] for factor in factors]
-    weights = _array.times_power_of_two(_array.owned(weights), prepared.exponent)
+    weights = backend.times_power_of_two(backend.owned(weights), prepared.exponent)
     out = [
-        _array.restored(weights, array, real_dtype(prepared.out)),
-        *(_array.restored(factor, array, prepared.out) for factor in factors),
+        backend.restored(weights, array, real_dtype(prepared.out)),
+        *(backend.restored(factor, array, prepared.out) for factor in factors),
     ]
     error = error_of(data, out, prepared.exponent)
     verify(error, None, prepared.out, course.solvers)
@@ -55,7 +55,7 @@ def result(
         tuple(course.solvers),
         (),
         None,
-        _array.dtype_name(data.dtype),
+        backend.dtype_name(data.dtype),
         n_iter=len(course.trace),
         converged=course.converged,
         reason=course.reason + _degeneracy(terms),
@@ -67,7 +67,7 @@ def result(
 def error_of(data: Data, arrays: Sequence[Array], exponent: int) -> float:
     """Relative error of weights and factors against data that were scaled by 2^-exponent."""
     weights, *factors = (_double(values, data) for values in arrays)
-    weights = _array.times_power_of_two(_array.owned(weights), -exponent)
+    weights = backend.times_power_of_two(backend.owned(weights), -exponent)
     rows = [factor.mT[None] for factor in factors]
     rows[-1] = rows[-1] * weights[None, :, None]
     return float(data.widened().errors(rows)[0])
@@ -75,8 +75,8 @@ def error_of(data: Data, arrays: Sequence[Array], exponent: int) -> float:
 
 def _degeneracy(terms: Terms) -> str:
     """A remark on two terms that nearly cancel, where there are any."""
-    cosines = hadamard([gram(_array.to_numpy(factor[0])) for factor in terms.factors]).real
-    cosines = cosines * (_array.to_numpy(terms.weights[0]) > 0)
+    cosines = hadamard([gram(backend.to_numpy(factor[0])) for factor in terms.factors]).real
+    cosines = cosines * (backend.to_numpy(terms.weights[0]) > 0)
     lowest = float(cosines.min())
     if lowest > _CANCELLING:
         return ""
@@ -85,9 +85,9 @@ def _degeneracy(terms: Terms) -> str:
 
 def real_dtype(dtype: Any) -> Any:
     """The dtype of the real numbers that numbers of a dtype are made of."""
-    if not _array.is_complex(dtype):
+    if not backend.is_complex(dtype):
         return dtype
-    name = {"complex64": "float32", "complex128": "float64"}[_array.dtype_name(dtype)]
+    name = {"complex64": "float32", "complex128": "float64"}[backend.dtype_name(dtype)]
     if isinstance(dtype, np.dtype):
         return np.dtype(name)
     return getattr(sys.modules["torch"], name)
@@ -95,12 +95,12 @@ def real_dtype(dtype: Any) -> Any:
 
 def _own(values: Array, like: Array) -> Array:
     """A copy of a given array, in NumPy where `like` is."""
-    return _array.owned(_array.computable(values, like))
+    return backend.owned(backend.computable(values, like))
 
 
 def _double(values: Array, data: Data) -> Array:
     """A returned array in the library of the data, in double precision."""
-    return _array.astype(_array.computable(values, data.matrix), data.double)
+    return backend.astype(backend.computable(values, data.matrix), data.double)
 
 
 def zero(array: Array, rank: int, prepared: Prepared, kept: Mapping[int, Array]) -> CP[Any]:
@@ -111,7 +111,7 @@ def zero(array: Array, rank: int, prepared: Prepared, kept: Mapping[int, Array])
     for mode, size in enumerate(array.shape):
         if mode in kept:
             own = _own(kept[mode], prepared.data)
-            factors.append(_array.restored(own, array, prepared.out))
+            factors.append(backend.restored(own, array, prepared.out))
             continue
         factor = xp.zeros((size, rank), dtype=prepared.out, device=array.device)
         factor[0] = 1

@@ -9,11 +9,11 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from tnlib import _array
-from tnlib._basis import Vector
-from tnlib.cp import als, lm
+from tnlib.arrays import backend
+from tnlib.cp import als, levenberg_marquardt
 from tnlib.cp.als import Terms
-from tnlib.cp.products import Data
+from tnlib.cp.mttkrp import Data
+from tnlib.linalg.basis import Vector
 
 Method: TypeAlias = Literal["auto", "als", "lm"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -76,7 +76,7 @@ def solve(data: Data, terms: Terms, method: Method, course: Course) -> Terms:
     """
     course.converged, course.reason = False, "max_iter was reached"
     start = max(len(course.trace) - 1, 0)
-    ridge = 0.0 if np.any(_array.to_numpy(terms.weights)) else _RIDGE
+    ridge = 0.0 if np.any(backend.to_numpy(terms.weights)) else _RIDGE
     while method != "lm" or not course.trace:
         ridge = max(data.ridge, ridge)
         swept, resolved = als.sweep(data, terms, ridge)
@@ -96,7 +96,7 @@ def solve(data: Data, terms: Terms, method: Method, course: Course) -> Terms:
         if method == "auto" and (stuck or _stalls(errors, course.tol)):
             break
     start = len(course.trace) - 1
-    for point in lm.steps(data, terms):
+    for point in levenberg_marquardt.steps(data, terms):
         course.record(point.errors(data), "lm")
         if course.ends(course.trace[start:], data):
             return point.terms(data)
@@ -106,7 +106,7 @@ def solve(data: Data, terms: Terms, method: Method, course: Course) -> Terms:
 
 def _settled(errors: list[Vector], course: Course, data: Data) -> bool:
     """Whether the last iterations changed the errors by at most tol, or nothing is left."""
-    rounding = 2 * (data.roundoff + _array.unit_roundoff(data.double))
+    rounding = 2 * (data.roundoff + backend.unit_roundoff(data.double))
     if errors[-1].max() <= rounding:
         course.converged, course.reason = True, "exact to rounding"
     elif len(errors) > 2:

@@ -7,13 +7,14 @@ from typing import Any, get_args
 import numpy as np
 from array_api_compat import array_namespace
 
-from tnlib import _array, _lapack
-from tnlib._array import Array
-from tnlib._gram import gram
-from tnlib._types import Start
+from tnlib.arrays import backend
+from tnlib.arrays.backend import Array
+from tnlib.common.type_aliases import Start
 from tnlib.cp.als import Terms, measured, normalized
 from tnlib.cp.format import CP
-from tnlib.cp.products import Data, conj, contracted
+from tnlib.cp.mttkrp import Data, conj, contracted
+from tnlib.linalg import lapack
+from tnlib.linalg.gram_matrices import gram
 
 STARTS: tuple[Start, ...] = get_args(Start)
 # Norms below this share of the largest are rounding of the Gram matrix that they come from.
@@ -31,7 +32,7 @@ def first_terms(data: Data, rank: int, init: Start, rng: np.random.Generator) ->
         if init == "hosvd":
             found = _filled(_leading(data, mode, rank), rng)
         missing = rank - found.shape[1]
-        drawn = _array.normal(rng, (batch, missing, size), like) if missing else found[:, :0]
+        drawn = backend.normal(rng, (batch, missing, size), like) if missing else found[:, :0]
         factors.append(xp.concat([found, drawn], axis=1))
     return directions(normalized(factors, np.ones(batch)))
 
@@ -47,8 +48,8 @@ def _leading(data: Data, mode: int, rank: int) -> Array:
     moved = xp.moveaxis(data.matrix.reshape(batch, *data.modes), mode + 1, 1)
     unfolding = moved.reshape(batch, data.modes[mode], -1)
     tall = unfolding.shape[1] > unfolding.shape[2]
-    sides = [gram(_array.adjoint(item) if tall else item) for item in unfolding]
-    _, vectors = _lapack.eigh(xp.stack(sides))
+    sides = [gram(backend.adjoint(item) if tall else item) for item in unfolding]
+    _, vectors = lapack.eigh(xp.stack(sides))
     leading = xp.flip(vectors, axis=-1)[..., :rank].mT
     return contracted(leading, unfolding, True) if tall else leading
 
@@ -60,7 +61,7 @@ def _filled(rows: Array, rng: np.random.Generator) -> Array:
     nothing = norms <= _NOTHING * xp.max(norms, axis=-1, keepdims=True)
     if not bool(xp.any(nothing)):
         return rows
-    return xp.where(nothing[..., None], _array.normal(rng, tuple(rows.shape), rows), rows)
+    return xp.where(nothing[..., None], backend.normal(rng, tuple(rows.shape), rows), rows)
 
 
 def directions(terms: Terms) -> Terms:
@@ -77,7 +78,7 @@ def given_terms(init: CP[Any], data: Data, projections: list[Array] | None) -> T
     xp = array_namespace(data.matrix)
     rows = [_rows(factor, data).mT[None] for factor in init.factors]
     if projections is not None:
-        wide = [_array.astype(basis, data.double) for basis in projections]
+        wide = [backend.astype(basis, data.double) for basis in projections]
         rows = [factor @ conj(basis) for factor, basis in zip(rows, wide, strict=True)]
     units = normalized(rows, np.ones(1))
     factors = list(units.factors)
@@ -94,4 +95,4 @@ def given_terms(init: CP[Any], data: Data, projections: list[Array] | None) -> T
 
 def _rows(values: Array, data: Data) -> Array:
     """A given array in the library of the data, in double precision."""
-    return _array.astype(_array.computable(_array.plain(values), data.matrix), data.double)
+    return backend.astype(backend.computable(backend.plain(values), data.matrix), data.double)

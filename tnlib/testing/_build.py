@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tnlib._array import Array
+from tnlib.arrays.backend import Array
 from tnlib.cp.format import CP
 from tnlib.testing.oracles import Values, orthogonal, with_spectrum
-from tnlib.tucker import Tucker
+from tnlib.tucker.format import Tucker
 
 Shape: TypeAlias = Sequence[int]
 Converter: TypeAlias = Callable[[Values], Array]

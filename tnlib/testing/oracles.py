@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tnlib import _array
-from tnlib._array import Array
+from tnlib.arrays import backend
+from tnlib.arrays.backend import Array
 
 Values: TypeAlias = np.ndarray[Any, Any]
 
@@ -145,7 +145,7 @@ def _tail(matrix: Values, rank: int) -> float:
 
 
 def _double(array: Array) -> Values:
-    xp = _array.namespace(array)
-    data = _array.detached(array)
-    values: Values = _array.to_numpy(_array.astype(data, _array.double(xp, data.dtype)))
+    xp = backend.namespace(array)
+    data = backend.detached(array)
+    values: Values = backend.to_numpy(backend.astype(data, backend.double(xp, data.dtype)))
     return values

@@ -17,13 +17,13 @@ try:
 except ImportError as error:
     raise ImportError("tnlib.testing needs hypothesis: pip install tnlib[testing]") from error
 
-from tnlib._array import Array
-from tnlib._types import Library
+from tnlib.arrays.backend import Array
+from tnlib.common.type_aliases import Library
 from tnlib.cp.format import CP
-from tnlib.mpo import MPO
 from tnlib.testing import _build
-from tnlib.tt import TT
-from tnlib.tucker import Tucker
+from tnlib.trains.mpo import MPO
+from tnlib.trains.tt import TT
+from tnlib.tucker.format import Tucker
 
 _SEEDS = st.integers(0, 2**32 - 1)
 _DECAYS = st.sampled_from((0.0, 0.5, 2.0, 6.0))

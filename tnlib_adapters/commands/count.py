@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tnlib._table import aligned
+from tnlib.common.table import aligned
 from tnlib_adapters.commands.methods import configuration, names
-from tnlib_adapters.counting import count, skeleton
-from tnlib_adapters.exchange.candidates import TASKS
+from tnlib_adapters.convert.candidates import TASKS
+from tnlib_adapters.parameter_count import count, skeleton
 from tnlib_adapters_cli.sizes import size
 
 # Bytes of a trained value: cores are float32, and AdamW keeps two values for each.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from tnlib_adapters.commands.methods import configuration, written_fields
-from tnlib_adapters.exchange.from_lora import COPIED, from_lora
-from tnlib_adapters.exchange.merge import merge
-from tnlib_adapters.exchange.write_lora import to_lora
+from tnlib_adapters.convert.from_lora import COPIED, from_lora
+from tnlib_adapters.convert.merge import merge
+from tnlib_adapters.convert.write_lora import to_lora
 
 
 def merge_command(options: argparse.Namespace) -> str:

@@ -6,10 +6,10 @@ import dataclasses
 import re
 from typing import Any
 
-from tnlib_adapters.lora import CountedLoRA
 from tnlib_adapters.methods import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig
-from tnlib_adapters.plugin.config import NetworkConfig
-from tnlib_adapters.plugin.targets import ALL_LINEAR
+from tnlib_adapters.methods.lora import CountedLoRA
+from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.targets import ALL_LINEAR
 
 _LISTS = (
     "target_modules",

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnlib_adapters.fourbit.foreign import is_foreign, packed_of
+from tnlib_adapters.base_model.linear_modules import is_transposed
+from tnlib_adapters.fourbit.bitsandbytes import is_foreign, packed_of
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import check_activations, computing_dtype, packed_linear
 from tnlib_adapters.fourbit.stored import parts, read
-from tnlib_adapters.linear_modules import is_transposed
 
 
 class QuantizedLinear(nn.Linear):

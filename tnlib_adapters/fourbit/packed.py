@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tnlib_adapters.checks import choice, flag
 from tnlib_adapters.fourbit import blocks
-from tnlib_adapters.fourbit.engine import (
+from tnlib_adapters.fourbit.backend import (
     Engine,
     best_engine,
     dequantize,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tnlib_adapters.factored import traced
+from tnlib_adapters.execution.factored_linear import traced
 from tnlib_adapters.fourbit.packed import PackedWeight
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tnlib_adapters.fourbit import blocks
-from tnlib_adapters.fourbit.engine import best_engine
+from tnlib_adapters.fourbit.backend import best_engine
 from tnlib_adapters.fourbit.packed import Format, Nested, PackedWeight
 
 # The part of the names that says which code a weight has.

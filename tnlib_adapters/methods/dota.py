@@ -25,14 +25,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.checks import mode_lists, positive_int
-from tnlib_adapters.formats import clipped, mpo_network
-from tnlib_adapters.modes import balanced
-from tnlib_adapters.network import Network
-from tnlib_adapters.plugin.config import NetworkConfig
-from tnlib_adapters.pretrained import cores_like_weight, cores_of_weight
-from tnlib_adapters.sites import Site
-from tnlib_adapters.update import ANCHOR
+from tnlib_adapters.layers.update import ANCHOR
+from tnlib_adapters.networks.builders import clipped, mpo_network
+from tnlib_adapters.networks.default_modes import balanced
+from tnlib_adapters.networks.network import Network
+from tnlib_adapters.networks.pretrained import cores_like_weight, cores_of_weight
+from tnlib_adapters.peft_plugin.config import NetworkConfig
 
 
 @dataclass

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.checks import choice, flag, fraction, mode_lists, positive_int, positive_number
-from tnlib_adapters.formats import clipped, middle_cuts, nominal, tt_layer
-from tnlib_adapters.modes import tt_modes
-from tnlib_adapters.network import Network
-from tnlib_adapters.plugin.config import NetworkConfig
-from tnlib_adapters.plugin.extras import norm_names, save_parts
-from tnlib_adapters.plugin.targets import adapted_part
-from tnlib_adapters.series import Replacement, Series
-from tnlib_adapters.sites import Site, find_sites
-from tnlib_adapters.update import Declaration
+from tnlib_adapters.networks.builders import clipped, middle_cuts, nominal, tt_layer
+from tnlib_adapters.networks.declaration import Declaration
+from tnlib_adapters.networks.default_modes import tt_modes
+from tnlib_adapters.networks.network import Network
+from tnlib_adapters.networks.nonlinear import Replacement, Series
+from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.modules_to_save import norm_names, save_parts
+from tnlib_adapters.peft_plugin.targets import adapted_part
 
 _HEAD = re.compile(r"(?:.*\.)?(?:pooler|classifier)\.dense")
 _GATED = ("gate_proj", "up_proj", "gate_up_proj")

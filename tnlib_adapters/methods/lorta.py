@@ -16,13 +16,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tnlib_adapters.base_model.sites import ROLES, Site
 from tnlib_adapters.checks import choice, flag, positive_int, positive_number
-from tnlib_adapters.core import Core
-from tnlib_adapters.network import Network
-from tnlib_adapters.plugin.config import NetworkConfig
-from tnlib_adapters.sites import ROLES, Site
-from tnlib_adapters.stacked import Stacked
-from tnlib_adapters.start import uniform, zeros
+from tnlib_adapters.networks.core import Core
+from tnlib_adapters.networks.fused_projection import Stacked
+from tnlib_adapters.networks.initializers import uniform, zeros
+from tnlib_adapters.networks.network import Network
+from tnlib_adapters.peft_plugin.config import NetworkConfig
 
 
 @dataclass

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.checks import choice, positive_int, positive_number
-from tnlib_adapters.core import Core
-from tnlib_adapters.network import Network
-from tnlib_adapters.plugin.config import NetworkConfig
-from tnlib_adapters.sites import Site
-from tnlib_adapters.start import normal, zeros
+from tnlib_adapters.networks.core import Core
+from tnlib_adapters.networks.initializers import normal, zeros
+from tnlib_adapters.networks.network import Network
+from tnlib_adapters.peft_plugin.config import NetworkConfig
 
 
 @dataclass

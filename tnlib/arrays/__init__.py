@@ -1,0 +1,1 @@
+"""What NumPy and torch arrays have in common, and the checks of what users pass."""

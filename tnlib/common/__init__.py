@@ -1,0 +1,1 @@
+"""What both packages use and has nothing to do with arrays."""

@@ -1,0 +1,1 @@
+"""Trains from a function of indices, of which few entries are asked."""

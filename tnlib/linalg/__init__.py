@@ -1,0 +1,1 @@
+"""Factorisations and truncated bases of one matrix."""

@@ -1,0 +1,1 @@
+"""Tensor trains and matrix product operators: chains of cores."""

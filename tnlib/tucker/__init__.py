@@ -1,0 +1,1 @@
+"""Tucker decompositions: a core tensor times one factor per mode."""

@@ -1,0 +1,195 @@
+"""LoRTA closest to given low-rank updates: a CP decomposition of all weights at once.
+
+The method's declarations say which factors a weight uses and how its rows or columns are cut into
+heads. Weights with the same five factors are a family; one tensor is fitted to all families that
+share layers and matrices. The fit starts from the CP decomposition of the family with the largest
+updates, whose wide side is compressed, and from random factors; the best start is polished.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tnlib import cp_als
+from tnlib_adapters.convert.coupled_cp import ROLES, Family, Values, polish
+from tnlib_adapters.convert.read_lora import LowRank
+from tnlib_adapters.networks.fused_projection import Stacked, interleaved
+from tnlib_adapters.networks.initializers import normal
+from tnlib_adapters.networks.network import Network
+
+# Values of the compressed tensor that a fit starts from: 256 MB.
+_LARGEST = 1 << 25
+# Random starts, sweeps before the best start is chosen, and sweeps in all.
+_STARTS, _FIRST, _SWEEPS = 2, 15, 200
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One network with the rows of the update that are its own."""
+
+    network: Network
+    update: LowRank
+
+
+def fit_lorta(
+    networks: Mapping[str, Network | Stacked],
+    updates: Mapping[str, LowRank],
+    generator: torch.Generator,
+    *,
+    show: bool = False,
+) -> dict[str, dict[str, Tensor]]:
+    """Cores by weight and key, in float64.
+
+    Rows of C_l and C_m that no given weight uses stay as drawn. Memory goes with the factors of
+    the updates times the heads.
+    """
+    parts = [part for name, network in networks.items() for part in _parts(network, updates[name])]
+    groups: dict[str, list[_Part]] = {}
+    for part in parts:
+        groups.setdefault(_keys(part.network)["c_layer"], []).append(part)
+    values: Values = {}
+    most = len(groups) * ((1 + _STARTS) * _FIRST + _SWEEPS)
+    with tqdm(total=most, desc="LoRTA", unit="sweep", disable=not show) as bar:
+        for group in groups.values():
+            values |= _fitted(group, generator, bar.update)
+    return {
+        name: {key: values[key] for key in network.shapes} for name, network in networks.items()
+    }
+
+
+def _fitted(
+    parts: Sequence[_Part], generator: torch.Generator, swept: Callable[[], object]
+) -> Values:
+    """The factors of one tensor."""
+    networks = {tuple(_keys(part.network).values()): part.network for part in parts}
+    drawn: list[Values] = []
+    for _ in range(1 + _STARTS):
+        drawn.append({})
+        for network in networks.values():
+            fresh = {key: v.double() for key, v in network.initial(generator).items()}
+            drawn[-1] = fresh | drawn[-1]
+    families = gathered(parts)
+    scale = parts[0].network.scale
+    if not any(family.energy for family in families):
+        return drawn[0]
+    main = max(families, key=lambda family: family.energy)
+    for start in drawn:
+        for key in {family.keys["b"] for family in families}:
+            start[key] = normal().draw(start[key].shape, generator).double()
+    drawn[0] |= cp_start(main, drawn[0], generator)
+    tried = [polish(families, start, sweeps=_FIRST, callback=swept) for start in drawn]
+    best, _ = min(tried, key=lambda found: found[1][-1])
+    values, _ = polish(families, best, sweeps=_SWEEPS, callback=swept)
+    return balanced(list(networks.values()), families, values, scale)
+
+
+def gathered(parts: Sequence[_Part]) -> list[Family]:
+    """The parts by the factors that they share, without the method's scale."""
+    found: dict[tuple[str, ...], list[_Part]] = {}
+    for part in parts:
+        found.setdefault(tuple(_keys(part.network).values()), []).append(part)
+    families = []
+    for same in found.values():
+        sides = [_sides(part) for part in same]
+        most = max(cut.shape[-1] for cut, _ in sides)
+        cut, whole = (
+            torch.stack([torch.nn.functional.pad(x, (0, most - x.shape[-1])) for x in side])
+            for side in zip(*sides, strict=True)
+        )
+        network = same[0].network
+        layers, matrices = (
+            torch.tensor([part.network.at[leg] for part in same]) for leg in ("layer", "matrix")
+        )
+        families.append(Family(_keys(network), cut, whole, layers, matrices))
+    return families
+
+
+def cp_start(family: Family, like: Values, generator: torch.Generator) -> Values:
+    """Factors from the CP decomposition of one family, whose layers and matrices are one mode."""
+    rank = like[family.keys["a"]].shape[1]
+    n, heads, width, _ = family.cut.shape
+    columns = family.whole.permute(1, 0, 2).flatten(1)
+    basis = torch.linalg.qr(columns)[0]
+    inside = torch.einsum("ik,nis->nks", basis, family.whole)
+    weights = torch.einsum("nhws,nhwt->nst", family.cut, family.cut)
+    gram = torch.einsum("nks,nst,nlt->kl", inside, weights, inside)
+    most = min(2 * rank, max(_LARGEST // (n * heads * width), 1), basis.shape[1])
+    leading = torch.linalg.eigh(gram)[1].flip(-1)[:, :most]
+    inside = torch.einsum("kp,nks->nps", leading, inside)
+    tensor = torch.einsum("nhws,nps->nphw", family.cut, inside)
+    cp = cp_als(tensor, rank, max_iter=30, tol=1e-4, rng=generator)
+    numbers, a, head, b = (torch.as_tensor(factor) for factor in cp.factors)
+    layers, matrices = like[family.keys["c_layer"]].clone(), like[family.keys["c_matrix"]].clone()
+    # One number for every update is a number for its layer times one for its matrix.
+    grid = torch.zeros(rank, len(layers), len(matrices), dtype=torch.float64)
+    grid[:, family.layers, family.matrices] = numbers.mT
+    u, s, vh = torch.linalg.svd(grid, full_matrices=False)
+    layers[family.layers] = (u[:, :, 0] * s[:, :1].sqrt()).mT[family.layers]
+    matrices[family.matrices] = (vh[:, 0] * s[:, :1].sqrt()).mT[family.matrices]
+    found = (b * torch.as_tensor(cp.weights), basis @ leading @ a, head, layers, matrices)
+    return dict(zip((family.keys[role] for role in ROLES), found, strict=True))
+
+
+def balanced(
+    networks: Sequence[Network], families: Sequence[Family], values: Values, scale: float
+) -> Values:
+    """The same tensor with all factors but B as long as they start, and B divided by `scale`.
+
+    All factors of a role are multiplied by the same numbers, so that every family keeps its value.
+    """
+    cores = {core.key: core for network in networks for core in network.cores}
+    values = dict(values)
+    factor = torch.full_like(next(iter(values.values()))[0], 1 / scale)
+    for role in ROLES[1:]:
+        used: dict[str, Tensor] = {}
+        for family in families:
+            rows = {"c_layer": family.layers, "c_matrix": family.matrices}.get(role)
+            key = family.keys[role]
+            used.setdefault(key, torch.zeros(len(values[key]), dtype=torch.bool))
+            used[key][slice(None) if rows is None else rows] = True
+        picked = torch.cat([values[key][where] for key, where in used.items()])
+        # A uniform distribution of half-width h has the deviation h / sqrt(3).
+        expected = cores[next(iter(used))].start.size * math.sqrt(len(picked) / 3)
+        lengths = torch.linalg.norm(picked, dim=0)
+        stretch = torch.where(lengths > 0, expected / lengths.clamp_min(1e-300), 1.0)
+        for key, where in used.items():
+            values[key] = values[key].clone()
+            values[key][where] *= stretch
+        factor = factor / stretch
+    for key in {family.keys["b"] for family in families}:
+        values[key] = values[key] * factor
+    return values
+
+
+def _parts(network: Network | Stacked, update: LowRank) -> list[_Part]:
+    """Networks of a weight with their updates: one, or those that are its rows."""
+    if isinstance(network, Network):
+        return [_Part(network, update)]
+    sizes = [part.out_features for part in network.parts]
+    order = interleaved(torch.split(torch.arange(network.out_features), sizes), network.groups)
+    rows = torch.split(order.argsort(), sizes)
+    return [
+        _Part(part, LowRank(update.left[row], update.right))
+        for part, row in zip(network.parts, rows, strict=True)
+    ]
+
+
+def _sides(part: _Part) -> tuple[Tensor, Tensor]:
+    """Factors of an update on the side of the heads, cut, and on the other one."""
+    cut, whole = part.update.left, part.update.right.mT
+    if "head" not in part.network.out_legs:
+        cut, whole = whole, cut
+    sizes = part.network.sizes
+    return cut.reshape(sizes["head"], sizes["width"], -1), whole
+
+
+def _keys(network: Network) -> dict[str, str]:
+    """Key of the factor of every role."""
+    keys = {core.name: core.key for core in network.cores}
+    return {role: keys[role] for role in ROLES}

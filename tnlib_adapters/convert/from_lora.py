@@ -1,0 +1,240 @@
+"""A LoRA converted into a LoTR, a LoRTA or a LoRETTA adapter of about the same update."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from tnlib_adapters.base_model.sites import Site, find_sites
+from tnlib_adapters.convert.candidates import candidates
+from tnlib_adapters.convert.conversion import Conversion
+from tnlib_adapters.convert.fit_loretta import fit_loretta
+from tnlib_adapters.convert.fit_lorta import fit_lorta
+from tnlib_adapters.convert.fit_lotr import fit_lotr
+from tnlib_adapters.convert.fitted import Fitted
+from tnlib_adapters.convert.folder import check_free
+from tnlib_adapters.convert.read_lora import LoRA, read_lora
+from tnlib_adapters.convert.truncation import check_target
+from tnlib_adapters.convert.write_adapter import write_adapter
+from tnlib_adapters.methods import LoRETTAConfig, LoRTAConfig, LoTRConfig
+from tnlib_adapters.peft_plugin.adapter_files import OUTSIDE
+from tnlib_adapters.peft_plugin.config import NetworkConfig
+
+_FITS: dict[str, Callable[..., dict[str, dict[str, Tensor]]]] = {
+    "lotr": fit_lotr,
+    "lorta": fit_lorta,
+    "loretta": fit_loretta,
+}
+# Fields that say where a LoRA is and what came beside it.
+COPIED = (
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "task_type",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+)
+# Values of all updates together from which a progress bar is shown.
+_LARGE = 50_000_000
+
+
+def from_lora(
+    lora: str | Path,
+    output: str | Path,
+    config: LoTRConfig | LoRTAConfig | LoRETTAConfig,
+    *,
+    eps: float | None = None,
+    base: nn.Module | str | Path | Any = None,
+    generator: torch.Generator | None = None,
+    progressbar: bool | None = None,
+) -> Conversion:
+    """Write the adapter of another method that is close to a LoRA of PEFT.
+
+    LoTR is a Tucker decomposition of the updates of one shape, LoRTA one CP decomposition of all,
+    LoRETTA rep a tensor train of each. Modules that the LoRA trained in full, and biases, go
+    along. What is written is loaded by ``PeftModel.from_pretrained`` after ``import
+    tnlib_adapters``, and can be trained further.
+
+    Parameters
+    ----------
+    lora : path
+        Folder of the LoRA: ``adapter_config.json`` and ``adapter_model.safetensors``.
+    output : path
+        Folder to write, new or empty; it is there whole or not at all.
+    config : LoTRConfig, LoRTAConfig or LoRETTAConfig
+        The method and its size: `r`, or `tt_rank` and `bottleneck` of the variant rep. Targets,
+        saved modules, biases, task and base are those of the LoRA, whatever `config` says, and
+        LoRETTA trains no norms. It is not changed.
+    eps : float, optional
+        Relative error, in the Frobenius norm over all updates together, that is enough: then the
+        size of `config` is the largest one, and the smallest that meets `eps` is found by
+        bisection; at least 1e-6 and below 1. For LoRETTA the size is `tt_rank`, and the bottleneck
+        is no wider than that.
+    base : torch.nn.Module, transformers configuration or path, optional
+        Base model, for the names, widths and heads of its layers; its weights are neither read
+        nor changed. By default the one that the LoRA names.
+    generator : torch.Generator, optional
+        Randomness of LoRTA's starts and of columns that are left free; a fixed seed by default.
+    progressbar : bool, optional
+        Show progress; by default for large models only.
+
+    Returns
+    -------
+    Conversion
+        Error and size of every weight, of the values as written (float32).
+
+    Raises
+    ------
+    FileNotFoundError
+        If `lora` lacks one of its two files, or there is no configuration of the base model.
+    FileExistsError
+        If `output` is there and not empty.
+    TypeError
+        If `config` is of no such method, or `base` is an adapted model.
+    ValueError
+        If the LoRA is not a product of two factors for every weight (DoRA, embeddings,
+        convolutions and others), does not fit `base`, or `eps` is not reached.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import peft
+    >>> import torch
+    >>> from tnlib_adapters import LoTRConfig, from_lora
+    >>> base = torch.nn.ModuleDict({name: torch.nn.Linear(64, 64) for name in ("q_proj", "v_proj")})
+    >>> lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     adapted = peft.get_peft_model(base, lora)
+    ...     adapted.save_pretrained(f"{folder}/lora")
+    ...     plain = adapted.unload()
+    ...     found = from_lora(f"{folder}/lora", f"{folder}/lotr", LoTRConfig(r=8), base=plain)
+    >>> [(weight.name, weight.ranks) for weight in found.weights], found.error < 1e-5
+    ([('q_proj', (8,)), ('v_proj', (8,))], True)
+    """
+    _check_config(config)
+    check_target(None, eps)
+    if progressbar is not None and not isinstance(progressbar, bool):
+        raise TypeError(f"progressbar must be True, False or None, got {progressbar!r}")
+    folder = check_free(output)
+    source = read_lora(Path(lora))
+    largest = _with_fields_of(source, config)
+    model, sites = _model(source, largest, base)
+    drawn = generator or torch.Generator().manual_seed(0)
+    work = sum(math.prod(update.shape) for update in source.updates.values())
+    show = work >= _LARGE if progressbar is None else progressbar
+
+    def fitted(config: NetworkConfig) -> Fitted:
+        networks: dict[str, Any] = {name: config.network(site) for name, site in sites.items()}
+        cores = _FITS[config.method](networks, source.updates, drawn, show=show)
+        return Fitted(config, networks, cores, source)
+
+    found = fitted(largest) if eps is None else _smallest(fitted, largest, eps, show=show)
+    size = write_adapter(folder, found, model)
+    return found.conversion(size)
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, LoTRConfig | LoRTAConfig | LoRETTAConfig):
+        raise TypeError(
+            "config must be a LoTRConfig, a LoRTAConfig or a LoRETTAConfig, got a "
+            f"{type(config).__name__}"
+        )
+    if isinstance(config, LoRETTAConfig) and (config.variant != "rep" or config.tt_head):
+        raise ValueError(
+            f"LoRETTAConfig(variant={config.variant!r}, tt_head={config.tt_head}) is not a change "
+            "of weights; a LoRA can become variant='rep' without tt_head"
+        )
+
+
+def _model(source: LoRA, config: NetworkConfig, base: Any) -> tuple[nn.Module, dict[str, Site]]:
+    """The base model on the meta device, of the first class that fits, and the LoRA's sites."""
+    base = config.base_model_name_or_path if base is None else base
+    if not base:
+        raise ValueError("the LoRA names no base model; give it as base=")
+    shapes = {name.removeprefix(OUTSIDE): tuple(v.shape) for name, v in source.others.items()}
+    misfit: ValueError | None = None
+    for model in candidates(config, base, shapes):
+        try:
+            return model, _sites(model, source)
+        except ValueError as error:
+            misfit = misfit or error
+    raise misfit or ValueError(f"transformers has no model for {base!r}; give the model as base=")
+
+
+def _sites(model: nn.Module, source: LoRA) -> dict[str, Site]:
+    """The sites of the LoRA's modules, in the model's order."""
+    sites = find_sites(model)
+    kind = type(model).__name__
+    for name, update in source.updates.items():
+        if name not in sites:
+            raise ValueError(
+                f"the LoRA has a module {name}, and {kind} has no linear layer of that name; give "
+                "the base model that the LoRA was trained on, of the same class, as base="
+            )
+        widths = sites[name].out_features, sites[name].in_features
+        if widths != update.shape:
+            raise ValueError(
+                f"{name}: the LoRA's update is {update.shape[0]} x {update.shape[1]}, the layer of "
+                f"{kind} {widths[0]} x {widths[1]}; give the LoRA's own base model as base="
+            )
+    return {name: site for name, site in sites.items() if name in source.updates}
+
+
+def _with_fields_of(source: LoRA, config: NetworkConfig) -> NetworkConfig:
+    """A copy of a configuration with everything but the method taken from a LoRA."""
+    fields: dict[str, Any] = {name: source.config.get(name) for name in COPIED}
+    bias = source.config.get("bias") or "none"
+    fields["bias"] = f"{config.method}_only" if bias == "lora_only" else bias
+    if isinstance(config, LoRETTAConfig):
+        fields["train_norms"] = False
+    return dataclasses.replace(config, inference_mode=True, **fields)
+
+
+def _smallest(
+    fitted: Callable[[NetworkConfig], Fitted], config: NetworkConfig, eps: float, *, show: bool
+) -> Fitted:
+    """The fit of the smallest size whose error is at most `eps`, by bisection."""
+    best = fitted(config)
+    if best.error > eps:
+        raise ValueError(
+            f"the relative error is {best.error:.3g} at the largest size allowed, which is more "
+            f"than eps={eps:g}; raise {_size_field(config)} in the configuration, or eps"
+        )
+    # What is known not to be enough, and what is.
+    low, high = 0, getattr(config, _size_field(config))
+    with tqdm(desc="sizes", disable=not show) as bar:
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = fitted(_sized(config, middle))
+            bar.set_postfix_str(f"{middle}: {found.error:.3g}")
+            bar.update()
+            if found.error <= eps:
+                best, high = found, middle
+            else:
+                low = middle
+    return best
+
+
+def _size_field(config: NetworkConfig) -> str:
+    return "tt_rank" if isinstance(config, LoRETTAConfig) else "r"
+
+
+def _sized(config: NetworkConfig, size: int) -> NetworkConfig:
+    """The same configuration of another size."""
+    fields: dict[str, Any] = {_size_field(config): size}
+    if isinstance(config, LoRETTAConfig) and config.shapes is None:
+        # A wider bottleneck cannot be filled through bonds of this rank; beyond 16 it is folded
+        # into modes, which not every width has.
+        narrow = min(config.bottleneck or size, size)
+        fields["bottleneck"] = narrow if narrow <= 16 else config.bottleneck
+    return dataclasses.replace(config, **fields)

@@ -1,0 +1,159 @@
+"""LoRA folders of PEFT, read without PEFT's model: two factors a weight, and what came beside them.
+
+A LoRA changes a weight by ``scale * B A`` with A (r, in) and B (out, r); ``scale`` is alpha / r,
+or alpha / sqrt(r) with rank-stabilised scaling, where r and alpha may differ by module.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor
+
+from tnlib.common.atomic import read_json
+from tnlib_adapters.methods.lora import MORE_THAN_TWO_FACTORS
+from tnlib_adapters.peft_plugin.adapter_files import OUTSIDE, shapes_in
+
+_FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
+# Starts that take something out of the base weight, so that B A alone is not the change.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An update ``left @ right`` in float64, its scale in `left`.
+
+    Attributes
+    ----------
+    left : Tensor, shape (out_features, r)
+    right : Tensor, shape (r, in_features)
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input width."""
+        return self.left.shape[0], self.right.shape[1]
+
+    def dense(self) -> Tensor:
+        """The update, of shape (out_features, in_features)."""
+        return self.left @ self.right
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A LoRA as it was saved.
+
+    Attributes
+    ----------
+    config : mapping of str to object
+        Its ``adapter_config.json``.
+    updates : dict of str to LowRank
+        Updates by the names of their modules in the model.
+    others : dict of str to Tensor
+        Modules trained in full and biases, by their names in the file.
+    """
+
+    config: Mapping[str, Any]
+    updates: dict[str, LowRank]
+    others: dict[str, Tensor]
+
+
+def read_lora(folder: Path) -> LoRA:
+    """Read a LoRA that PEFT saved.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has no configuration or no safetensors file.
+    ValueError
+        If it is no LoRA, one of a kind that is not a product of two factors for every weight, or
+        damaged.
+    """
+    config = read_json(folder / "adapter_config.json")
+    _check_kind(config)
+    shapes_in(folder)
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; pickled files (.bin) are not read: load "
+            "the LoRA with peft and save it again, which writes safetensors"
+        )
+    factors: dict[str, dict[str, Tensor]] = {}
+    others = {}
+    for key, value in safetensors.torch.load_file(path).items():
+        name = key.removeprefix(OUTSIDE)
+        match = _FACTOR.fullmatch(name)
+        if match is not None:
+            factors.setdefault(match[1], {})[match[2]] = value
+        elif ".lora_" in name:
+            raise ValueError(
+                f"{path}: {name} is no factor of a linear layer (embeddings, biases of factors and "
+                "magnitudes have no place in a conversion)"
+            )
+        else:
+            others[key] = value
+    if not factors:
+        raise ValueError(f"{path} has no tensor of a LoRA (names that end in lora_A.weight)")
+    updates = {name: _update(name, pair, config) for name, pair in factors.items()}
+    return LoRA(config, updates, others)
+
+
+def _check_kind(config: Mapping[str, Any]) -> None:
+    """Raise ValueError if the configuration says more than a product of two factors a weight."""
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"peft_type is {config.get('peft_type')!r}; only 'LORA' can be converted")
+    for field, reason in MORE_THAN_TWO_FACTORS.items():
+        if config.get(field):
+            raise ValueError(
+                f"{field}={config[field]!r}: {reason}, so this LoRA is not a product of two "
+                "factors for every weight and cannot be converted"
+            )
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise ValueError(
+            f"init_lora_weights={start!r}: the base weights were changed at the start, so the "
+            "factors are not the change of the weights; save the LoRA with "
+            "save_pretrained(path_initial_model_for_weight_conversion=...) first"
+        )
+
+
+def _update(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRank:
+    """The update of one module, of whose factors `pair` has A and B."""
+    if set(pair) != {"A", "B"}:
+        raise ValueError(f"{name} has a lora_{''.join(pair)} and not the other factor")
+    a, b = pair["A"], pair["B"]
+    rank = _by_module(config.get("rank_pattern"), name, config.get("r", 8))
+    alpha = _by_module(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+    if a.ndim != 2 or b.ndim != 2:
+        raise ValueError(
+            f"{name}: factors have shapes {tuple(a.shape)} and {tuple(b.shape)}, so it is no "
+            "linear layer (a convolution?); only linear layers can be converted"
+        )
+    if a.shape[0] != rank or b.shape[1] != rank:
+        raise ValueError(
+            f"{name}: factors have shapes {tuple(a.shape)} and {tuple(b.shape)}, but the "
+            f"configuration says rank {rank} (r and rank_pattern)"
+        )
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ValueError(f"{name}: a factor holds nan or inf")
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LowRank(scale * b.double(), a.double())
+
+
+def _by_module(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
+    """The value of the first pattern that is the name or the end of it, by PEFT's rule."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return otherwise

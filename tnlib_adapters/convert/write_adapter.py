@@ -1,0 +1,84 @@
+"""Writing fitted cores as an adapter that PEFT loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor, nn
+
+from tnlib_adapters.convert.fitted import Fitted
+from tnlib_adapters.convert.folder import whole
+from tnlib_adapters.peft_plugin.adapter_files import OUTSIDE
+from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.store import STORE
+from tnlib_adapters.peft_plugin.tuner import NetworkTuner
+
+_CARD = """---
+{base}library_name: peft
+---
+
+# {method} adapter
+
+Converted from a LoRA by tnlib_adapters; the relative error of its updates is {error:.3g}.
+"""
+
+
+def write_adapter(folder: Path, fitted: Fitted, model: nn.Module) -> int:
+    """Write an adapter's folder whole or not at all; the size of its tensor file.
+
+    Parameters
+    ----------
+    folder : Path
+        New or empty.
+    fitted : Fitted
+        What is written.
+    model : torch.nn.Module
+        The base model on the meta device, in which the adapter is put to see that it fits.
+
+    Raises
+    ------
+    ValueError
+        If PEFT would not load it into the model.
+    """
+    config = fitted.config
+    tensors = {OUTSIDE + name: value for name, value in _named(fitted)} | fitted.lora.others
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    with whole(folder) as place:
+        base = config.base_model_name_or_path
+        (place / "README.md").write_text(
+            _CARD.format(
+                base=f"base_model: {base}\n" if base else "",
+                method=type(config).__name__.removesuffix("Config"),
+                error=fitted.error,
+            ),
+            encoding="utf-8",
+        )
+        config.save_pretrained(str(place))
+        path = place / SAFETENSORS_WEIGHTS_NAME
+        path.write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+        size = path.stat().st_size
+        # Loading compares the names and shapes in the file with those of the adapted model.
+        loaded: NetworkConfig = type(config).from_pretrained(str(place))
+        tuner(config)(model, {"default": loaded}, "default")
+    return size
+
+
+def _named(fitted: Fitted) -> list[tuple[str, Tensor]]:
+    """Cores by their names in the adapted model, without the adapter's name."""
+    parts: Any = tuner(fitted.config)
+    layer, store = (f"{kind.prefix}{kind.attribute}" for kind in (parts.layer_cls, parts.store_cls))
+    own = [
+        (f"{name}.{layer}.{key}", value)
+        for name, cores in fitted.own.items()
+        for key, value in cores.items()
+    ]
+    return own + [(f"{STORE}.{store}.{key}", value) for key, value in fitted.shared.items()]
+
+
+def tuner(config: NetworkConfig) -> type[NetworkTuner]:
+    """The tuner of a configuration's method."""
+    kind: type[NetworkTuner] = type(config).tuner  # type: ignore[attr-defined]
+    return kind

@@ -1,0 +1,1 @@
+"""How an update is applied to activations: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""Layers that carry updates, and the trained state of an update."""

@@ -1,0 +1,372 @@
+"""The trainable state of one adapter of a layer, and how it is applied.
+
+Which way to contract is a comparison of integers, see
+:mod:`tnlib_adapters.execution.strategies`. Where that loses no precision, the base layer and one
+update are computed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tnlib_adapters.base_model.offloaded import settle
+from tnlib_adapters.execution.factored_linear import factored_linear
+from tnlib_adapters.execution.recomputed_linear import Fixed, rebuilt_linear
+from tnlib_adapters.layers.base_layer import base_weight, plain_weight, state_of
+from tnlib_adapters.layers.cache import Kept
+from tnlib_adapters.layers.residual_base import ResidualWeight
+from tnlib_adapters.layers.shared_cores import SharedCores, empty, hold
+from tnlib_adapters.networks.as_tnlib import UpdateView, view
+from tnlib_adapters.networks.declaration import Declaration
+from tnlib_adapters.networks.fused_projection import Stacked
+from tnlib_adapters.networks.low_rank import Maps, folded
+from tnlib_adapters.networks.network import Network
+from tnlib_adapters.networks.nonlinear import Replacement, Series
+
+ANCHOR = "anchor_"
+
+
+class Update(nn.Module):
+    """The cores of one declaration, with the frozen initial ones where it is anchored.
+
+    Cores of one weight are parameters under their own names (buffers, if frozen), anchors
+    persistent buffers ``anchor_<name>``; all in `dtype`, whatever the base layer has. Cores of a
+    sharing group live in `shared`, which this module refers to and does not register.
+
+    Parameters
+    ----------
+    network : Network, Stacked, Series or Replacement
+        Declaration.
+    shared : SharedCores, optional
+        Where the cores of groups are; needed if the declaration has some.
+    device : torch.device, optional
+        Where to allocate.
+    dtype : torch.dtype
+        Precision of the cores.
+
+    Raises
+    ------
+    ValueError
+        If the declaration shares cores and there is no `shared`, or one of another shape there.
+    """
+
+    def __init__(
+        self,
+        network: Declaration,
+        shared: SharedCores | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        # Not a submodule: the container is registered once, for all layers.
+        object.__setattr__(self, "_shared", shared)
+        for core, shape in zip(network.cores, network.shapes.values(), strict=True):
+            if hasattr(type(self), core.key) or core.key in self.__dict__:
+                raise ValueError(f"a core cannot be called {core.key!r}; choose another name")
+            if core.group is not None:
+                if shared is None:
+                    raise ValueError(f"core {core.name!r} is shared; pass shared=SharedCores()")
+                shared.allocate(core, shape, device, dtype)
+                continue
+            hold(self, core, shape, device, dtype)
+            if network.anchored:
+                # On the device of the core, which is meta inside accelerate's context.
+                anchor = empty(shape, getattr(self, core.key).device, dtype)
+                self.register_buffer(ANCHOR + core.key, anchor)
+        network.planned()
+        # Names of the values that were set or came from a file; and whether none is missing.
+        self.started: set[str] = set()
+        self.filled = False
+        self._residual: tuple[tuple[int, int], Tensor] | None = None
+        self._kept: Kept | None = None
+
+    @property
+    def additive(self) -> bool:
+        """Whether it is an update of the weight, so that it has a dense form and merges."""
+        return isinstance(self.network, Network | Stacked)
+
+    @property
+    def shared(self) -> SharedCores | None:
+        """Where its cores of groups are; None where it has none."""
+        return self._shared  # type: ignore[return-value]
+
+    @property
+    def cores(self) -> dict[str, Tensor]:
+        """Its cores by key; shared ones on the device of its own, where it has any."""
+        settle(self)
+        if self._shared is not None:
+            settle(self._shared)  # type: ignore[arg-type]
+        own = next(iter(self.parameters(recurse=False)), None)
+        found = {}
+        for core in self.network.cores:
+            value = getattr(self, core.key) if core.group is None else self._of_group(core.key)
+            found[core.key] = value if own is None else value.to(own.device)
+        return found
+
+    def _of_group(self, key: str) -> Tensor:
+        shared: SharedCores = self._shared  # type: ignore[assignment]
+        return shared.get(key)
+
+    @property
+    def anchor(self) -> dict[str, Tensor] | None:
+        """Frozen initial cores by key, in the dtype of the cores; None where not anchored."""
+        if not self.network.anchored:
+            return None
+        # FSDP's mixed precision casts parameters for the forward pass, and no buffers.
+        return {
+            core.key: getattr(self, ANCHOR + core.key).to(getattr(self, core.key).dtype)
+            for core in self.network.cores
+        }
+
+    @torch.no_grad()
+    def start(self, values: Mapping[str, Tensor]) -> None:
+        """Set the cores to initial `values`, and the anchor to the same.
+
+        An anchor that starts elsewhere is given as ``anchor_<name>``. Shared cores that another
+        update has started are left.
+        """
+        expected = self.network.shapes
+        given = {name: tuple(values[name].shape) for name in expected if name in values}
+        if given != expected:
+            raise ValueError(f"initial cores have shapes {given}, the network needs {expected}")
+        for core in self.network.cores:
+            if core.group is None:
+                getattr(self, core.key).copy_(values[core.key])
+            else:
+                self._shared.start(core.key, values[core.key])  # type: ignore[union-attr,operator]
+        for name, core_anchor in (self.anchor or {}).items():
+            core_anchor.copy_(values.get(ANCHOR + name, values[name]))
+        self.filled = True
+        self.forget()
+
+    def check_filled(self) -> None:
+        """Raise RuntimeError if a core was allocated and never set or loaded."""
+        if self.filled or torch.compiler.is_compiling():
+            return
+        anchor = {ANCHOR + key: value for key, value in (self.anchor or {}).items()}
+        values = self.cores | anchor
+        known = self.started | (set() if self.shared is None else self.shared.started)
+        missing = [
+            key
+            for key, core in values.items()
+            if core.is_meta or (key not in known and core.isnan().all())
+        ]
+        if missing:
+            raise RuntimeError(
+                f"the cores {', '.join(missing)} were allocated but never loaded. Either the file "
+                "has none for this layer, being of another model; or a new adapter was made with "
+                "init_weights='saved', which saved configurations say: set init_weights=True"
+            )
+        self.filled = True
+
+    def fixed_part(
+        self, weight: Tensor | Fixed
+    ) -> tuple[Tensor | Fixed, Network, dict[str, Tensor] | None]:
+        """What stays fixed while the cores train: a weight, and the network to add to it."""
+        network: Any = self.network
+        if isinstance(weight, ResidualWeight):
+            # Such a base has one adapter only: the one whose initial cores were taken out of it.
+            return weight.packed, network.unanchored, None
+        if not isinstance(weight, Tensor):
+            return weight, network, self.anchor
+        if not network.residual or torch.compiler.is_compiling():
+            return weight, network, self.anchor
+        state = state_of(weight)
+        if self._residual is None or self._residual[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                fixed = weight - network.unanchored.delta(self.anchor or {})
+            self._residual = (state, fixed)
+        return self._residual[1], network.unanchored, None
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        own = [*self._parameters, *self._buffers]
+        self.started |= {key for key in own if prefix + key in state_dict}
+        self.filled = False
+        self.forget()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Update:
+        self.forget()
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def train(self, mode: bool = True) -> Update:
+        """Set the mode; training forgets what was kept for inference."""
+        if mode:
+            self._kept = None
+        super().train(mode)
+        return self
+
+    @torch.no_grad()
+    def keep(self, base: nn.Module) -> None:
+        """Fold the cores, and add the update to the base weight, for calls without gradients.
+
+        Of an update of the weight the thin matrices are kept where it has some, else its sum with
+        a plain base weight of at least float32, else the dense update in the weight's dtype.
+        """
+        self.check_filled()
+        network, cores = self.network, self.cores
+        kind = next(iter(cores.values())).device.type
+        with torch.inference_mode(False), torch.autocast(kind, enabled=False):
+            if isinstance(network, Network | Stacked):
+                maps: Maps = (folded(network, cores, self.anchor),)
+            else:
+                maps = network.maps(cores)
+            maps = tuple([matrix.detach() for matrix in matrices] for matrices in maps)
+            fused = state = None
+            if self.additive and len(maps[0]) == 1:
+                update = maps[0][0]
+                weight = plain_weight(base)
+                if weight is not None:
+                    fused, state, maps = (weight + update.mT).detach(), state_of(weight), ()
+                else:
+                    # A dense copy as wide as the base computes, not as it is trained.
+                    maps = ([update.to(_width(base, update.dtype))],)
+            made_of = tuple(cores.values())
+            self._kept = Kept(maps, fused, state, made_of, tuple(map(state_of, made_of)))
+
+    @property
+    def kept(self) -> Kept | None:
+        """What :meth:`keep` made, where no gradients are recorded and the cores are the same."""
+        kept = self._kept
+        return None if kept is None or torch.is_grad_enabled() or not kept.holds else kept
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether :meth:`keep` has made something that holds."""
+        return self._kept is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies compute for themselves."""
+        return self.__dict__ | {"_kept": None, "_residual": None}
+
+    def forget(self) -> None:
+        """Drop everything that was computed from earlier values."""
+        self._residual = self._kept = None
+
+    def weight_network(self) -> Network | Stacked:
+        """The declaration, where it is an update of the weight.
+
+        Raises
+        ------
+        TypeError
+            If it is not.
+        """
+        if not isinstance(self.network, Network | Stacked):
+            raise TypeError(
+                f"a {type(self.network).__name__.lower()} adapter is not a change of the weight: "
+                "it has no dense form and cannot be merged or exported; for LoRETTA use "
+                "variant='rep' without tt_head"
+            )
+        return self.network
+
+    def delta(self) -> Tensor:
+        """The dense update (out_features, in_features); differentiable.
+
+        Raises
+        ------
+        TypeError
+            If the adapter is not an update of the weight.
+        """
+        network = self.weight_network()
+        self.check_filled()
+        return network.delta(self.cores, self.anchor)
+
+    def as_tnlib(self) -> UpdateView:
+        """The update as tnlib objects that share its cores.
+
+        Raises
+        ------
+        TypeError
+            If the adapter is not an update of the weight.
+        """
+        return view(self.weight_network(), self.cores, self.anchor)
+
+    def entering(self, x: Tensor) -> Tensor:
+        """What the base layer gets instead of ``x``."""
+        if isinstance(self.network, Series) and self.network.side == "input":
+            self.check_filled()
+            return self.network.shift(x, self.cores, self._maps, training=self.training)
+        return x
+
+    def leaving(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the layer gives instead of the base layer's ``y`` on ``x``."""
+        self.check_filled()
+        network = self.network
+        if isinstance(network, Replacement):
+            return network.replace(x, self.cores, self._maps).to(y.dtype)
+        if isinstance(network, Series):
+            if network.side == "input":
+                return y
+            return network.shift(y, self.cores, self._maps, training=self.training)
+        return y + self._applied(x).to(y.dtype)
+
+    @property
+    def _maps(self) -> Maps | None:
+        kept = self.kept
+        return None if kept is None else kept.maps
+
+    def joined(self, x: Tensor, weight: Tensor | Fixed, bias: Tensor | None) -> Tensor | None:
+        """The base layer and the update at once, or None where they are better kept apart."""
+        network = self.network
+        if not isinstance(network, Network | Stacked) or (network.dropout and self.training):
+            return None
+        kept = self.kept
+        if kept is not None:
+            return kept.joined(x, weight, bias)
+        way = network.joint(x, packed=not isinstance(weight, Tensor))
+        if way is None:
+            return None
+        self.check_filled()
+        cores = self.cores
+        if way.name == "fused":
+            fixed, moving, anchor = self.fixed_part(weight)
+            return rebuilt_linear(x, fixed, bias, moving, cores, anchor)
+        if not isinstance(weight, Tensor):
+            return None
+        assert isinstance(network, Network)
+        factors = network.matrices(way, cores)
+        return factored_linear(x, weight, bias, factors) if factors[0].dtype == x.dtype else None
+
+    def _applied(self, x: Tensor) -> Tensor:
+        """The update of the weight applied to ``x``."""
+        network: Any = self.network
+        maps = self._maps
+        if maps:
+            return factored_linear(x, None, None, *maps)
+        cores = {key: core.to(x.device) for key, core in self.cores.items()}
+        x = functional.dropout(x, network.dropout, self.training)
+        # Half precision would round away the difference of the two terms.
+        if network.anchored and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                y: Tensor = network.apply(x, cores, self.anchor)
+            return y
+        applied: Tensor = network.apply(x, cores, self.anchor)
+        return applied
+
+    def extra_repr(self) -> str:
+        """Cores with their shapes, and the number of trainable values."""
+        shapes = ", ".join(
+            f"{name}: {'x'.join(map(str, shape))}" for name, shape in self.network.shapes.items()
+        )
+        anchored = ", anchored" if self.network.anchored else ""
+        shared = ", shared in part" if any(c.group for c in self.network.cores) else ""
+        return f"{shapes}, trainable={self.network.n_params}{shared}{anchored}"
+
+
+def _width(base: nn.Module, widest: torch.dtype) -> torch.dtype:
+    """In which dtype a base layer computes, as far as it says so."""
+    weight = base_weight(base)
+    if weight.is_floating_point():
+        return weight.dtype
+    chosen: torch.dtype | None = getattr(base, "compute_dtype", None)
+    return chosen or widest

@@ -1,0 +1,1 @@
+"""Declarations: which cores an adapter has, and what is made of them."""

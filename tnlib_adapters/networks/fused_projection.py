@@ -1,0 +1,161 @@
+"""Updates one below another: the roles of a fused projection.
+
+A layer that computes queries, keys and values at once has one weight whose rows belong to three
+roles. Each role keeps its own network. Architectures lay the rows out in two ways: role after
+role, or for every group of heads its queries, its keys and its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tnlib_adapters.execution.cost_model import Route
+from tnlib_adapters.execution.dense_update import Pieces
+from tnlib_adapters.networks.core import Core, Cores, Declared
+from tnlib_adapters.networks.network import Network
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Updates of parts as the rows of one; see :func:`interleaved`."""
+
+    groups: int
+
+    def update(self, pieces: Pieces, anchor: Pieces | None, scale: float) -> Tensor:
+        """All rows; there is no anchor, and the parts are scaled."""
+        return interleaved([piece.mT for piece in pieces], self.groups).mT
+
+    def added(
+        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor, out: Tensor
+    ) -> Tensor:
+        """All rows plus `weight`, in `out`, which may be `weight`."""
+        return torch.add(weight, self.update(pieces, anchor, scale), out=out)
+
+    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
+        """Gradients of the parts for a gradient of the whole."""
+        runs = grad.reshape(self.groups, -1, grad.shape[-1])
+        lengths = [len(piece) // self.groups for piece in pieces]
+        return tuple(part.flatten(0, 1) for part in torch.split(runs, lengths, 1))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stacked(Declared):
+    """Networks whose updates are the rows of one weight.
+
+    Attributes
+    ----------
+    parts : tuple of Network
+        One network a role, over the same columns. Cores of one key are one tensor.
+    groups : int
+        1 for part after part; otherwise the rows of every part are cut into so many equal runs,
+        and the runs of all parts take turns.
+
+    Raises
+    ------
+    ValueError
+        If the parts have different columns, do not fit `groups`, or share a key by mistake.
+
+    Examples
+    --------
+    >>> from tnlib_adapters import Core, Network, zeros
+    >>> def lora(role):
+    ...     cores = Core(f"A_{role}", ("r", "in")), Core(f"B_{role}", ("out", "r"), zeros)
+    ...     return Network(cores, {"in": 64, "out": 48, "r": 4}, ("out",), ("in",))
+    >>> qkv = Stacked((lora("q"), lora("k"), lora("v")))
+    >>> qkv.out_features, qkv.delta(qkv.initial()).shape
+    (144, torch.Size([144, 64]))
+    """
+
+    parts: tuple[Network, ...]
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if len({part.in_features for part in self.parts}) != 1:
+            raise ValueError(f"parts need one input width, got {self.parts}")
+        if any(part.anchored or part.dropout != self.parts[0].dropout for part in self.parts):
+            raise ValueError("stacked networks are not anchored and have one dropout")
+        if any(part.out_features % self.groups for part in self.parts):
+            rows = [part.out_features for part in self.parts]
+            raise ValueError(f"rows {rows} cannot be cut into {self.groups} groups")
+        seen: dict[str, tuple[int, ...]] = {}
+        for part in self.parts:
+            for core in part.cores:
+                shape = part.shapes[core.key]
+                if core.key in seen and (core.group is None or seen[core.key] != shape):
+                    raise ValueError(
+                        f"two parts have a core {core.key!r}, of shapes {seen[core.key]} and "
+                        f"{shape}; cores without a group need names of their own"
+                    )
+                seen[core.key] = shape
+
+    @cached_property
+    def cores(self) -> tuple[Core, ...]:
+        """All cores, those that several parts use once."""
+        return tuple({core.key: core for part in self.parts for core in part.cores}.values())
+
+    @cached_property
+    def out_features(self) -> int:
+        """Rows of the update."""
+        return sum(part.out_features for part in self.parts)
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the update."""
+        return self.parts[0].in_features
+
+    @property
+    def dropout(self) -> float:
+        """As for a network."""
+        return self.parts[0].dropout
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every core by key."""
+        return {key: shape for part in self.parts for key, shape in part.shapes.items()}
+
+    def planned(self) -> None:
+        """Work out all orders now."""
+        for part in self.parts:
+            part.planned()
+
+    @property
+    def scale(self) -> float:
+        """Of the whole; every part scales its own rows."""
+        return 1.0
+
+    @property
+    def dense(self) -> Rows:
+        """How the parts' updates become the rows of one."""
+        return Rows(self.groups)
+
+    def pieces(self, cores: Cores) -> Pieces:
+        """The updates of the parts; differentiable."""
+        return tuple(part.delta(cores) for part in self.parts)
+
+    def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
+        """The dense update, of shape (out_features, in_features)."""
+        return self.dense.update(self.pieces(cores), None, 1.0)
+
+    def joint(self, x: Tensor, *, packed: bool = False) -> Route | None:
+        """The way that adds all updates to the base weight, if it is the fastest for every part."""
+        routes = [part.route(x, fusible=True) for part in self.parts]
+        return routes[0] if all(route.name == "fused" for route in routes) else None
+
+    def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
+        """``x @ delta.T`` for ``x`` of shape (..., in_features)."""
+        return interleaved([part.apply(x, cores, anchor) for part in self.parts], self.groups)
+
+    def __repr__(self) -> str:
+        """Every part in turn."""
+        return "\n".join(map(str, self.parts))
+
+
+def interleaved(pieces: Sequence[Tensor], groups: int) -> Tensor:
+    """Pieces joined along the last axis, each cut into `groups` runs that take turns."""
+    runs = [piece.reshape(*piece.shape[:-1], groups, -1) for piece in pieces]
+    return torch.cat(runs, -1).flatten(-2)

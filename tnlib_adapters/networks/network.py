@@ -1,0 +1,340 @@
+"""An adapter's update as a tensor network, declared as data.
+
+A method names its cores and their legs; legs with the same name are contracted, the legs that are
+left are the rows and columns of the update. A core belongs to one weight or to a group of them;
+one that holds the values of several layers has a leg for the layer, and the network of one weight
+is fixed at an index of it. Counting, initial values, the dense update and its product with
+activations follow from the declaration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import opt_einsum
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tnlib_adapters.execution.cost_model import Route, Subject
+from tnlib_adapters.execution.dense_update import Dense, Pieces, dense_form
+from tnlib_adapters.execution.factored_linear import factored_linear
+from tnlib_adapters.execution.recomputed_linear import rebuilt_linear
+from tnlib_adapters.execution.strategies import Routes, routes
+from tnlib_adapters.networks.core import Core, Cores, Declared
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Network(Declared):
+    """A tensor network whose open legs are the rows and columns of a weight update.
+
+    Attributes
+    ----------
+    cores : tuple of Core
+        The cores; every name is used once.
+    sizes : mapping of str to int
+        Size of every leg.
+    out_legs, in_legs : tuple of str
+        Open legs, slowest first, whose sizes multiply to the output and input width.
+    at : mapping of str to int
+        Legs at which the network is fixed, with the index: the layer of a core that holds all.
+    scale : float
+        Factor of the update.
+    dropout : float
+        Probability with which the activations that enter the update are dropped in training.
+    anchored : bool
+        Whether the network's value at its frozen initial cores is subtracted, so that the update
+        starts at zero from any initial cores: N(theta) - N(theta_0).
+    residual : bool
+        Whether a layer also keeps W - N(theta_0), for an anchored network: one product less a
+        step, one dense copy of the weight more.
+
+    Raises
+    ------
+    ValueError
+        If legs and sizes do not fit together.
+
+    Examples
+    --------
+    >>> from tnlib_adapters import Core, normal, zeros
+    >>> lora = Network(
+    ...     cores=(Core("A", ("r", "in"), normal(0.02)), Core("B", ("out", "r"), zeros)),
+    ...     sizes={"in": 64, "out": 48, "r": 4},
+    ...     out_legs=("out",),
+    ...     in_legs=("in",),
+    ... )
+    >>> print(lora)
+    Network 48 x 64, 448 values
+      A(r 4, in 64)  this weight, N(0, 0.02^2)
+      B(out 48, r 4)  this weight, zeros
+    """
+
+    cores: tuple[Core, ...]
+    sizes: Mapping[str, int]
+    out_legs: tuple[str, ...]
+    in_legs: tuple[str, ...]
+    at: Mapping[str, int] = field(default_factory=dict)
+    scale: float = 1.0
+    dropout: float = 0.0
+    anchored: bool = False
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.cores:
+            raise ValueError("a network needs at least one core")
+        for keys in ([core.name for core in self.cores], [core.key for core in self.cores]):
+            if len(set(keys)) != len(keys):
+                raise ValueError(f"core names must be different, got {keys}")
+        if not (math.isfinite(self.scale) and 0 <= self.dropout < 1):
+            raise ValueError(f"got scale={self.scale}, dropout={self.dropout}; dropout is below 1")
+        legs = {leg for core in self.cores for leg in core.legs}
+        unknown = sorted(legs - set(self.sizes))
+        if unknown:
+            raise ValueError(f"legs without a size: {unknown}; add them to sizes")
+        if not all(isinstance(size, int) and size >= 1 for size in self.sizes.values()):
+            raise ValueError(f"every leg's size must be an int, at least 1, got {dict(self.sizes)}")
+        for leg, index in self.at.items():
+            if not (leg in legs and 0 <= index < self.sizes[leg]):
+                raise ValueError(f"cannot be fixed at {leg}={index}: sizes are {dict(self.sizes)}")
+        open_legs = (*self.out_legs, *self.in_legs)
+        if len(set(open_legs)) != len(open_legs):
+            raise ValueError(f"a leg can be open once, got {open_legs}")
+        both = sorted(set(open_legs) & set(self.at))
+        if both:
+            raise ValueError(f"legs cannot be open and fixed by at: {both}")
+        loose = sorted(set(open_legs) - legs)
+        if loose:
+            raise ValueError(f"open legs that no core has: {loose}")
+        joints = Counter(leg for core in self.cores for leg in self._legs(core))
+        single = sorted(
+            leg
+            for leg, n in joints.items()
+            if n == 1 and self.sizes[leg] > 1 and leg not in open_legs
+        )
+        if single:
+            raise ValueError(f"legs of one core that are not open, so nothing joins them: {single}")
+        if self.anchored and any(core.group or core.frozen for core in self.cores):
+            raise ValueError("an anchored network has trainable cores of its own only")
+        if self.residual and not self.anchored:
+            raise ValueError("residual=True needs an anchored network: W - N(theta_0)")
+
+    @cached_property
+    def out_features(self) -> int:
+        """Rows of the update."""
+        return math.prod(self.sizes[leg] for leg in self.out_legs)
+
+    @cached_property
+    def in_features(self) -> int:
+        """Columns of the update."""
+        return math.prod(self.sizes[leg] for leg in self.in_legs)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every core by its key, shared ones in full.
+
+        Examples
+        --------
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> LoTRConfig(r=4).network(Site("query", 48, 64)).shapes
+        {'u_48x64': (48, 4), 'g': (4, 4), 'v_48x64': (64, 4)}
+        """
+        return {core.key: tuple(self.sizes[leg] for leg in core.legs) for core in self.cores}
+
+    def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
+        """The dense update, of shape (out_features, in_features), in the dtype of the cores.
+
+        Parameters
+        ----------
+        cores : mapping of str to Tensor
+            Values by key.
+        anchor : mapping of str to Tensor, optional
+            Initial values, required exactly when the network is anchored.
+
+        Examples
+        --------
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> network = LoTRConfig(r=4).network(Site("query", 48, 64))
+        >>> network.delta(network.initial()).shape
+        torch.Size([48, 64])
+        """
+        self._check_anchor(anchor)
+        # Half precision would round away what the cores know, and the difference to the anchor.
+        with torch.autocast(next(iter(cores.values())).device.type, enabled=False):
+            pieces, fixed = self.pieces(cores), None if anchor is None else self.pieces(anchor)
+            return self.dense.update(pieces, fixed, self.scale)
+
+    def pieces(self, cores: Cores) -> Pieces:
+        """The parts of which :attr:`dense` forms the update; differentiable."""
+        return self.dense.pieces(self.values(cores))
+
+    def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
+        """``x @ delta.T`` in the way that is predicted to be fastest; see ``routes``.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., in_features)
+            Activations of any dtype.
+        cores, anchor : mapping of str to Tensor
+            As for :meth:`delta`.
+
+        Returns
+        -------
+        Tensor, shape (..., out_features)
+            In the dtype of the cores, autocast's, or that of `x` where the update is formed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> network = LoTRConfig(r=4).network(Site("query", 48, 64))
+        >>> cores = {key: core.double() for key, core in network.initial(zeros=False).items()}
+        >>> x = torch.randn(2, 64).double()
+        >>> torch.allclose(network.apply(x, cores), x @ network.delta(cores).T)
+        True
+        """
+        self._check_anchor(anchor)
+        route = self.route(x, fusible=False)
+        if route.name == "dense":
+            return rebuilt_linear(x, None, None, self, cores, anchor)
+        y = self.follow(route, x, cores)
+        return y if anchor is None else y - self.follow(route, x, anchor)
+
+    def follow(self, route: Route, x: Tensor, cores: Cores) -> Tensor:
+        """``x`` through the cores by a route that does not form the update."""
+        if route.factors:
+            return factored_linear(x, None, None, self.matrices(route, cores))
+        if route.steps is None:
+            raise ValueError(f"the way {route.name!r} forms the update; use delta")
+        steps, values = route.steps, self.values(cores)
+
+        def through(batch: Tensor, *cores: Tensor) -> Tensor:
+            return steps([batch, *cores])
+
+        batch = x.to(values[0].dtype).reshape(-1, *self._in_sizes)
+        if route.rebuilt and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            y: Tensor = checkpoint(
+                through, batch, *values, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            y = through(batch, *values)
+        y = y.reshape(*x.shape[:-1], self.out_features)
+        return y if self.scale == 1.0 else y * self.scale
+
+    def joint(self, x: Tensor, *, packed: bool = False) -> Route | None:
+        """The way for ``x``, if it computes a base layer in the same go, else None.
+
+        The fastest one, but for `packed` weights, see ``Routes.over_packed``; thin factors
+        stay apart from those.
+        """
+        if packed:
+            tokens = x.shape[:-1].numel()
+            route = self.routes.over_packed(tokens, training=torch.is_grad_enabled())
+            return route if route.name == "fused" else None
+        route = self.route(x, fusible=True)
+        joint = route.name == "fused" or (route.factors and not self.anchored)
+        return route if joint else None
+
+    def route(self, x: Tensor, *, fusible: bool) -> Route:
+        """The way that is taken for activations ``x``."""
+        tokens = x.shape[:-1].numel()
+        return self.routes.at(tokens, training=torch.is_grad_enabled(), fusible=fusible)
+
+    def matrices(self, route: Route, cores: Cores) -> list[Tensor]:
+        """The factors of a route, of which the smallest is scaled; differentiable."""
+        values = self.values(cores)
+        made = [
+            factor.contraction([values[k] for k in factor.cores]).reshape(factor.shape)
+            for factor in route.factors
+        ]
+        if self.scale != 1.0:
+            made[route.scaled] = made[route.scaled] * self.scale
+        return made
+
+    def values(self, cores: Cores) -> list[Tensor]:
+        """The cores in order, those with a fixed leg at its index."""
+        taken = []
+        for core in self.cores:
+            value = cores[core.key]
+            for axis in reversed(range(len(core.legs))):
+                if core.legs[axis] in self.at:
+                    value = value.select(axis, self.at[core.legs[axis]])
+            taken.append(value)
+        return taken
+
+    @cached_property
+    def unanchored(self) -> Network:
+        """The same network without its anchor: N(theta) alone."""
+        return replace(self, anchored=False, residual=False)
+
+    @cached_property
+    def dense(self) -> Dense:
+        """How the dense update is formed."""
+        terms, rows, columns, sizes = self._spelled
+        return dense_form(terms, rows, columns, sizes)
+
+    @cached_property
+    def routes(self) -> Routes:
+        """The ways to apply the update, and which is the fastest for a number of tokens."""
+        trained = tuple(k for k, core in enumerate(self.cores) if not core.frozen)
+        return routes(
+            Subject(
+                self._token_equation(),
+                self._in_sizes,
+                tuple(self._fixed_shapes()),
+                trained,
+                self.anchored,
+                self.dense,
+                (self.out_features, self.in_features),
+            )
+        )
+
+    def __repr__(self) -> str:
+        """One line a core, and the count."""
+        lines = [f"Network {self.out_features} x {self.in_features}, {self.n_params:,} values"]
+        for core in self.cores:
+            legs = ", ".join(f"{leg} {self.sizes[leg]}" for leg in core.legs)
+            kept = "frozen" if core.frozen else str(core.start)
+            lines.append(f"  {core.name}({legs})  {core.group or 'this weight'}, {kept}")
+        return "\n".join(lines)
+
+    def _legs(self, core: Core) -> tuple[str, ...]:
+        return tuple(leg for leg in core.legs if leg not in self.at)
+
+    def planned(self) -> None:
+        """Work out all ways now: a graph that is compiled cannot."""
+        _ = self.routes.table, self.routes.keeping
+        _ = self.out_features, self.in_features, self._in_sizes
+
+    @cached_property
+    def _in_sizes(self) -> tuple[int, ...]:
+        return tuple(self.sizes[leg] for leg in self.in_legs)
+
+    def _fixed_shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(self.sizes[leg] for leg in self._legs(core)) for core in self.cores]
+
+    @cached_property
+    def _spelled(self) -> tuple[tuple[str, ...], str, str, tuple[tuple[str, int], ...]]:
+        """Indices of the cores, rows and columns, and the size of every index."""
+        symbol = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate(self.sizes)}
+
+        def spell(legs: Sequence[str]) -> str:
+            return "".join(symbol[leg] for leg in legs)
+
+        terms = tuple(spell(self._legs(core)) for core in self.cores)
+        sizes = tuple((symbol[leg], size) for leg, size in self.sizes.items())
+        return terms, spell(self.out_legs), spell(self.in_legs), sizes
+
+    def _token_equation(self) -> str:
+        """The einsum equation of rows of activations with all cores."""
+        terms, rows, columns, sizes = self._spelled
+        token = opt_einsum.get_symbol(len(sizes))
+        return f"{token}{columns},{','.join(terms)}->{token}{rows}"
+
+    def _check_anchor(self, anchor: Cores | None) -> None:
+        if self.anchored != (anchor is not None):
+            needs = "needs" if self.anchored else "takes no"
+            raise ValueError(f"this network {needs} anchor (anchored={self.anchored})")

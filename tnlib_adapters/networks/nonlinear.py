@@ -1,0 +1,171 @@
+"""Adapters that are no update of a weight: a bottleneck after a layer, a layer in its place.
+
+Their cores are declared, counted and kept as those of a :class:`Network`; they are called with
+activations only and cannot be merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+from torch.nn import functional
+
+from tnlib_adapters.execution.factored_linear import factored_linear
+from tnlib_adapters.networks.core import Core, Cores, Declared
+from tnlib_adapters.networks.initializers import zeros
+from tnlib_adapters.networks.low_rank import Maps, folded
+from tnlib_adapters.networks.network import Network
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Series(Declared):
+    """A series adapter, h + scale * up(relu(down(dropout(h)))), both maps with a bias.
+
+    Attributes
+    ----------
+    down, up : Network
+        From the width of h to the bottleneck and back; no core has the same key in both.
+    side : str
+        Whether h is the "input" or the "output" of the layer.
+    scale : float
+        Factor of what is added.
+    dropout : float
+        Probability with which entries of h are dropped in training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoRETTAConfig, Site
+    >>> config = LoRETTAConfig(variant="adp", bottleneck=8)
+    >>> adapter = config.network(Site("attention.output.dense", 64, 64))
+    >>> adapter.side, adapter.down.out_features, adapter.n_params
+    ('output', 8, 632)
+    >>> cores, h = adapter.initial(), torch.randn(2, 64)
+    >>> torch.equal(adapter.shift(h, cores, training=False), h)
+    True
+    """
+
+    down: Network
+    up: Network
+    side: str = "output"
+    scale: float = 1.0
+    dropout: float = 0.0
+
+    @cached_property
+    def cores(self) -> tuple[Core, ...]:
+        """The cores of both maps, and their biases."""
+        biases = (Core("down_bias", ("down",), zeros), Core("up_bias", ("up",), zeros))
+        return (*self.down.cores, *self.up.cores, *biases)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every core by key."""
+        biases = {"down_bias": (self.down.out_features,), "up_bias": (self.up.out_features,)}
+        return self.down.shapes | self.up.shapes | biases
+
+    def check_fits(self, out_features: int, in_features: int) -> None:
+        """Raise ValueError if the layer has another width on the adapter's side."""
+        width = in_features if self.side == "input" else out_features
+        ends = self.down.in_features, self.up.out_features
+        if ends != (width, width):
+            raise ValueError(
+                f"the adapter maps {ends[0]} to {ends[1]} features, the layer's {self.side} has "
+                f"{width}"
+            )
+
+    def planned(self) -> None:
+        """Work out all orders now."""
+        self.down.planned()
+        self.up.planned()
+
+    def maps(self, cores: Cores) -> Maps:
+        """The matrices of either map, for :meth:`shift`."""
+        return folded(self.down, cores), folded(self.up, cores)
+
+    def shift(
+        self,
+        h: Tensor,
+        cores: Cores,
+        maps: Maps | None = None,
+        *,
+        training: bool,
+    ) -> Tensor:
+        """Return ``h`` with the adapter's output added; shape and dtype of ``h``."""
+        z = h.to(cores["up_bias"].dtype)
+        z = functional.dropout(z, self.dropout, training)
+        down = mapped(self.down, z, cores, None if maps is None else maps[0])
+        z = functional.relu(down + cores["down_bias"])
+        up = mapped(self.up, z, cores, None if maps is None else maps[1])
+        return h + (self.scale * (up + cores["up_bias"])).to(h.dtype)
+
+    def __repr__(self) -> str:
+        """Both maps in turn."""
+        return (
+            f"Series adapter on the {self.side}, {self.n_params:,} values\n{self.down}\n{self.up}"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Replacement(Declared):
+    """A layer whose weight is a network, with a bias, in the place of the base layer.
+
+    Attributes
+    ----------
+    network : Network
+        The weight.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tnlib_adapters import LoRETTAConfig, Site
+    >>> layer = LoRETTAConfig(tt_head=True).network(Site("pooler.dense", 64, 64))
+    >>> type(layer).__name__, layer.n_params
+    ('Replacement', 544)
+    >>> layer.replace(torch.randn(2, 64), layer.initial()).shape
+    torch.Size([2, 64])
+    """
+
+    network: Network
+
+    @cached_property
+    def cores(self) -> tuple[Core, ...]:
+        """The cores of the weight, and the bias."""
+        return (*self.network.cores, Core("bias", ("out",), zeros))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every core by key."""
+        return self.network.shapes | {"bias": (self.network.out_features,)}
+
+    def check_fits(self, out_features: int, in_features: int) -> None:
+        """Raise ValueError if the layer has other widths."""
+        self.network.check_fits(out_features, in_features)
+
+    def planned(self) -> None:
+        """Work out all orders now."""
+        self.network.planned()
+
+    def maps(self, cores: Cores) -> Maps:
+        """The matrices of the weight, for :meth:`replace`."""
+        return (folded(self.network, cores),)
+
+    def replace(self, x: Tensor, cores: Cores, maps: Maps | None = None) -> Tensor:
+        """The layer applied to ``x`` of shape (..., in_features), in its dtype."""
+        y = mapped(
+            self.network, x.to(cores["bias"].dtype), cores, None if maps is None else maps[0]
+        )
+        return (y + cores["bias"]).to(x.dtype)
+
+    def __repr__(self) -> str:
+        """The network of the weight."""
+        return f"Replaced layer, {self.n_params:,} values\n{self.network}"
+
+
+def mapped(network: Network, x: Tensor, cores: Cores, matrices: Sequence[Tensor] | None) -> Tensor:
+    """The network's product with ``x``, by its folded matrices where they are given."""
+    if matrices is None:
+        return network.apply(x, cores)
+    return factored_linear(x, None, None, matrices)

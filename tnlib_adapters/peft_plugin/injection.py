@@ -1,0 +1,151 @@
+"""Putting an adapter into a model, whole or not at all: what it starts from, and how it was."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from tnlib_adapters.base_model.offloaded import onloaded
+from tnlib_adapters.layers.update import ANCHOR, Update
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
+from tnlib_adapters.peft_plugin.modules_to_save import restore_parts
+from tnlib_adapters.peft_plugin.naming import naming
+from tnlib_adapters.peft_plugin.store import AdapterPart
+
+if TYPE_CHECKING:
+    from tnlib_adapters.peft_plugin.config import NetworkConfig
+
+# Weights to initialise from which a progress bar is shown.
+_LARGE = 50_000_000
+
+
+class Before:
+    """What a model and a configuration are like before an adapter is injected."""
+
+    def __init__(self, model: nn.Module, config: NetworkConfig, targeted: list[str]) -> None:
+        self.config = config
+        self.fields = dict(vars(config))
+        self.targeted = targeted
+        self.trainable = [(value, value.requires_grad) for value in model.parameters()]
+        self.active = {
+            id(module): (module.active_adapters, module.disable_adapters)
+            for module in model.modules()
+            if isinstance(module, NetworkLayer)
+        }
+        self.known = "peft_config" in vars(model)
+
+    def restore(self, model: nn.Module, adapter_name: str) -> None:
+        """Take the adapter out of the model, and put everything back as it was."""
+        for name, part in list(model.named_modules()):
+            if not isinstance(part, AdapterPart):
+                continue
+            if adapter_name in part.held:
+                del part.held[adapter_name]
+            if not part.held:
+                parent, _, child = name.rpartition(".")
+                if isinstance(part, NetworkLayer):
+                    setattr(model.get_submodule(parent), child, part.base_layer)
+                else:
+                    delattr(model.get_submodule(parent), child)
+            elif isinstance(part, NetworkLayer) and id(part) in self.active:
+                part._active_adapter, part._disable_adapters = self.active[id(part)]
+        restore_parts(model, adapter_name)
+        if not self.known:
+            vars(model).pop("peft_config", None)
+        vars(self.config).clear()
+        vars(self.config).update(self.fields)
+        for value, requires_grad in self.trainable:
+            if value.requires_grad != requires_grad:
+                value.requires_grad_(requires_grad)
+
+
+def check_name(adapter_name: str) -> None:
+    """Raise ValueError if an adapter cannot have this name."""
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+        raise ValueError(
+            f"adapter_name={adapter_name!r}: torch has no module of that name; take a name "
+            "without dots that is no method of a dictionary"
+        )
+
+
+def refuse_second(model: nn.Module, adapter_name: str) -> None:
+    """Raise ValueError if the model has an adapter of this name already."""
+    for name, part in model.named_modules():
+        if isinstance(part, AdapterPart) and adapter_name in part.held:
+            raise ValueError(
+                f"the model has an adapter {adapter_name!r} already, at {name}; give the new one "
+                "another name (adapter_name='second'), or take the old one out: "
+                "model = peft_model.unload()"
+            )
+
+
+def initialise(
+    layers: Sequence[tuple[str, NetworkLayer]], adapter_name: str, config: NetworkConfig
+) -> None:
+    """Set the initial values of an adapter's cores.
+
+    A configuration that was read from a file says "saved": the file has the values. An adapter
+    that is added by it, and not loaded, starts where the saved one did: what is frozen is that of
+    an adapter of the same declaration, where the layer has one. So trained values that are copied
+    from there, as TRL does for its reference model, mean the same function.
+    """
+    again = config.init_weights == "saved"
+    if again:
+        config = copy.copy(config)
+        config.init_weights = True
+    work = sum(layer.out_features * layer.in_features for _, layer in layers)
+    shown = work >= _LARGE if config.progressbar is None else config.progressbar
+    for name, layer in tqdm(layers, desc="initialising cores", disable=not shown, unit="layer"):
+        update = layer.update(adapter_name)
+        twin = _twin(layer, adapter_name) if again else None
+        with naming(name), torch.no_grad(), onloaded(layer.get_base_layer()):
+            if _on_meta(update, layer):
+                continue
+            if twin is not None and twin.anchor is not None:
+                update.start(twin.anchor | {ANCHOR + key: v for key, v in twin.anchor.items()})
+                continue
+            weight = layer.oriented_base_weight().detach() if config.uses_weight else None
+            values = config.initial_cores(update.network, weight)
+            if twin is not None:
+                values |= {
+                    core.key: twin.cores[core.key] for core in twin.network.cores if core.frozen
+                }
+            update.start(values)
+            if name == layers[0][0] and config.init_weights is True:
+                _check_start(update, layer, config)
+
+
+def _check_start(update: Update, layer: NetworkLayer, config: NetworkConfig) -> None:
+    """Warn if a method of a user's own does not start as the base model, with how far off."""
+    own = not type(config).__module__.startswith("tnlib_adapters.")
+    if own and update.additive and (delta := update.delta()).any():
+        weight = layer.oriented_base_weight().float()
+        size = float(torch.linalg.norm(delta) / torch.linalg.norm(weight).clamp_min(1e-30))
+        warnings.warn(
+            f"{config.method} does not start as the base model: its first update is {size:.2g} of "
+            "the weight (Frobenius norms); let one core start at zero, or declare the network "
+            "anchored",
+            stacklevel=6,
+        )
+
+
+def _twin(layer: NetworkLayer, adapter_name: str) -> Update | None:
+    """Another adapter of the layer with the same declaration."""
+    network = layer.update(adapter_name).network
+    for name in layer.held:
+        other = layer.update(name)
+        same = other.network.shapes == network.shapes and other.network.anchored == network.anchored
+        if name != adapter_name and same:
+            return other
+    return None
+
+
+def _on_meta(update: Update, layer: NetworkLayer) -> bool:
+    values = (*update.cores.values(), layer.get_base_layer().weight)
+    return any(isinstance(value, Tensor) and value.is_meta for value in values)

@@ -1,0 +1,351 @@
+"""What every method puts into a model: adapted linear layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
+from torch import Tensor, nn
+
+from tnlib_adapters.base_model.linear_modules import features, is_transposed
+from tnlib_adapters.base_model.offloaded import device_of
+from tnlib_adapters.fourbit.dense_layers import DenseConv1D, DenseLinear
+from tnlib_adapters.fourbit.layer import packed_weight
+from tnlib_adapters.layers.base_layer import dense_weight, is_plain, only_multiplies
+from tnlib_adapters.layers.forward import adapted_forward
+from tnlib_adapters.layers.residual_base import ResidualLinear
+from tnlib_adapters.layers.shared_cores import SharedCores
+from tnlib_adapters.layers.update import Update
+from tnlib_adapters.networks.as_tnlib import UpdateView
+from tnlib_adapters.networks.core import computing
+from tnlib_adapters.networks.declaration import Declaration
+from tnlib_adapters.peft_plugin.merging import Losses, Merged, MergeInto, losses, merged_layer
+from tnlib_adapters.peft_plugin.store import AdapterPart, CoreStore
+
+
+class NetworkLayer(AdapterPart, BaseTunerLayer):
+    """A linear layer adapted by networks.
+
+    Cores that an adapter shares with other layers are in a :class:`CoreStore`; whatever PEFT does
+    to the adapter of this layer is done to them too.
+    """
+
+    attribute = "update"
+
+    def __init_subclass__(cls, *, prefix: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(prefix=prefix, **kwargs)
+        if prefix is not None:
+            cls.adapter_layer_names = (prefix + cls.attribute,)
+            cls.other_param_names = ()
+
+    def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
+        super().__init__()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.base_layer = base_layer
+        inner = self.get_base_layer()
+        self.quantization_backend = resolve_quantization_backend(inner, **quantization)
+        self.out_features, self.in_features = _features(inner)
+        # What the casts of merging took; what merging makes of a base that cannot take the update;
+        # whether another module has the same weight; and the base that a merged layer stands for.
+        self.rounding: list[Losses] = []
+        self.merging = MergeInto()
+        self.tied = False
+        self._set_aside: list[nn.Module] = []
+        object.__setattr__(self, "_store", None)
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        network: Declaration,
+        store: CoreStore | None,
+        inference_mode: bool,
+        device: torch.device,
+    ) -> None:
+        """Allocate an update on a device; the tuner sets its values.
+
+        `store` is where shared cores are, None for a declaration without.
+        """
+        network.check_fits(self.out_features, self.in_features)
+        base = self.get_base_layer()
+        if isinstance(base, ResidualLinear):
+            raise ValueError(
+                "the base is Q(W - N(theta_0)) in 4 bits, for the one adapter that has theta_0; "
+                "load the model again for another"
+            )
+        shared = None
+        if store is not None:
+            object.__setattr__(self, "_store", store)
+            shared = store.cores(adapter_name)
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        update = Update(network, shared, device=device, dtype=computing([weight]))
+        self.held[adapter_name] = update.train(self.training)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters the active ones; they train unless in inference mode."""
+        super().set_adapter(adapter_names, inference_mode)
+        for name, shared in self._shared():
+            shared.requires_grad_(name in self.active_adapters and not inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Use the active adapters, or none."""
+        super().enable_adapters(enabled)
+        if not enabled:
+            for _, shared in self._shared():
+                shared.requires_grad_(False)
+
+    def set_requires_grad(
+        self, adapter_names: str | Sequence[str], requires_grad: bool = True
+    ) -> None:
+        """Train the values of some adapters, or freeze them."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name, shared in self._shared():
+            if name in names:
+                shared.requires_grad_(requires_grad)
+
+    def requires_grad_(self, requires_grad: bool = True) -> NetworkLayer:
+        """Train everything in the layer and what it shares, or freeze it."""
+        super().requires_grad_(requires_grad)
+        for _, shared in self._shared():
+            shared.requires_grad_(requires_grad)
+        return self
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, from all layers in turn as PEFT does; the first takes its store."""
+        store: Any = self._store
+        if store is not None and adapter_name in store.held:
+            del store.held[adapter_name]
+        super().delete_adapter(adapter_name)
+
+    def _shared(self) -> Iterator[tuple[str, SharedCores]]:
+        """The shared cores of every adapter that has some."""
+        for name, update in self.held.items():
+            if update.shared is not None:
+                yield name, update.shared  # type: ignore[misc]
+
+    def update(self, adapter_name: str) -> Update:
+        """The update of one adapter."""
+        return self.held[adapter_name]  # type: ignore[return-value]
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """Move an update; unlike PEFT's own layers, never cast it to the base layer's dtype.
+
+        Shared cores are moved where a device is named: other layers know other ones.
+        """
+        target = device_of(self.get_base_layer()) if device is None else device
+        update = self.update(adapter_name)
+        moved = [update] if device is None or update.shared is None else [update, update.shared]
+        for module in moved:
+            if target.type != "meta" and not _on_meta(module):
+                module.to(target)
+
+    def oriented_base_weight(self) -> Tensor:
+        """The dense base weight as (out_features, in_features)."""
+        return self.dense_of(self.get_base_layer())
+
+    def dense_of(self, base: nn.Module) -> Tensor:
+        """The dense weight (out_features, in_features) of a base layer, quantised or not."""
+        if packed_weight(base) is not None or self.quantization_backend is None:
+            return dense_weight(base)
+        if isinstance(base, DenseLinear | DenseConv1D):
+            return dense_weight(base)
+        return self._oriented(self.quantization_backend.get_base_weight(base))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the base layer is quantised, or was before something was merged into it."""
+        packed = packed_weight(self._set_aside[0] if self._set_aside else self.get_base_layer())
+        return packed is not None or self.quantization_backend is not None
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The dense update of one adapter, laid out as the base layer's weight."""
+        return self._oriented(self._named(adapter).delta())
+
+    def as_tnlib(self, adapter: str = "default") -> UpdateView:
+        """The update of one adapter as tnlib objects; see :class:`~tnlib_adapters.UpdateView`."""
+        return self._named(adapter).as_tnlib()
+
+    def _named(self, adapter: str) -> Update:
+        if adapter not in self.held:
+            raise ValueError(f"there is no adapter {adapter!r} here; there are {[*self.held]}")
+        return self.update(adapter)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer, plus the active updates unless disabled or merged."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        return adapted_forward(*self.adapted, x, *args, **kwargs)
+
+    @property
+    def adapted(self) -> tuple[nn.Module, list[Update]]:
+        """The base layer, and the updates of the active adapters; none where they are merged."""
+        if self.merged:
+            return self.base_layer, []
+        active = [self.update(name) for name in self.active_adapters if name in self.held]
+        return self.base_layer, active
+
+    @property
+    def replaces(self) -> bool:
+        """Whether merging sets the base layer aside, since its weight cannot take the update.
+
+        That is so for quantised weights, for weights that are computed from others (weight norm),
+        and for those that another module has too.
+        """
+        base = self._set_aside[0] if self._set_aside else self.get_base_layer()
+        return self.is_quantized or self.tied or not is_plain(base)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add updates to the base weight: in float32, then cast to the weight's dtype.
+
+        A base layer that cannot take them is set aside, and another takes its place.
+
+        Parameters
+        ----------
+        safe_merge : bool
+            Check that the merged weight is finite before it is written.
+        adapter_names : list of str, optional
+            Adapters to merge, the active ones by default.
+
+        Raises
+        ------
+        TypeError
+            If an adapter is not an update of the weight.
+        ValueError
+            With `safe_merge`, if the merged weight would not be finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.held]
+        if names:
+            merged = self.merged_with(names, check=safe_merge)
+            if merged.layer is not None:
+                self._set_aside = self._set_aside or [self.base_layer]
+                self.base_layer = merged.layer
+            else:
+                self.set_base_weight(merged.weight)
+            self.rounding += merged.lost
+            self.merged_adapters += names
+
+    @torch.no_grad()
+    def merged_with(self, names: Sequence[str], *, check: bool = False) -> Merged:
+        """What merging more adapters makes of the base layer, which is left as it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`merge` does.
+        """
+        if not self.replaces:
+            _check_product(self.get_base_layer())
+            weight = self.get_base_weight()
+            delta = self._sum_of(names, weight.device)
+            total = weight.to(computing([weight, delta])) + self._oriented(delta)
+            _check_finite(total, names, check)
+            merged = total.to(weight.dtype)
+            if merged.dtype == total.dtype:
+                return Merged(merged)
+            forms = {str(merged.dtype): merged}
+            return Merged(merged, lost=[losses(forms, total, self._oriented(delta))])
+        base = self._set_aside[0] if self._set_aside else self.get_base_layer()
+        if not self.is_quantized:
+            _check_product(base)
+        dense = self.dense_of(base)
+        delta = self._sum_of(names, dense.device)
+        total = dense.to(computing([dense, delta])) + delta
+        if self.merged_adapters:
+            total += self._sum_of(self.merged_adapters, dense.device)
+        _check_finite(total, names, check)
+        into = self.merging if self.is_quantized else MergeInto(dense.dtype)
+        made = merged_layer(self, base, total, into)
+        forms = {str(into.dtype): total.to(into.dtype)}
+        if into.requantize:
+            forms["quantised"] = self.dense_of(made)
+        exact = not into.requantize and into.dtype == total.dtype
+        return Merged(total, made, [] if exact else [losses(forms, total, delta)])
+
+    def unmerge(self) -> None:
+        """Subtract all merged updates from the base weight, or put the base layer back."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        self.take_back(self.merged_adapters)
+
+    @torch.no_grad()
+    def take_back(self, names: Sequence[str]) -> None:
+        """Unmerge the adapters `names` only."""
+        left = [name for name in self.merged_adapters if name not in names]
+        if len(left) == len(self.merged_adapters):
+            return
+        self.rounding = []
+        if not self._set_aside:
+            weight = self.get_base_weight()
+            delta = self._oriented(self._sum_of(names, weight.device))
+            total = weight.to(computing([weight, delta])) - delta
+            self.set_base_weight(total.to(weight.dtype))
+            self.merged_adapters = left
+            return
+        self.base_layer = self._set_aside.pop()
+        self.merged_adapters = []
+        if left:
+            self.merge(adapter_names=left)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> NetworkLayer:
+        """Move and cast what is set aside too."""
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        for base in self._set_aside:
+            base._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def _sum_of(self, names: Sequence[str], device: torch.device) -> Tensor:
+        """The dense updates of some adapters in one, (out_features, in_features)."""
+        first, *others = [self.update(name).delta().to(device) for name in names]
+        for delta in others:
+            first = first + delta
+        return first
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT can factorise the update: if it is one of the weight."""
+        return adapter_name not in self.held or self.update(adapter_name).additive
+
+    def _oriented(self, weight: Tensor) -> Tensor:
+        return weight.mT if is_transposed(self.get_base_layer()) else weight
+
+
+def _check_product(base: nn.Module) -> None:
+    if not only_multiplies(base):
+        raise ValueError(
+            f"this {type(base).__name__} does more than multiply by its weight (hooks, or a "
+            "forward pass of its own), so the update is not one of its weight and cannot be "
+            "merged; remove the hooks, or leave the adapter unmerged"
+        )
+
+
+def _check_finite(total: Tensor, names: Sequence[str], check: bool) -> None:
+    if check and not torch.isfinite(total).all():
+        raise ValueError(
+            f"NaNs detected in the merged weights. The adapter {' or '.join(names)} seems to be "
+            "broken: its sum with the base weight is not finite; nothing was merged"
+        )
+
+
+def _features(layer: nn.Module) -> tuple[int, int]:
+    """Output and input width of a supported layer; TypeError for any other."""
+    widths = features(layer)
+    if widths is None:
+        raise TypeError(
+            f"cannot adapt a {type(layer).__name__}: only torch.nn.Linear, transformers' Conv1D "
+            "and quantised linear layers are supported (not torch.nn.MultiheadAttention's output, "
+            "whose weight is used without its layer); leave it out of target_modules"
+        )
+    return widths
+
+
+def _on_meta(module: nn.Module) -> bool:
+    return any(value.device.type == "meta" for value in module.state_dict().values())

@@ -1,0 +1,108 @@
+"""Making a method known to PEFT from outside.
+
+PEFT offers ``register_peft_method`` but demands that the name is a member of its ``PeftType``
+enum, which has no door. A member is added in the way that ``enum`` itself builds one; everything
+else goes through PEFT's own registration. PEFT ties prefixes and class names to methods, so each
+gets classes of its own, as attributes of its configuration class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+from packaging.version import Version
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import register_peft_method
+from peft.utils.peft_types import PeftType
+
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
+from tnlib_adapters.peft_plugin.store import CoreStore
+from tnlib_adapters.peft_plugin.tuner import NetworkTuner
+
+OLDEST_PEFT = "0.21"
+
+
+def register(name: str, config_class: type[Any]) -> None:
+    """Register a method under its lower-case `name`, or put a new definition in its place.
+
+    The tuner becomes ``config_class.tuner``.
+
+    Raises
+    ------
+    ImportError
+        If the installed PEFT is too old for the hooks that the plug-in uses.
+    ValueError
+        If the name is not lower-case, or a method of PEFT's own.
+    """
+    if Version(peft.__version__).release < Version(OLDEST_PEFT).release:
+        raise ImportError(
+            f"tnlib_adapters needs peft {OLDEST_PEFT} or newer, found {peft.__version__}; "
+            "run: pip install -U peft"
+        )
+    if not name.isidentifier() or name != name.lower():
+        raise ValueError(f"a method's name must be a lower-case identifier, got {name!r}")
+    present = name.upper() in PeftType.__members__
+    known = PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type(name)) if present else None
+    if present and not _ours(known):
+        raise ValueError(f"{name!r} is a method of PEFT's own; choose another name")
+    tuner = _classes(name, config_class)
+    kind = peft_type(name)
+    if known is None:
+        register_peft_method(name=name, config_cls=config_class, model_cls=tuner)
+    else:
+        PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config_class
+        PEFT_TYPE_TO_TUNER_MAPPING[kind] = tuner
+    PEFT_TYPE_TO_CONFIG_MAPPING[saved_type(config_class)] = config_class  # type: ignore[index]
+
+
+def peft_type(name: str) -> PeftType:
+    """The enum member of a method's lower-case `name`, added where PEFT has none."""
+    value = name.upper()
+    if value not in PeftType.__members__:
+        member = str.__new__(PeftType, value)
+        member._name_ = value
+        member._value_ = value
+        member.__objclass__ = PeftType  # type: ignore[attr-defined]
+        member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]
+        PeftType._member_names_.append(value)
+        PeftType._member_map_[value] = member
+        PeftType._value2member_map_[value] = member
+        type.__setattr__(PeftType, value, member)
+    return PeftType[value]
+
+
+def saved_type(config_class: type[Any]) -> str:
+    """What is saved as the type of a method.
+
+    Where the method is not known PEFT raises a KeyError of just that, so it says what to do. The
+    plain name is read too.
+    """
+    name: str = config_class.method.upper()
+    ours = config_class.__module__.startswith("tnlib_adapters.")
+    return f"{name} (import tnlib_adapters first)" if ours else name
+
+
+def _classes(name: str, config_class: type[Any]) -> type[NetworkTuner]:
+    """The method's tuner with its layer and store classes, found by pickle where they are set."""
+    title = config_class.__name__.removesuffix("Config") or name
+    place = {"__module__": config_class.__module__}
+    owner = f"{config_class.__qualname__}.tuner"
+    prefix = f"{name}_"
+    layer = type(
+        f"{title}Linear",
+        (NetworkLayer,),
+        place | {"__qualname__": f"{owner}.layer_cls"},
+        prefix=prefix,
+    )
+    store = type(
+        f"{title}Cores", (CoreStore,), place | {"__qualname__": f"{owner}.store_cls"}, prefix=prefix
+    )
+    members = {"prefix": prefix, "layer_cls": layer, "store_cls": store, "__qualname__": owner}
+    tuner = type(f"{title}Model", (NetworkTuner,), place | members)
+    config_class.tuner = tuner
+    return tuner
+
+
+def _ours(tuner: object) -> bool:
+    return isinstance(tuner, type) and issubclass(tuner, NetworkTuner)

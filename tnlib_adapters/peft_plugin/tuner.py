@@ -1,0 +1,357 @@
+"""The one PEFT tuner of all network methods; it knows none of them by name.
+
+PEFT builds the layers one by one and loads saved values afterwards. The tuner therefore only
+allocates cores while layers are injected, and sets their initial values when all are in place:
+with a progress bar where it takes long, and not at all for an adapter that is being loaded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.utils import get_quantization_kwargs
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import Tensor, nn
+
+from tnlib_adapters.base_model.adaptable import unusable
+from tnlib_adapters.base_model.linear_modules import check_output
+from tnlib_adapters.base_model.offloaded import device_of
+from tnlib_adapters.base_model.sites import Site, find_sites
+from tnlib_adapters.fourbit.bitsandbytes import prevent_repacking
+from tnlib_adapters.layers.strategy_report import plans
+from tnlib_adapters.peft_plugin import targets
+from tnlib_adapters.peft_plugin.adapter_files import (
+    OUTSIDE,
+    check_file,
+    check_loaded,
+    is_resized,
+    own_names,
+    plain_key,
+)
+from tnlib_adapters.peft_plugin.injection import Before, check_name, initialise, refuse_second
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
+from tnlib_adapters.peft_plugin.merge_tuner import Merging
+from tnlib_adapters.peft_plugin.naming import naming
+from tnlib_adapters.peft_plugin.store import STORE, AdapterPart, CoreStore
+from tnlib_adapters.peft_plugin.trained_norms import narrow_norms, widen_norms
+from tnlib_adapters.quantization.metadata import described, difference
+
+if TYPE_CHECKING:
+    from tnlib_adapters.peft_plugin.config import NetworkConfig
+
+
+class NetworkTuner(Merging):
+    """Injects a :class:`NetworkLayer` for every target. Subclasses name prefix and classes."""
+
+    tuner_layer_cls = NetworkLayer
+    layer_cls: type[NetworkLayer]
+    store_cls: type[CoreStore]
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
+
+    def __init__(
+        self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        check_name(adapter_name)
+        refuse_second(model, adapter_name)
+        # Of adapters whose file is not read yet: what the model was like without them.
+        self._loading: dict[str, Before] = {}
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Create the layers and set the initial values of their cores, or change nothing.
+
+        Warns of every entry of ``target_modules`` that matched nothing.
+        """
+        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        entries = config.target_modules
+        check_name(adapter_name)
+        before = Before(model, config, [*self.targeted_module_names])
+        file_shapes, config.file_shapes = config.file_shapes, None  # type: ignore[misc]
+        self._sites: dict[str, Site] | None = None
+        self._unusable = unusable(model)
+        self._left_out: dict[str, str] = {}
+        try:
+            prevent_repacking(model)
+            targets.check_saved(config.modules_to_save, model)
+            if state_dict is not None:
+                names = {plain_key(name): value for name, value in state_dict.items()}
+                state_dict = names if self._names_layers(names) else None
+            super().inject_adapter(
+                model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
+            )
+            adapted = self._names(model, adapter_name)
+            if entries == targets.ALL_LINEAR:
+                targets.forget_left_out(config, adapted, self._left_out)
+            elif config.init_weights != "saved":  # files of earlier versions name what is left out
+                targets.check_left_out(entries, adapted, self._left_out)
+            if autocast_adapter_dtype:
+                widen_norms(model, adapter_name)
+            if file_shapes is not None:
+                targets.check_compiled(model)
+            if file_shapes and config.init_weights in ("saved", "random"):
+                check_file(file_shapes, model, adapter_name)
+            fresh = file_shapes is None or config.init_weights != "saved"
+            self._compare_bases(model, adapter_name, fresh=fresh)
+            if fresh:
+                initialise(self._layers(model, adapter_name), adapter_name, config)
+        except BaseException as error:
+            self._withdraw(model, adapter_name, before)
+            self.peft_config.pop(adapter_name, None)
+            if self._left_out and isinstance(error, ValueError):
+                targets.check_left_out(entries, [], self._left_out)
+            hint = targets.overlooked(error, model, entries)
+            if hint:
+                raise ValueError(f"{error}{hint}") from error
+            raise
+        finally:
+            self._sites = None
+        # A model that is adapted to be evaluated is about to be loaded.
+        if file_shapes is not None or config.inference_mode:
+            self._loading[adapter_name] = before
+        if config.init_weights != "saved":
+            targets.warn(targets.report(entries, adapted), model, entries)
+            targets.warn_unsaved(config.modules_to_save, model)
+            targets.warn_left_out(self._left_out)
+
+    def target_report(self, adapter_name: str = "default") -> dict[str, list[str]]:
+        """Names of the modules that every entry of an adapter's ``target_modules`` matched."""
+        if adapter_name not in self.peft_config:
+            raise ValueError(
+                f"there is no adapter {adapter_name!r} here; there are {[*self.peft_config]}"
+            )
+        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        return targets.report(config.target_modules, self._names(self.model, adapter_name))
+
+    def print_plan(self, tokens: int = 512) -> None:
+        """Print how the updates are applied, and why; see :func:`tnlib_adapters.plans`."""
+        print(plans(self.model, tokens))
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse what PEFT's LoRA would do here: an adapter per row of a batch."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                f"adapter_names={kwargs['adapter_names']!r}: rows of one batch with different "
+                "adapters are not supported by this method; call the model once per adapter, after "
+                "model.set_adapter(name)"
+            )
+        yield
+
+    def _check_target_module_exists(  # type: ignore[override]
+        self, peft_config: NetworkConfig, key: str
+    ) -> Any:
+        """Leave out what matches and would not train, and what adapters have put into the model."""
+        if key == STORE or key.startswith(f"{STORE}."):
+            return False
+        matched = super()._check_target_module_exists(peft_config, key)
+        reason = self._unusable.get(plain_key(key))
+        if reason is None or not matched:
+            return matched
+        self._left_out[key] = reason
+        return False
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Freeze the base model: neither layers nor the shared cores, which PEFT does not know."""
+        store: nn.Module | None = getattr(model, STORE, None)
+        cores = [] if store is None else [(core, core.requires_grad) for core in store.parameters()]
+        super()._mark_only_adapters_as_trainable(model)
+        for core, requires_grad in cores:
+            core.requires_grad_(requires_grad)
+
+    def _names_layers(self, state_dict: dict[str, Tensor]) -> bool:
+        """Whether the names of saved values tell the layers: not those of shared cores alone."""
+        return any(f".{self.prefix}" in name and f"{STORE}." not in name for name in state_dict)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Cores are made in float32; without autocast they take the base layer's dtype."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            return
+        narrow_norms(self.model, adapter_name)
+        layers = [layer for _, layer in self._layers(self.model, adapter_name)]
+        weights: list[Any] = [layer.get_base_layer().weight for layer in layers]
+        floating = [weight.dtype for weight in weights if weight.dtype.is_floating_point]
+        if floating:
+            # One dtype for all: layers meet in the cores that they share.
+            widest = floating[0]
+            for dtype in floating:
+                widest = torch.promote_types(widest, dtype)
+            for part in self.model.modules():
+                if isinstance(part, AdapterPart) and adapter_name in part.held:
+                    part.held[adapter_name].to(widest)
+
+    def _prepare_adapter_config(  # type: ignore[override]
+        self, peft_config: NetworkConfig, model_config: dict[str, Any]
+    ) -> NetworkConfig:
+        """Choose targets where none are named."""
+        targets.choose(peft_config, self.model)
+        return peft_config
+
+    def _prepare_model(  # type: ignore[override]
+        self, peft_config: NetworkConfig, model: nn.Module
+    ) -> None:
+        peft_config.prepare(model)
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: NetworkConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if parameter_name is not None:
+            raise ValueError(f"{current_key}.{parameter_name}: bare parameters are not supported")
+        with naming(current_key):
+            layer = target
+            targets.check_weight(target)
+            if not isinstance(target, self.layer_cls):
+                if isinstance(target, NetworkLayer):
+                    raise ValueError(
+                        f"is adapted by {type(target).__name__} already; a model takes adapters "
+                        "of one method at a time"
+                    )
+                layer = self.layer_cls(target, **get_quantization_kwargs(self.model))
+                layer.set_adapter(self.active_adapters)
+            assert isinstance(layer, NetworkLayer)
+            if layer is not target:
+                check_output(target)
+                layer.train(target.training)
+            if self._sites is None:
+                self._sites = find_sites(self.model)
+            site = self._sites.get(plain_key(current_key))
+            network = peft_config.network(
+                site or Site(current_key, layer.out_features, layer.in_features)
+            )
+            if not hasattr(network, "cores"):
+                raise TypeError(
+                    f"{type(peft_config).__name__}.network must return a Network or another "
+                    f"declaration, got {network!r}"
+                )
+            store = self._store() if any(core.group for core in network.cores) else None
+            layer.add_adapter(
+                adapter_name, network, store, peft_config.inference_mode, self._device(layer)
+            )
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                # It computes with the weights of layers without hooks by itself.
+                layer.register_forward_hook(_nothing)
+            setattr(parent, target_name, layer)
+
+    def _device(self, layer: NetworkLayer) -> torch.device:
+        """Where a layer computes; PEFT takes off-loaded weights from their hooks while it loads."""
+        device = device_of(layer.get_base_layer())
+        places = getattr(self.model, "hf_device_map", None)
+        if device.type != "meta" or not places:
+            return device
+        used = [place for place in places.values() if place not in ("cpu", "disk")]
+        return torch.device(used[0] if used else "cpu")
+
+    def _store(self) -> CoreStore:
+        store: CoreStore | None = getattr(self.model, STORE, None)
+        if store is None:
+            store = self.store_cls()
+            setattr(self.model, STORE, store)
+        return store
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """What is saved of an adapter: what PEFT finds in layers, and the shared cores.
+
+        PEFT would go on to save the base weight of an output layer that is adapted; it is left out
+        of `state_dict` unless the vocabulary was resized.
+        """
+        found: dict[str, Tensor] = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        own = own_names(model, adapter_name)
+        found |= {name: value for name, value in state_dict.items() if name in own}
+        outputs: Any = getattr(model, "get_output_embeddings", None)
+        head = None if outputs is None else outputs()
+        if isinstance(head, NetworkLayer) and not is_resized(model, config):
+            place = next(name for name, module in model.named_modules() if module is head)
+            for name in [n for n in state_dict if n.startswith(f"{place}.base_layer.")]:
+                del state_dict[name]
+        return found
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """The name in a file: without the adapter, and as in a model that is not compiled."""
+        name: str = super()._remove_adapter_name_from_key(key, adapter_name)
+        return name.replace("_orig_mod.", "")
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Translate a file's names; refuse values that are not this adapter's.
+
+        An adapter that was built for this file is taken out again where they are refused.
+        """
+        state_dict = {name.replace("_orig_mod.", ""): value for name, value in state_dict.items()}
+        places: dict[str, str] = {}
+        for name in own_names(model, adapter_name):
+            saved = cls._remove_adapter_name_from_key(name, adapter_name)
+            places |= {saved: name, OUTSIDE + saved: name}
+        mapped = {places.get(name, name): value for name, value in state_dict.items()}
+        tuner = getattr(model, "base_model", None)
+        before = tuner._loading.pop(adapter_name, None) if isinstance(tuner, cls) else None
+        try:
+            check_loaded(mapped, model, adapter_name)
+        except ValueError:
+            if isinstance(tuner, cls) and before is not None:
+                tuner._withdraw(tuner.model, adapter_name, before)
+                tuner.peft_config.pop(adapter_name, None)
+            raise
+        return mapped
+
+    def _compare_bases(self, model: nn.Module, adapter_name: str, *, fresh: bool) -> None:
+        """Note how the base is in 4 bits, or say what differs from the one of a saved adapter."""
+        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        layers = self._layers(model, adapter_name)
+        bases = [described(layer.get_base_layer()) for _, layer in layers]
+        base = next((found for found in bases if found is not None), None)
+        if fresh:
+            for name, layer in layers:
+                network = layer.update(adapter_name).network
+                if base is not None and getattr(network, "residual", False):
+                    raise ValueError(
+                        f"{name}: residual=True over a base in 4 bits would take theta_0 out of "
+                        "weights that are rounded already. Adapt the model in full precision and "
+                        "quantise it then, by tnlib_adapters.quantization.quantize_base(model); "
+                        "or leave residual out: the update is then added to the 4-bit base as is"
+                    )
+            config.base_quantization = base
+        elif text := difference(config.base_quantization, base):
+            warnings.warn(text, stacklevel=3)
+
+    def _withdraw(self, model: nn.Module, adapter_name: str, before: Before) -> None:
+        """Make the model what it was before an adapter was injected."""
+        before.restore(model, adapter_name)
+        self.targeted_module_names = before.targeted
+
+
+def _nothing(*_: Any) -> None:
+    """A hook."""
