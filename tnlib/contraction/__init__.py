@@ -2,8 +2,9 @@
 
 from tnlib.contraction.by_size import PlansBySize, plan_by_size
 from tnlib.contraction.measure import measure_roofline
+from tnlib.contraction.one_call import contract
 from tnlib.contraction.plan import Plan
-from tnlib.contraction.planner import contract, plan_contraction
+from tnlib.contraction.planner import plan_contraction
 from tnlib.contraction.roofline import Roofline
 
 __all__ = [

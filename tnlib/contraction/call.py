@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +15,9 @@ from tnlib.contraction.arithmetic import Arithmetic
 from tnlib.contraction.constants import Constants
 from tnlib.contraction.cost import folded_steps
 from tnlib.contraction.network import Network, Shape
+from tnlib.contraction.planned_steps import PlannedSteps
 from tnlib.contraction.program import Program, copied, program, run
 from tnlib.contraction.tree import Step
-
-if TYPE_CHECKING:
-    from tnlib.contraction.plan import Plan
 
 # Type, dtype and shape of every array, as far as each is known.
 Kinds = tuple[tuple[type, Any], ...]
@@ -98,7 +96,7 @@ class Call:
 
 
 @lru_cache(maxsize=4096)
-def prepared(plan: Plan, known: Kinds, about: About) -> Call:
+def prepared(plan: PlannedSteps, known: Kinds, about: About) -> Call:
     """What a plan does with arrays about which this is known.
 
     `known` are types and dtypes of the constants that were folded. Plans with arrays never come

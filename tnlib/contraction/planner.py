@@ -1,16 +1,13 @@
-"""``plan_contraction`` and ``contract``: arguments, the search, and the plans that are kept."""
+"""``plan_contraction``: arguments, the search, and the plans that are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal, overload
 
-from tnlib.arrays import backend, checks
-from tnlib.arrays.backend import Array
+from tnlib.arrays import checks
 from tnlib.common.keywords import keywords_named
-from tnlib.common.type_aliases import ArrayT, Scalar
 from tnlib.contraction import slicing
 from tnlib.contraction.arguments import (
     DType,
@@ -21,7 +18,6 @@ from tnlib.contraction.arguments import (
     positions,
     shape_of,
 )
-from tnlib.contraction.arithmetic import arrays_of, compiling
 from tnlib.contraction.interleaved import equation_of
 from tnlib.contraction.network import Network, Shape, parsed
 from tnlib.contraction.objective import OBJECTIVES, Minimize, Objective
@@ -154,76 +150,6 @@ def plan_contraction(
     if len(given) < len(fixed):
         raise ValueError("give all constants as arrays, to fold them, or all as shapes")
     return plan.folded(*given)
-
-
-@overload
-def contract(
-    equation: str,
-    *arrays: ArrayT | Scalar,
-    minimize: Literal["flops", "memory"] = "flops",
-    memory_limit: float | None = None,
-) -> ArrayT: ...
-@overload
-def contract(
-    equation: ArrayT,
-    *arrays: ArrayT | Sequence[int],
-    minimize: Literal["flops", "memory"] = "flops",
-    memory_limit: float | None = None,
-) -> ArrayT: ...
-def contract(
-    equation: str | Array,
-    *arrays: Array,
-    minimize: Literal["flops", "memory"] = "flops",
-    memory_limit: float | None = None,
-) -> Any:
-    """Contract arrays in a planned order: ``plan_contraction(...)(*arrays)``.
-
-    The plan is kept for further calls with arrays of the same shapes.
-
-    Parameters
-    ----------
-    equation : str
-        Such as ``"ij,jk->ik"``, or the interleaved form: see :func:`plan_contraction`.
-    *arrays : arrays
-        NumPy arrays, or torch tensors of one dtype, and Python's numbers. On torch the result is
-        differentiable.
-    minimize : {"flops", "memory"}, optional
-        What the order makes small.
-    memory_limit : float, optional
-        Largest number of bytes of intermediate arrays and result at one time.
-
-    Returns
-    -------
-    array
-        It shares no memory with the operands. For its dtype see :meth:`Plan.__call__`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`plan_contraction` and :meth:`Plan.__call__`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> contract("ij,jk,k->i", np.ones((2, 3)), np.ones((3, 4)), np.ones(4))
-    array([12., 12.])
-    >>> contract(np.ones((2, 3)), [0, 1], np.ones((3, 4)), [1, 2], [0, 2]).shape
-    (2, 4)
-    """
-    equation, arrays = equation_of(equation, arrays)
-    if minimize not in ("flops", "memory"):
-        raise ValueError(
-            f"contract takes minimize='flops' or 'memory', got {minimize!r}; for 'time' make a plan"
-        )
-    if compiling():
-        from tnlib.contraction import traced
-
-        return traced.contract(equation, arrays, minimize, memory_limit)
-    arrays = arrays_of(arrays)
-    if arrays:
-        backend.namespace(*arrays)
-    plan = plan_contraction(equation, *arrays, minimize=minimize, memory_limit=memory_limit)
-    return plan(*arrays)
 
 
 @lru_cache(maxsize=1024)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from tnlib.common.table import aligned
 from tnlib.contraction import slicing
 from tnlib.contraction.cost import product_flops
-
-if TYPE_CHECKING:
-    from tnlib.contraction.plan import Plan
+from tnlib.contraction.planned_steps import PlannedSteps
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def table(plan: Plan) -> str:
+def table(plan: PlannedSteps) -> str:
     """The steps with their operations and sizes, and the totals."""
     network = slicing.inner(plan.network, plan.sliced)
     count = len(network.terms)
@@ -32,7 +29,7 @@ def table(plan: Plan) -> str:
     return "\n".join([plan.equation, aligned(rows), totals(plan)])
 
 
-def totals(plan: Plan) -> str:
+def totals(plan: PlannedSteps) -> str:
     """One or two lines: operations, memory, what is folded, sliced and predicted."""
     parts = [f"flops {number(plan.flops)}", f"peak {bytes_(plan.peak_bytes)}"]
     if plan.requires_grad:

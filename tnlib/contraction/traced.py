@@ -6,7 +6,6 @@ traces, and by nothing else.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,8 +15,6 @@ from tnlib.contraction import slicing
 from tnlib.contraction.arithmetic import DTYPES
 from tnlib.contraction.kernel import traceable
 from tnlib.contraction.network import check_sizes
-from tnlib.contraction.objective import Minimize
-from tnlib.contraction.planner import plan_contraction
 
 # The numbers of a step's arrays, and its equation.
 Order = tuple[tuple[tuple[int, ...], str], ...]
@@ -61,27 +58,3 @@ def run(
     present = [index for index in sliced if index in "".join(own)]
     result: Tensor = slicing.run(own, output, present, one, [operands[k] for k in numbers])
     return result
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def planned(
-    equation: str, shapes: tuple[tuple[int, ...], ...], dtype: str, minimize: Minimize, limit: float
-) -> tuple[tuple[str, ...], str, str, Order]:
-    """A plan as plain data, found while torch captures a graph; a limit of 0 is none."""
-    plan = plan_contraction(
-        equation, *shapes, dtype=dtype, minimize=minimize, memory_limit=limit or None
-    )
-    order = tuple((step.inputs, step.equation) for step in plan.steps)
-    return plan.network.terms, plan.network.output, plan.network.stretched, order
-
-
-def contract(
-    equation: str, operands: Sequence[Tensor], minimize: Minimize, memory_limit: float | None
-) -> Tensor:
-    """Plan for the sizes that the graph is captured for, and contract."""
-    shapes = tuple([tuple([operator.index(size) for size in array.shape]) for array in operands])
-    dtype = str(operands[0].dtype)
-    terms, output, stretched, order = planned(
-        equation, shapes, dtype, minimize, memory_limit or 0.0
-    )
-    return run(terms, output, stretched, (), order, dict(enumerate(operands)), {})
