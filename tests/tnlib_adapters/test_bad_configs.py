@@ -230,7 +230,7 @@ def test_a_save_that_fails_leaves_the_previous_files_whole(folder, tmp_path, mon
     def fails(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("tnlib_adapters.peft_plugin.config.os.replace", fails)
+    monkeypatch.setattr("tnlib_adapters.peft_plugin.fields.os.replace", fails)
     with pytest.raises(OSError, match="no space left"):
         next(iter(model.peft_config.values())).save_pretrained(target)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before

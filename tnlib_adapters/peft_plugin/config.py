@@ -1,30 +1,16 @@
-"""The fields that every network method's configuration shares, and how a class becomes a method."""
+"""How a class with a network for every weight becomes a method of PEFT."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import os
-import re
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from peft.config import PeftConfig
-from torch import Tensor, nn
-
-from tnlib_adapters.base_model.sites import Site
-from tnlib_adapters.checks import choice, unknown_field
-from tnlib_adapters.networks.declaration import Declaration
-from tnlib_adapters.peft_plugin.adapter_files import mention_import, shapes_in
-from tnlib_adapters.peft_plugin.registry import peft_type, register, saved_type
+from tnlib_adapters.peft_plugin.fields import MethodFields
+from tnlib_adapters.peft_plugin.registry import register
 
 
 @dataclass
-class NetworkConfig(PeftConfig):
+class NetworkConfig(MethodFields):
     """Base of the method configurations; a subclass that names its method is known to PEFT.
 
     A method is a dataclass with its fields and a :meth:`network`::
@@ -83,175 +69,8 @@ class NetworkConfig(PeftConfig):
     448
     """
 
-    target_modules: list[str] | str | None = field(default=None)
-    exclude_modules: list[str] | str | None = field(default=None)
-    layers_to_transform: list[int] | int | None = field(default=None)
-    layers_pattern: list[str] | str | None = field(default=None)
-    modules_to_save: list[str] | None = field(default=None)
-    bias: str = field(default="none")
-    init_weights: bool | str = field(default=True)
-    progressbar: bool | None = field(default=None)
-    base_quantization: dict[str, Any] | None = field(default=None)
-
-    method: ClassVar[str] = ""
-    starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")
-    # Of a configuration that was read with its file, until it is used: shapes by name in the file,
-    # as far as they are known.
-    file_shapes: ClassVar[dict[str, tuple[int, ...]] | None] = None
-    # Whether the initial cores depend on the base weight.
-    uses_weight: ClassVar[bool] = False
-
     def __init_subclass__(cls, *, method: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if method:
             cls.method = method
             register(method, cls)
-
-    def __new__(cls, *_: Any, **fields: Any) -> Self:
-        """Name the right word for a field that is not one; PEFT's LoRA has other names."""
-        known = [field.name for field in dataclasses.fields(cls) if field.init]
-        for name in fields:
-            if name not in known:
-                raise TypeError(unknown_field(cls.__name__, name, known))
-        return super().__new__(cls)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        if not self.method:
-            raise TypeError(
-                f"{type(self).__name__} is no method; declare a subclass with a name: "
-                "class MyConfig(NetworkConfig, method='mine')"
-            )
-        if type(self.peft_type) is str:
-            # PEFT makes it an object of what a file says, whose values are about to be loaded.
-            self.file_shapes = {}  # type: ignore[misc]
-        self.peft_type = peft_type(self.method)
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            _names(name, value)
-            if isinstance(value, str):
-                _expression(name, value)
-            if isinstance(value, list | tuple):
-                setattr(self, name, set(value))
-        if isinstance(self.modules_to_save, str):
-            raise TypeError(
-                f"modules_to_save must be a list of names, got {self.modules_to_save!r}"
-            )
-        _names("modules_to_save", self.modules_to_save)
-        layers = self.layers_to_transform
-        numbers = layers if isinstance(layers, list | tuple | set) else [layers]
-        if layers is not None and not all(type(number) is int for number in numbers):
-            raise TypeError(f"layers_to_transform must be an int or a list of ints, got {layers!r}")
-        if self.target_modules is not None and not self.target_modules:
-            raise ValueError("target_modules is empty; name modules, or leave it out")
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError(
-                "layers_to_transform cannot be used when target_modules is a str (a regular "
-                "expression); select the layers in the expression, or give a list"
-            )
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern says where layers_to_transform counts; give both")
-        choice("bias", self.bias, ("none", "all", f"{self.method}_only"))
-        choice("init_weights", self.init_weights, self.starts)
-
-    def network(self, site: Site) -> Declaration:
-        """The network that adapts the weight at `site`.
-
-        Examples
-        --------
-        >>> from tnlib_adapters import LoTRConfig, Site
-        >>> LoTRConfig(r=4).network(Site("q_proj", 48, 64)).n_params
-        464
-        """
-        raise NotImplementedError(f"{type(self).__name__} needs a method network(self, site)")
-
-    def initial_cores(
-        self,
-        network: Declaration,
-        weight: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        """Initial cores by key; `weight` is the dense base weight for methods that use it.
-
-        Examples
-        --------
-        >>> from tnlib_adapters import LoTRConfig, Site
-        >>> config = LoTRConfig(r=4)
-        >>> cores = config.initial_cores(config.network(Site("q_proj", 48, 64)))
-        >>> {key: (tuple(core.shape), bool(core.any())) for key, core in cores.items()}
-        {'u_48x64': ((48, 4), True), 'g': ((4, 4), False), 'v_48x64': ((64, 4), True)}
-        """
-        return network.initial(generator, zeros=self.init_weights is not False)
-
-    def default_targets(
-        self, sites: Mapping[str, Site], usual: set[str] | str | None
-    ) -> set[str] | str:
-        """Modules to adapt where none are named: PEFT's `usual` ones for LoRA, else q and v."""
-        return usual or {site.path for site in sites.values() if site.role in ("q", "v", "qkv")}
-
-    def prepare(self, model: nn.Module) -> None:
-        """Complete the fields that depend on the model, before it is adapted."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, as they are saved: the method with what has to be imported to load it."""
-        fields: dict[str, Any] = super().to_dict()
-        return fields | {"peft_type": saved_type(type(self))}
-
-    def for_loading(self) -> NetworkConfig:
-        """The configuration that a saved adapter carries: one that recomputes nothing."""
-        config = copy.copy(self)
-        config.init_weights = "saved"
-        return config
-
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write ``adapter_config.json``, such that loading only allocates the cores.
-
-        The file is written beside the old one and then put in its place.
-        """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tnlib-", dir=folder) as beside:
-            super(NetworkConfig, self.for_loading()).save_pretrained(beside, **kwargs)
-            for path in Path(beside).iterdir():
-                os.replace(path, folder / path.name)
-        mention_import(folder, type(self))
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
-    ) -> Any:
-        """Read a saved configuration, and check the adapter file beside it.
-
-        Raises
-        ------
-        ValueError
-            If the file is damaged, with what is wrong.
-        """
-        shapes = shapes_in(Path(pretrained_model_name_or_path) / (subfolder or ""))
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        config.file_shapes = shapes
-        return config
-
-
-def _expression(name: str, value: str) -> None:
-    """Raise ValueError unless a str is a regular expression."""
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(
-            f"{name}={value!r} is a str and so a regular expression, which it is not ({error}); "
-            "give names in a list"
-        ) from error
-
-
-def _names(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is None, a str or a collection of strs."""
-    ok = value is None or isinstance(value, str)
-    if not ok and isinstance(value, list | tuple | set):
-        ok = all(isinstance(entry, str) for entry in value)
-        if "" in value:
-            raise ValueError(f"{name} has an empty name, got {value!r}")
-    if not ok:
-        raise TypeError(
-            f"{name} must be a list of module names or a regular expression, got {value!r}"
-        )

@@ -19,7 +19,7 @@ from tnlib_adapters.peft_plugin.naming import naming
 from tnlib_adapters.peft_plugin.store import AdapterPart
 
 if TYPE_CHECKING:
-    from tnlib_adapters.peft_plugin.config import NetworkConfig
+    from tnlib_adapters.peft_plugin.fields import MethodFields
 
 # Weights to initialise from which a progress bar is shown.
 _LARGE = 50_000_000
@@ -28,7 +28,7 @@ _LARGE = 50_000_000
 class Before:
     """What a model and a configuration are like before an adapter is injected."""
 
-    def __init__(self, model: nn.Module, config: NetworkConfig, targeted: list[str]) -> None:
+    def __init__(self, model: nn.Module, config: MethodFields, targeted: list[str]) -> None:
         self.config = config
         self.fields = dict(vars(config))
         self.targeted = targeted
@@ -86,7 +86,7 @@ def refuse_second(model: nn.Module, adapter_name: str) -> None:
 
 
 def initialise(
-    layers: Sequence[tuple[str, NetworkLayer]], adapter_name: str, config: NetworkConfig
+    layers: Sequence[tuple[str, NetworkLayer]], adapter_name: str, config: MethodFields
 ) -> None:
     """Set the initial values of an adapter's cores.
 
@@ -121,7 +121,7 @@ def initialise(
                 _check_start(update, layer, config)
 
 
-def _check_start(update: Update, layer: NetworkLayer, config: NetworkConfig) -> None:
+def _check_start(update: Update, layer: NetworkLayer, config: MethodFields) -> None:
     """Warn if a method of a user's own does not start as the base model, with how far off."""
     own = not type(config).__module__.startswith("tnlib_adapters.")
     if own and update.additive and (delta := update.delta()).any():

@@ -6,7 +6,7 @@ import copy
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
@@ -20,13 +20,15 @@ from tnlib_adapters.fourbit.bitsandbytes import is_foreign
 from tnlib_adapters.fourbit.layer import QuantizedLinear
 
 if TYPE_CHECKING:
-    from tnlib_adapters.peft_plugin.config import NetworkConfig
+    from tnlib_adapters.peft_plugin.fields import MethodFields
+
+C = TypeVar("C", bound="MethodFields")
 
 ALL_LINEAR = "all-linear"
 Entries = Collection[str] | str | None
 
 
-def choose(config: NetworkConfig, model: nn.Module) -> None:
+def choose(config: MethodFields, model: nn.Module) -> None:
     """Set ``target_modules`` where none are named: the method's choice for the model.
 
     Of a model with parts for several kinds of data it is the language model's layers, with a
@@ -72,7 +74,7 @@ def language_part(model: nn.Module) -> str:
     return f"{found}." if (found := next(inner, "")) else ""
 
 
-def adapted_part(config: NetworkConfig, model: nn.Module) -> str:
+def adapted_part(config: MethodFields, model: nn.Module) -> str:
     """What the names of the adapted layers begin with, where all are in the language model."""
     part = language_part(model)
     if not part or config.target_modules == ALL_LINEAR:
@@ -81,7 +83,7 @@ def adapted_part(config: NetworkConfig, model: nn.Module) -> str:
     return part if all(name.startswith(part) for name in names) else ""
 
 
-def resolved(config: NetworkConfig, model: nn.Module, heads: list[str]) -> NetworkConfig:
+def resolved(config: C, model: nn.Module, heads: list[str]) -> C:
     """A copy of a configuration with everything that depends on the model decided.
 
     `heads` are names of modules that PEFT trains in full for the task.
@@ -197,7 +199,7 @@ def check_left_out(entries: Entries, adapted: Sequence[str], left_out: Mapping[s
 
 
 def forget_left_out(
-    config: NetworkConfig, adapted: Sequence[str], left_out: Mapping[str, str]
+    config: MethodFields, adapted: Sequence[str], left_out: Mapping[str, str]
 ) -> None:
     """Take what was left out from the names that PEFT writes for "all-linear"."""
     if not isinstance(config.target_modules, str):

@@ -41,7 +41,7 @@ from tnlib_adapters.peft_plugin.trained_norms import narrow_norms, widen_norms
 from tnlib_adapters.quantization.metadata import described, difference
 
 if TYPE_CHECKING:
-    from tnlib_adapters.peft_plugin.config import NetworkConfig
+    from tnlib_adapters.peft_plugin.fields import MethodFields
 
 
 class NetworkTuner(Merging):
@@ -73,7 +73,7 @@ class NetworkTuner(Merging):
 
         Warns of every entry of ``target_modules`` that matched nothing.
         """
-        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        config: MethodFields = self.peft_config[adapter_name]  # type: ignore[assignment]
         entries = config.target_modules
         check_name(adapter_name)
         before = Before(model, config, [*self.targeted_module_names])
@@ -130,7 +130,7 @@ class NetworkTuner(Merging):
             raise ValueError(
                 f"there is no adapter {adapter_name!r} here; there are {[*self.peft_config]}"
             )
-        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        config: MethodFields = self.peft_config[adapter_name]  # type: ignore[assignment]
         return targets.report(config.target_modules, self._names(self.model, adapter_name))
 
     def print_plan(self, tokens: int = 512) -> None:
@@ -149,7 +149,7 @@ class NetworkTuner(Merging):
         yield
 
     def _check_target_module_exists(  # type: ignore[override]
-        self, peft_config: NetworkConfig, key: str
+        self, peft_config: MethodFields, key: str
     ) -> Any:
         """Leave out what matches and would not train, and what adapters have put into the model."""
         if key == STORE or key.startswith(f"{STORE}."):
@@ -192,20 +192,20 @@ class NetworkTuner(Merging):
                     part.held[adapter_name].to(widest)
 
     def _prepare_adapter_config(  # type: ignore[override]
-        self, peft_config: NetworkConfig, model_config: dict[str, Any]
-    ) -> NetworkConfig:
+        self, peft_config: MethodFields, model_config: dict[str, Any]
+    ) -> MethodFields:
         """Choose targets where none are named."""
         targets.choose(peft_config, self.model)
         return peft_config
 
     def _prepare_model(  # type: ignore[override]
-        self, peft_config: NetworkConfig, model: nn.Module
+        self, peft_config: MethodFields, model: nn.Module
     ) -> None:
         peft_config.prepare(model)
 
     def _create_and_replace(  # type: ignore[override]
         self,
-        peft_config: NetworkConfig,
+        peft_config: MethodFields,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -329,7 +329,7 @@ class NetworkTuner(Merging):
 
     def _compare_bases(self, model: nn.Module, adapter_name: str, *, fresh: bool) -> None:
         """Note how the base is in 4 bits, or say what differs from the one of a saved adapter."""
-        config: NetworkConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        config: MethodFields = self.peft_config[adapter_name]  # type: ignore[assignment]
         layers = self._layers(model, adapter_name)
         bases = [described(layer.get_base_layer()) for _, layer in layers]
         base = next((found for found in bases if found is not None), None)
