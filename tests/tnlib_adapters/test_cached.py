@@ -18,8 +18,7 @@ from tests.tnlib_adapters.models import (
     precise,
     train,
 )
-from tnlib_adapters import DoTAConfig, LoRTAConfig, NetworkLinear, cached
-from tnlib_adapters.layers import strategy_report
+from tnlib_adapters import DoTAConfig, LoRTAConfig, NetworkLinear, cached, plans
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -193,13 +192,13 @@ def test_models_without_adapted_layers_are_refused():
     with pytest.raises(ValueError, match="no adapted layers"), cached(torch.nn.Linear(2, 2)):
         pass
     with pytest.raises(ValueError, match="no adapted layers"):
-        strategy_report(torch.nn.Linear(2, 2))
+        plans(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_plans_name_every_adapted_layer_once(method, capsys):
     model = adapted("phi3", method)
-    found = strategy_report(model, tokens=16)
+    found = plans(model, tokens=16)
     layers = [m for m in model.modules() if isinstance(m, NetworkLayer)]
     whole = {layer.name.split(",")[0]: layer.layers for layer in found.layers}
     assert sum(whole.values()) == len(layers)
@@ -216,7 +215,7 @@ def test_plans_name_every_adapted_layer_once(method, capsys):
 @pytest.mark.parametrize("tokens", [0, -1, 2.0, True, "many"])
 def test_plans_need_a_positive_number_of_tokens(tokens):
     with pytest.raises(ValueError, match="tokens must be a positive int"):
-        strategy_report(adapted(), tokens)
+        plans(adapted(), tokens)
 
 
 @torch.no_grad()

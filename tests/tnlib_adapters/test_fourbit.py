@@ -115,7 +115,7 @@ def test_bytes_scales_and_values_in_plain_torch_are_those_of_bitsandbytes(weight
 
 @settings(deadline=None, max_examples=80)
 @given(matrices((*HALVES, torch.float64)), FORMATS, st.sampled_from((*HALVES, torch.float64)))
-def test_both_engines_agree_bit_for_bit(weight, form, dtype):
+def test_both_backends_agree_bit_for_bit(weight, form, dtype):
     plain = PackedWeight.of(weight, form, backend="torch")
     native = PackedWeight.of(weight, form, backend="bitsandbytes")
     assert contents(plain) == contents(native)
@@ -164,10 +164,10 @@ def test_slices_of_a_large_weight_change_nothing(monkeypatch, who):
 
 
 def test_without_bitsandbytes_plain_torch_computes(monkeypatch):
-    assert backend.best_engine() == "bitsandbytes"
+    assert backend.best_backend() == "bitsandbytes"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert backend.best_engine() == "torch"
-    assert PackedWeight.of(gaussian(8, 8), Format()).engine == "torch"
+    assert backend.best_backend() == "torch"
+    assert PackedWeight.of(gaussian(8, 8), Format()).backend == "torch"
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -100,7 +100,7 @@ def test_one_update_in_all_its_forms(config, site, tokens, seed):
         core.data.add_(0.1)
     delta = update.delta().detach()
     assert delta.shape == (site.out_features, site.in_features)
-    assert_close(update.as_tnlib().to_dense(), delta, TERMS)
+    assert_close(update.view().to_dense(), delta, TERMS)
     x = torch.randn(tokens, site.in_features, dtype=torch.float64)
     applied = network.apply(x, update.cores, update.anchor)
     assert_close(applied, x @ delta.T, TERMS)
@@ -114,7 +114,7 @@ def test_views_carry_gradients_to_the_parameters(config, site, seed):
     update = update_of(network, filled(network, seed))
     seed_matrix = torch.randn(site.out_features, site.in_features, dtype=torch.float64)
     leaves = list(update.cores.values())
-    through = torch.autograd.grad((update.as_tnlib().to_dense() * seed_matrix).sum(), leaves)
+    through = torch.autograd.grad((update.view().to_dense() * seed_matrix).sum(), leaves)
     direct = torch.autograd.grad((update.delta() * seed_matrix).sum(), leaves)
     for a, b in zip(through, direct, strict=True):
         assert_close(a, b, TERMS)

@@ -154,11 +154,11 @@ class TestLayer:
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     @pytest.mark.parametrize("double", [True, False])
-    @pytest.mark.parametrize("engine", ["bitsandbytes", "torch"])
-    def test_a_compiled_layer_is_one_graph(self, monkeypatch, engine, double):
-        if engine == "bitsandbytes":
+    @pytest.mark.parametrize("backend", ["bitsandbytes", "torch"])
+    def test_a_compiled_layer_is_one_graph(self, monkeypatch, backend, double):
+        if backend == "bitsandbytes":
             pytest.importorskip("bitsandbytes")
-        monkeypatch.setattr(packed_module, "best_engine", lambda: engine)
+        monkeypatch.setattr(packed_module, "best_backend", lambda: backend)
         layer = quantized(double_quant=double)
         torch._dynamo.reset()
         compiled = torch.compile(layer, fullgraph=True, backend="eager")
@@ -262,9 +262,9 @@ class TestLayer:
     def test_plain_torch_writes_the_same_state(self, monkeypatch):
         pytest.importorskip("bitsandbytes")
         expected = quantized().state_dict()
-        monkeypatch.setattr(packed_module, "best_engine", lambda: "torch")
+        monkeypatch.setattr(packed_module, "best_backend", lambda: "torch")
         layer = quantized()
-        assert layer.packed.engine == "torch"
+        assert layer.packed.backend == "torch"
         assert all(torch.equal(layer.state_dict()[key], expected[key]) for key in expected)
 
 

@@ -44,7 +44,7 @@ def test_the_dense_form_is_the_update(name):
     update = Update(network, dtype=torch.float64)
     torch.manual_seed(0)
     update.start({key: core.double() for key, core in network.initial().items()})
-    seen = update.as_tnlib()
+    seen = update.view()
     torch.testing.assert_close(seen.to_dense(), update.delta())
     assert isinstance(seen.tensor, kind)
 
@@ -57,7 +57,7 @@ def test_what_is_in_the_form_as_it_is_shares_its_memory():
         in_legs=("in",),
     )
     update = Update(network)
-    tucker = update.as_tnlib().tensor
+    tucker = update.view().tensor
     assert tucker.factors[0].data_ptr() == update.cores["u"].data_ptr()
     assert tucker.core.data_ptr() == update.cores["g"].data_ptr()
 
@@ -74,7 +74,7 @@ def test_roles_may_have_cores_of_their_own():
     )
     update = Update(Stacked(parts), dtype=torch.float64)
     update.start({key: core.double() for key, core in update.network.initial().items()})
-    seen = update.as_tnlib()
+    seen = update.view()
     torch.testing.assert_close(seen.to_dense(), update.delta())
     with pytest.raises(ValueError, match="the update has 2 blocks"):
         _ = seen.tensor

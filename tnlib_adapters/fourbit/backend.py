@@ -10,13 +10,13 @@ from torch import Tensor
 
 from tnlib_adapters.fourbit import blocks
 
-Engine = Literal["bitsandbytes", "torch"]
+Backend = Literal["bitsandbytes", "torch"]
 # Values that are quantised at once, a multiple of every block size: memory for a few copies.
 _CHUNK = 1 << 22
 
 
-def best_engine() -> Engine:
-    """The engine of this installation."""
+def best_backend() -> Backend:
+    """The backend of this installation."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return "torch"
     import bitsandbytes  # noqa: F401  # its operators are found by name
@@ -25,10 +25,12 @@ def best_engine() -> Engine:
 
 
 def quantize(
-    values: Tensor, quant_type: str, blocksize: int, engine: Engine
+    values: Tensor, quant_type: str, blocksize: int, backend: Backend
 ) -> tuple[Tensor, Tensor]:
     """Bytes and scales of a flat tensor, in slices; see :func:`blocks.quantize`."""
-    parts = [_quantize(part, quant_type, blocksize, engine) for part in torch.split(values, _CHUNK)]
+    parts = [
+        _quantize(part, quant_type, blocksize, backend) for part in torch.split(values, _CHUNK)
+    ]
     if len(parts) == 1:
         return parts[0]
     packed, absmax = zip(*parts, strict=True)
@@ -42,12 +44,12 @@ def dequantize(
     blocksize: int,
     count: int,
     dtype: torch.dtype,
-    engine: Engine,
+    backend: Backend,
 ) -> Tensor:
     """The `count` values of bytes and scales, flat, in a new tensor."""
     whole = count - count % blocksize
     native = dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if engine == "torch" or not native or not whole:
+    if backend == "torch" or not native or not whole:
         plain = blocks.dequantize(packed, absmax, quant_type, blocksize, count)
         return plain.to(dtype)
     # A row a block: on CPUs the kernel of bitsandbytes 0.50 takes the scales of other blocks where
@@ -65,9 +67,9 @@ def dequantize(
     return torch.cat([values, tail.to(dtype)])
 
 
-def quantize_scales(centered: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
+def quantize_scales(centered: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
     """Scales less their mean in 8 bits; see :func:`blocks.quantize_scales`."""
-    if engine == "torch":
+    if backend == "torch":
         return blocks.quantize_scales(centered)
     operators: Any = torch.ops.bitsandbytes
     levels = blocks.dynamic_map(centered.device)
@@ -76,9 +78,9 @@ def quantize_scales(centered: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
 
 
 def _quantize(
-    values: Tensor, quant_type: str, blocksize: int, engine: Engine
+    values: Tensor, quant_type: str, blocksize: int, backend: Backend
 ) -> tuple[Tensor, Tensor]:
-    if engine == "torch":
+    if backend == "torch":
         return blocks.quantize(values, quant_type, blocksize)
     operators: Any = torch.ops.bitsandbytes
     packed, absmax = operators.quantize_4bit.default(values, blocksize, quant_type, torch.uint8)

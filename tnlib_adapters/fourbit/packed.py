@@ -11,8 +11,8 @@ from torch import Tensor
 from tnlib_adapters.checks import choice, flag
 from tnlib_adapters.fourbit import blocks
 from tnlib_adapters.fourbit.backend import (
-    Engine,
-    best_engine,
+    Backend,
+    best_backend,
     dequantize,
     quantize,
     quantize_scales,
@@ -84,7 +84,7 @@ class PackedWeight:
         Output and input width.
     dtype : torch.dtype
         Of the matrix that it was made from, and that :meth:`dequantize` gives by default.
-    engine : str
+    backend : str
         Who computes.
     rowwise : bool
         Whether bitsandbytes' kernel is called for the matrix as it stands, as its own layer does.
@@ -96,7 +96,7 @@ class PackedWeight:
     format: Format
     shape: tuple[int, int]
     dtype: torch.dtype
-    engine: Engine
+    backend: Backend
     rowwise: bool = False
 
     @classmethod
@@ -106,7 +106,7 @@ class PackedWeight:
         format: Format,
         *,
         dtype: torch.dtype | None = None,
-        engine: Engine | None = None,
+        backend: Backend | None = None,
     ) -> PackedWeight:
         """Quantise a matrix of any floating dtype, by default remembered as its original one.
 
@@ -116,22 +116,22 @@ class PackedWeight:
             If it has no values (meta device), or one is nan or infinite.
         """
         check_values(weight)
-        engine = best_engine() if engine is None else engine
+        backend = best_backend() if backend is None else backend
         values = weight.detach().reshape(-1)
         if values.dtype not in HALVES:
             values = values.float()
-        packed, absmax = quantize(values, format.quant_type, format.blocksize, engine)
+        packed, absmax = quantize(values, format.quant_type, format.blocksize, backend)
         if not torch.isfinite(absmax.sum()):
             raise ValueError("the weight, or a sum of its largest values, is beyond float32")
         nested = None
         if format.double_quant:
             mean = absmax.mean()
-            absmax, largest = quantize_scales(absmax - mean, engine)
+            absmax, largest = quantize_scales(absmax - mean, backend)
             nested = Nested(largest, mean, blocks.dynamic_map(weight.device))
         rows, columns = weight.shape
         shape = rows, columns
         dtype = weight.dtype if dtype is None else dtype
-        return cls(packed.view(-1, 1), absmax, nested, format, shape, dtype, engine)
+        return cls(packed.view(-1, 1), absmax, nested, format, shape, dtype, backend)
 
     def scales(self) -> Tensor:
         """Scales of the blocks in float32."""
@@ -155,7 +155,7 @@ class PackedWeight:
             )
             return whole
         count = self.shape[0] * self.shape[1]
-        values = dequantize(packed, self.scales(), kind, size, count, dtype, self.engine)
+        values = dequantize(packed, self.scales(), kind, size, count, dtype, self.backend)
         return values.view(self.shape)
 
     @property

@@ -33,7 +33,7 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tenso
     if traced():
         return functional.linear(x, weight.dequantize(x.dtype), bias)
     with torch.autocast(x.device.type, enabled=False):
-        if x.is_cuda and weight.engine == "bitsandbytes" and not torch.is_grad_enabled():
+        if x.is_cuda and weight.backend == "bitsandbytes" and not torch.is_grad_enabled():
             return fused_product(x, weight, bias)
         result: Tensor = _PackedLinear.apply(x, bias, weight)  # type: ignore[no-untyped-call]
     return result

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tnlib_adapters.fourbit import blocks
-from tnlib_adapters.fourbit.backend import best_engine
+from tnlib_adapters.fourbit.backend import best_backend
 from tnlib_adapters.fourbit.packed import Format, Nested, PackedWeight
 
 # The part of the names that says which code a weight has.
@@ -71,7 +71,7 @@ def read(packed: Tensor, state: Mapping[str, Tensor]) -> PackedWeight:
     if double:
         largest = state.get("nested_absmax", absmax[:0]).to(device)
         nested = Nested(largest, mean.to(device), blocks.dynamic_map(device))
-    found = PackedWeight(packed, absmax, nested, form, (rows, columns), dtype, best_engine())
+    found = PackedWeight(packed, absmax, nested, form, (rows, columns), dtype, best_backend())
     _check(found, state)
     return found
 

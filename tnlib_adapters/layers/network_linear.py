@@ -162,7 +162,7 @@ class NetworkLinear(nn.Module):
         >>> layer.as_tnlib().tensor
         MPO(shape=(48, 64), row_dims=(3, 4, 4), col_dims=(4, 4, 4), ranks=(1, 8, 8, 1), ...)
         """
-        return self.update.as_tnlib()
+        return self.update.view()
 
     def merged(self) -> nn.Linear:
         """A new plain layer with the update added to the weight, in float32 before the cast.

@@ -281,7 +281,7 @@ class Update(nn.Module):
         self.check_filled()
         return network.delta(self.cores, self.anchor)
 
-    def as_tnlib(self) -> UpdateView:
+    def view(self) -> UpdateView:
         """The update as tnlib objects that share its cores.
 
         Raises

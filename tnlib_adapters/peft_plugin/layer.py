@@ -171,7 +171,7 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
 
     def as_tnlib(self, adapter: str = "default") -> UpdateView:
         """The update of one adapter as tnlib objects; see :class:`~tnlib_adapters.UpdateView`."""
-        return self._named(adapter).as_tnlib()
+        return self._named(adapter).view()
 
     def _named(self, adapter: str) -> Update:
         if adapter not in self.held:
