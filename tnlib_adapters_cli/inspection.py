@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tnlib.common.atomic import read_json
+from tnlib.common.byte_sizes import size
 from tnlib.common.safetensors_header import Entry, read_header
 from tnlib.common.table import aligned
-from tnlib_adapters_cli.sizes import size
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # How the names of tensors in adapter files begin, and those of shared and of frozen cores in them.

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from tnlib.common.byte_sizes import size
 from tnlib.common.table import aligned
 from tnlib_adapters.commands.methods import configuration, names
 from tnlib_adapters.convert.candidates import TASKS
 from tnlib_adapters.parameter_count import count, skeleton
-from tnlib_adapters_cli.sizes import size
 
 # Bytes of a trained value: cores are float32, and AdamW keeps two values for each.
 _VALUE, _ADAMW = 4, 8

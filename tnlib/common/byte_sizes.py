@@ -1,4 +1,4 @@
-"""Sizes for people."""
+"""Numbers of bytes for people."""
 
 from __future__ import annotations
 
