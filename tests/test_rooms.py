@@ -24,7 +24,7 @@ ORDER = {
         ["io", "interop", "testing"],
     ],
     "tnlib_adapters": [
-        ["requirements", "checks", "base_model", "execution"],
+        ["requirements", "checks", "progress", "base_model", "execution"],
         ["fourbit", "networks"],
         ["layers"],
         ["quantization"],

@@ -15,17 +15,11 @@ from torch import nn
 
 from tnlib.common.table import aligned
 from tnlib_adapters.base_model.adaptable import unusable
+from tnlib_adapters.base_model.names import TASK_HEADS
 from tnlib_adapters.base_model.sites import find_sites
 from tnlib_adapters.methods.lora import declared
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.config import NetworkConfig
-
-# Heads that PEFT trains in full for a task.
-_HEADS = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
 
 
 @dataclass(frozen=True)
@@ -166,7 +160,7 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
         )
     if not isinstance(model, nn.Module):
         model = skeleton(model)
-    heads = _HEADS.get(config.task_type or "", ())
+    heads = TASK_HEADS.get(config.task_type or "", ())
     entries, saved = config.target_modules, config.modules_to_save
     config = targets.resolved(config, model, [*heads])
     sites = find_sites(model)

@@ -21,7 +21,7 @@ from tnlib.common.table import aligned
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # How the names of tensors in adapter files begin, and those of shared and of frozen cores in them.
-OUTSIDE, STORE, ANCHOR = "base_model.model.", "corestore", "anchor_"
+PREFIX, STORE, ANCHOR = "base_model.model.", "corestore", "anchor_"
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16}
 # Of LoRA's fields, those that say what it is.
 _OF_LORA = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
@@ -117,7 +117,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
 def _parts(header: Mapping[str, Entry], method: str) -> Iterator[Part]:
     """Tensors of a file in its order, by what PEFT calls the modules of a method."""
     for key, entry in header.items():
-        name = key.removeprefix(OUTSIDE)
+        name = key.removeprefix(PREFIX)
         owner, core, kind = name.rpartition(".")[0], name, "module"
         if name.startswith(f"{STORE}.{method}_cores."):
             owner, core, kind = "", name.rpartition(".")[2], "shared"

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tnlib.common.atomic import read_json
 from tnlib_adapters.base_model.linear_modules import original_modules
+from tnlib_adapters.base_model.names import PREFIX
 from tnlib_adapters.convert.candidates import candidates
-from tnlib_adapters.peft_plugin.adapter_files import OUTSIDE, shapes_in
+from tnlib_adapters.peft_plugin.adapter_files import shapes_in
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.store import AdapterPart
@@ -171,7 +172,7 @@ def _extras(config: NetworkConfig, keys: Iterable[str]) -> Iterator[tuple[str, s
     """
     seen = set()
     for key in keys:
-        plain = key.removeprefix(OUTSIDE).replace(".modules_to_save.", ".")
+        plain = key.removeprefix(PREFIX).replace(".modules_to_save.", ".")
         if f".{config.method}_" in key or ".original_module." in key or plain in seen:
             continue
         seen.add(plain)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from tnlib_adapters.base_model.names import PREFIX
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.candidates import candidates
 from tnlib_adapters.convert.conversion import Conversion
@@ -24,8 +25,8 @@ from tnlib_adapters.convert.read_lora import LoRA, read_lora
 from tnlib_adapters.convert.truncation import check_target
 from tnlib_adapters.convert.write_adapter import write_adapter
 from tnlib_adapters.methods import LoRETTAConfig, LoRTAConfig, LoTRConfig
-from tnlib_adapters.peft_plugin.adapter_files import OUTSIDE
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.progress import is_shown
 
 _FITS: dict[str, Callable[..., dict[str, dict[str, Tensor]]]] = {
     "lotr": fit_lotr,
@@ -44,8 +45,6 @@ COPIED = (
     "revision",
     "auto_mapping",
 )
-# Values of all updates together from which a progress bar is shown.
-_LARGE = 50_000_000
 
 
 def from_lora(
@@ -131,7 +130,7 @@ def from_lora(
     model, sites = _model(source, largest, base)
     drawn = generator or torch.Generator().manual_seed(0)
     work = sum(math.prod(update.shape) for update in source.updates.values())
-    show = work >= _LARGE if progressbar is None else progressbar
+    show = is_shown(progressbar, work)
 
     def fitted(config: NetworkConfig) -> Fitted:
         networks: dict[str, Any] = {name: config.network(site) for name, site in sites.items()}
@@ -161,7 +160,7 @@ def _model(source: LoRA, config: NetworkConfig, base: Any) -> tuple[nn.Module, d
     base = config.base_model_name_or_path if base is None else base
     if not base:
         raise ValueError("the LoRA names no base model; give it as base=")
-    shapes = {name.removeprefix(OUTSIDE): tuple(v.shape) for name, v in source.others.items()}
+    shapes = {name.removeprefix(PREFIX): tuple(v.shape) for name, v in source.others.items()}
     misfit: ValueError | None = None
     for model in candidates(config, base, shapes):
         try:

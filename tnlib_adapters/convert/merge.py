@@ -20,9 +20,7 @@ from tnlib_adapters.convert.checkpoint import FLOATING, INDEX, copy_files, read_
 from tnlib_adapters.convert.folder import check_free, whole
 from tnlib_adapters.convert.merge_plan import MergePlan
 from tnlib_adapters.peft_plugin.merging import share
-
-# Bytes of a checkpoint from which a progress bar is shown.
-LARGE = 1 << 30
+from tnlib_adapters.progress import is_shown
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def merge(
     source = adapter_of(adapter, base=checkpoint.folder)
     plan = MergePlan.of(source, checkpoint, cast)
     sizes = [(checkpoint.folder / shard).stat().st_size for shard in checkpoint.shards]
-    shown = sum(sizes) >= LARGE if progressbar is None else progressbar
+    shown = is_shown(progressbar, sum(sizes) // 2)
     headers: dict[str, dict[str, Any]] = {}
     with whole(target, plan.n_bytes) as folder:
         copy_files(checkpoint.others, folder)

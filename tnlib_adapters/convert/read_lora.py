@@ -19,8 +19,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from tnlib.common.atomic import read_json
+from tnlib_adapters.base_model.names import PREFIX
 from tnlib_adapters.methods.lora import MORE_THAN_TWO_FACTORS
-from tnlib_adapters.peft_plugin.adapter_files import OUTSIDE, shapes_in
+from tnlib_adapters.peft_plugin.adapter_files import shapes_in
 
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 # Starts that take something out of the base weight, so that B A alone is not the change.
@@ -92,7 +93,7 @@ def read_lora(folder: Path) -> LoRA:
     factors: dict[str, dict[str, Tensor]] = {}
     others = {}
     for key, value in safetensors.torch.load_file(path).items():
-        name = key.removeprefix(OUTSIDE)
+        name = key.removeprefix(PREFIX)
         match = _FACTOR.fullmatch(name)
         if match is not None:
             factors.setdefault(match[1], {})[match[2]] = value

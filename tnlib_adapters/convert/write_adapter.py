@@ -9,9 +9,9 @@ import safetensors.torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
+from tnlib_adapters.base_model.names import PREFIX
 from tnlib_adapters.convert.fitted import Fitted
 from tnlib_adapters.convert.folder import whole
-from tnlib_adapters.peft_plugin.adapter_files import OUTSIDE
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.store import STORE
 from tnlib_adapters.peft_plugin.tuner import NetworkTuner
@@ -44,7 +44,7 @@ def write_adapter(folder: Path, fitted: Fitted, model: nn.Module) -> int:
         If PEFT would not load it into the model.
     """
     config = fitted.config
-    tensors = {OUTSIDE + name: value for name, value in _named(fitted)} | fitted.lora.others
+    tensors = {PREFIX + name: value for name, value in _named(fitted)} | fitted.lora.others
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with whole(folder) as place:
         base = config.base_model_name_or_path

@@ -22,13 +22,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnlib_adapters.base_model.linear_modules import is_transposed
+from tnlib_adapters.base_model.names import PREFIX
 from tnlib_adapters.convert.adapter import Adapter, adapter_of
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
 from tnlib_adapters.convert.folder import check_free, whole
 from tnlib_adapters.convert.truncation import check_target, low_rank
-
-# Values of all weights together from which a progress bar is shown.
-LARGE = 50_000_000
+from tnlib_adapters.progress import is_shown
 
 
 def to_lora(
@@ -102,17 +101,17 @@ def to_lora(
     layers = source.layers
     _check_read_as_written(source, _config(source, dict.fromkeys(layers, 1), base))
     work = sum(layer.out_features * layer.in_features for layer in layers.values())
-    shown = work >= LARGE if progressbar is None else progressbar
+    shown = is_shown(progressbar, work)
     weights: list[ConvertedWeight] = []
-    tensors = {f"base_model.model.{name}": value for name, value in source.extras.items()}
+    tensors = {f"{PREFIX}{name}": value for name, value in source.extras.items()}
     for name, layer in tqdm(layers.items(), desc="to LoRA", disable=not shown, unit="layer"):
         update = layer.update(source.name)
         try:
             found = low_rank(update.weight_network(), update.cores, update.anchor, rank, eps)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        tensors[f"base_model.model.{name}.lora_A.weight"] = found.A
-        tensors[f"base_model.model.{name}.lora_B.weight"] = found.B
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = found.A
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = found.B
         shape = (layer.out_features, layer.in_features)
         ranks, values = (len(found.A),), found.A.numel() + found.B.numel()
         weights.append(ConvertedWeight(name, shape, ranks, values, found.error, found.norm))

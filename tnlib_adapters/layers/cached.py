@@ -11,9 +11,7 @@ from tqdm.auto import tqdm
 
 from tnlib_adapters.layers.base_layer import base_weight
 from tnlib_adapters.layers.update import Update
-
-# Values of adapted weights from which a progress bar is shown.
-_LARGE = 500_000_000
+from tnlib_adapters.progress import is_shown
 
 
 class Adapted(Protocol):
@@ -80,7 +78,7 @@ def cached(model: nn.Module, *, progressbar: bool | None = None) -> Iterator[Non
     """
     layers = [layer.adapted for layer in adapted_layers(model).values()]
     work = sum(base_weight(base).numel() for base, _ in layers)
-    shown = work >= _LARGE if progressbar is None else progressbar
+    shown = is_shown(progressbar, work)
     made: list[Update] = []
     try:
         for base, updates in tqdm(layers, desc="folding", disable=not shown, unit="layer"):

@@ -10,6 +10,7 @@ from functools import partial
 from torch import nn
 
 from tnlib.common.table import aligned
+from tnlib_adapters.base_model.names import public_name
 from tnlib_adapters.execution.cost_model import Cost, Route
 from tnlib_adapters.layers.base_layer import quantized_weight, takes_updates
 from tnlib_adapters.layers.cached import adapted_layers
@@ -173,7 +174,7 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
         for update in updates:
             for part, network in _networks(update.network):
                 fusible = update.additive and takes_updates(base)
-                title = re.sub(r"\d+", "*", name.removeprefix("base_model.model.")) + part
+                title = re.sub(r"\d+", "*", public_name(name)) + part
                 packed = quantized_weight(base) is not None
                 key = (title, network.routes.subject, fusible, packed)
                 count = found[key][1] + 1 if key in found else 1

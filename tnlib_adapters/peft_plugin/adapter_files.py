@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from tnlib.common import atomic
 from tnlib.common.safetensors_header import read_header
+from tnlib_adapters.base_model.names import PREFIX
 from tnlib_adapters.peft_plugin.store import AdapterPart
-
-# What PEFT's wrapper puts before the names of the model it wraps.
-OUTSIDE = "base_model.model."
 
 Shape = tuple[int, ...]
 
@@ -114,7 +112,7 @@ def is_resized(model: nn.Module, config: Any) -> bool:
 
 def plain_key(name: str) -> str:
     """A name as the model has it that is neither wrapped by PEFT nor compiled."""
-    return name.replace("_orig_mod.", "").removeprefix(OUTSIDE)
+    return name.replace("_orig_mod.", "").removeprefix(PREFIX)
 
 
 def _compare(

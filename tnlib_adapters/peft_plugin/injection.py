@@ -17,12 +17,10 @@ from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts
 from tnlib_adapters.peft_plugin.naming import naming
 from tnlib_adapters.peft_plugin.store import AdapterPart
+from tnlib_adapters.progress import is_shown
 
 if TYPE_CHECKING:
     from tnlib_adapters.peft_plugin.fields import MethodFields
-
-# Weights to initialise from which a progress bar is shown.
-_LARGE = 50_000_000
 
 
 class Before:
@@ -100,7 +98,7 @@ def initialise(
         config = copy.copy(config)
         config.init_weights = True
     work = sum(layer.out_features * layer.in_features for _, layer in layers)
-    shown = work >= _LARGE if config.progressbar is None else config.progressbar
+    shown = is_shown(config.progressbar, work)
     for name, layer in tqdm(layers, desc="initialising cores", disable=not shown, unit="layer"):
         update = layer.update(adapter_name)
         twin = _twin(layer, adapter_name) if again else None

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from tnlib_adapters.base_model.linear_modules import bare_experts, features
+from tnlib_adapters.base_model.names import ALL_TASK_HEADS
 from tnlib_adapters.base_model.sites import find_sites
 from tnlib_adapters.fourbit.bitsandbytes import is_foreign
 from tnlib_adapters.fourbit.layer import QuantizedLinear
@@ -136,7 +137,7 @@ def warn_unsaved(saved: Collection[str] | None, model: nn.Module) -> None:
     """Warn of entries of ``modules_to_save`` that no module has; PEFT adds some for a task."""
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     missing = [entry for entry in saved or () if not any(n.endswith(entry) for n in names)]
-    missing = [entry for entry in missing if entry not in ("classifier", "score", "qa_outputs")]
+    missing = [entry for entry in missing if entry not in ALL_TASK_HEADS]
     if missing:
         warnings.warn(f"modules_to_save entries that matched no module: {missing}", stacklevel=4)
 

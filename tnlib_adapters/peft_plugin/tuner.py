@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from tnlib_adapters.base_model.adaptable import unusable
 from tnlib_adapters.base_model.linear_modules import check_output
+from tnlib_adapters.base_model.names import PREFIX
 from tnlib_adapters.base_model.offloaded import device_of
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.fourbit.bitsandbytes import prevent_repacking
 from tnlib_adapters.layers.strategy_report import plans
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.adapter_files import (
-    OUTSIDE,
     check_file,
     check_loaded,
     is_resized,
@@ -314,7 +314,7 @@ class NetworkTuner(Merging):
         places: dict[str, str] = {}
         for name in own_names(model, adapter_name):
             saved = cls._remove_adapter_name_from_key(name, adapter_name)
-            places |= {saved: name, OUTSIDE + saved: name}
+            places |= {saved: name, PREFIX + saved: name}
         mapped = {places.get(name, name): value for name, value in state_dict.items()}
         tuner = getattr(model, "base_model", None)
         before = tuner._loading.pop(adapter_name, None) if isinstance(tuner, cls) else None

@@ -10,9 +10,9 @@ from torch import nn
 
 from tnlib.common.table import aligned
 from tnlib_adapters.base_model.linear_modules import features, is_transposed
+from tnlib_adapters.base_model.names import public_name
 from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight
 from tnlib_adapters.layers.base_layer import base_weight
-from tnlib_adapters.quantization.selection import public
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def footprint(model: nn.Module) -> Footprint:
         else:
             weight = base_weight(module)
             form, entry = str(weight.dtype).removeprefix("torch."), (weight.nbytes, math.nan)
-        title = ".".join("*" if part.isdigit() else part for part in public(name).split("."))
+        title = ".".join("*" if part.isdigit() else part for part in public_name(name).split("."))
         found.setdefault((title, widths, form), []).append(entry)
     if not found:
         raise ValueError(f"this {type(model).__name__} has no linear layers")

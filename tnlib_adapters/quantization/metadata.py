@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from tnlib_adapters.base_model.linear_modules import is_transposed
+from tnlib_adapters.base_model.names import public_name
 from tnlib_adapters.fourbit.dense_layers import DenseConv1D, DenseLinear
 from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight
 from tnlib_adapters.fourbit.packed import Format
 from tnlib_adapters.layers.residual_base import ResidualLinear
-from tnlib_adapters.quantization.selection import public
 
 
 def described(layer: nn.Module) -> dict[str, Any] | None:
@@ -140,7 +140,7 @@ def _dense(model: nn.Module) -> Iterator[str]:
     """Names of the linear layers that are not in 4 bits."""
     for name, module in model.named_modules():
         if type(module) in (nn.Linear, DenseLinear) or is_transposed(module):
-            yield public(name)
+            yield public_name(name)
 
 
 def _floating(model: nn.Module) -> torch.dtype:

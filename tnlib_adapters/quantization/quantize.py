@@ -16,11 +16,9 @@ from tnlib_adapters.fourbit.layer import QuantizedLinear, check_compute_dtype, p
 from tnlib_adapters.fourbit.packed import Format
 from tnlib_adapters.layers.base_layer import dense_weight
 from tnlib_adapters.layers.residual_base import ResidualLinear
+from tnlib_adapters.progress import is_shown
 from tnlib_adapters.quantization.metadata import forget, note
 from tnlib_adapters.quantization.selection import is_tuned, places, skipped
-
-# Weights from which a progress bar is shown.
-_LARGE = 50_000_000
 
 
 def quantize_base(
@@ -102,7 +100,7 @@ quantisation, 4.13 bits a weight)
             stacklevel=2,
         )
     work = sum(place.layer.weight.numel() for place in found)  # type: ignore[operator,misc]
-    shown = work >= _LARGE if progressbar is None else progressbar
+    shown = is_shown(progressbar, work)
     moved = []
     # A layer that stands at several places stays one layer.
     made: dict[nn.Module, QuantizedLinear] = {}
@@ -182,7 +180,7 @@ def dequantize_base(
         raise ValueError(f"this {type(model).__name__} holds no layer in 4 bits")
     sizes = [features(model.get_submodule(name)) or (0, 0) for name in names]
     work = sum(rows * columns for rows, columns in sizes)
-    shown = work >= _LARGE if progressbar is None else progressbar
+    shown = is_shown(progressbar, work)
     made: dict[nn.Module, nn.Module] = {}
     for name in tqdm(names, desc="dequantising", disable=not shown, unit="layer"):
         parent, _, child = name.rpartition(".")

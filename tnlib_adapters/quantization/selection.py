@@ -13,6 +13,7 @@ from torch import nn
 
 from tnlib_adapters.base_model.adaptable import uncalled
 from tnlib_adapters.base_model.linear_modules import is_transposed, original_modules
+from tnlib_adapters.base_model.names import ALL_TASK_HEADS, public_name
 from tnlib_adapters.fourbit.bitsandbytes import is_foreign
 from tnlib_adapters.fourbit.layer import QuantizedLinear, dense_weight_of
 from tnlib_adapters.fourbit.packed import Format, check_values
@@ -20,9 +21,6 @@ from tnlib_adapters.layers.base_layer import has_hooks
 from tnlib_adapters.layers.cached import adapted_layers
 from tnlib_adapters.layers.residual_base import ResidualLinear
 from tnlib_adapters.layers.update import Update
-
-# Heads that PEFT trains in full for a task.
-_HEADS = ("classifier", "score", "qa_outputs")
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def places(model: nn.Module, skip: Collection[str]) -> Iterator[Place]:
             )
         quantized = isinstance(module, QuantizedLinear) or is_foreign(module)
         plain = type(module) is nn.Linear or is_transposed(module) or quantized
-        if not name or not plain or id(module) in read or _matches(public(name), skip):
+        if not name or not plain or id(module) in read or _matches(public_name(name), skip):
             continue
         parent, _, child = name.rpartition(".")
         updates = owners.get(id(module), ())
@@ -140,12 +138,6 @@ def is_tuned(module: nn.Module) -> bool:
     return hasattr(module, "adapter_layer_names") or hasattr(type(module), "adapted")
 
 
-def public(name: str) -> str:
-    """The name of a layer in the model without adapters."""
-    name = name.removeprefix("base_model.model.")
-    return name.removesuffix(".base_layer").removesuffix(".base")
-
-
 def _matches(name: str, entries: Collection[str]) -> bool:
     return any(f".{entry}." in f".{name}." for entry in entries)
 
@@ -156,7 +148,7 @@ def skipped(model: nn.Module, skip: Collection[str] | None) -> list[str]:
         many = isinstance(skip, Collection) and not isinstance(skip, str)
         if not many or not all(isinstance(entry, str) for entry in skip):
             raise TypeError(f"skip must be a collection of names, got {skip!r}")
-        names = [public(name) for name, _ in model.named_modules()]
+        names = [public_name(name) for name, _ in model.named_modules()]
         for entry in skip:
             if not any(_matches(name, [entry]) for name in names):
                 warnings.warn(f"skip entry {entry!r} matches no module", stacklevel=3)
@@ -164,8 +156,8 @@ def skipped(model: nn.Module, skip: Collection[str] | None) -> list[str]:
     tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     output = getattr(model, "get_output_embeddings", lambda: None)()
     left = [
-        public(name)
+        public_name(name)
         for name, module in model.named_modules()
         if module is output or (isinstance(module, nn.Linear) and id(module.weight) in tied)
     ]
-    return [*left, *_HEADS, *(getattr(model, "_keep_in_fp32_modules", None) or ())]
+    return [*left, *ALL_TASK_HEADS, *(getattr(model, "_keep_in_fp32_modules", None) or ())]
