@@ -12,7 +12,7 @@ from torch.nn import functional
 from tnlib_adapters.execution.factored_linear import factored_linear
 from tnlib_adapters.execution.recomputed_linear import Fixed
 from tnlib_adapters.layers.base_layer import state_of
-from tnlib_adapters.networks.low_rank import Maps
+from tnlib_adapters.networks.core import Maps
 
 
 @dataclass(frozen=True)

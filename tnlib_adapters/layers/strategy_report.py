@@ -14,10 +14,7 @@ from tnlib_adapters.base_model.names import public_name
 from tnlib_adapters.execution.cost_model import Cost, Route
 from tnlib_adapters.layers.base_layer import quantized_weight, takes_updates
 from tnlib_adapters.layers.cached import adapted_layers
-from tnlib_adapters.networks.declaration import Declaration
-from tnlib_adapters.networks.fused_projection import Stacked
 from tnlib_adapters.networks.network import Network
-from tnlib_adapters.networks.nonlinear import Series
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,7 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
     for name, layer in adapted_layers(model).items():
         base, updates = layer.adapted
         for update in updates:
-            for part, network in _networks(update.network):
+            for part, network in update.network.networks:
                 fusible = update.additive and takes_updates(base)
                 title = re.sub(r"\d+", "*", public_name(name)) + part
                 packed = quantized_weight(base) is not None
@@ -191,14 +188,3 @@ def _title(way: Route, ways: Sequence[Route]) -> str:
     if way.steps is None or len(orders) == 1:
         return way.name
     return f"{way.name} ({orders.index(way.steps.order) + 1})"
-
-
-def _networks(declaration: Declaration) -> list[tuple[str, Network]]:
-    """The networks of a declaration, with what tells them apart."""
-    if isinstance(declaration, Network):
-        return [("", declaration)]
-    if isinstance(declaration, Stacked):
-        return [(f", part {k}", part) for k, part in enumerate(declaration.parts)]
-    if isinstance(declaration, Series):
-        return [(", down", declaration.down), (", up", declaration.up)]
-    return [("", declaration.network)]

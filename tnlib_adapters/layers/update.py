@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tnlib_adapters.base_model.offloaded import settle
 from tnlib_adapters.execution.factored_linear import factored_linear
@@ -22,11 +21,11 @@ from tnlib_adapters.layers.cache import Kept
 from tnlib_adapters.layers.residual_base import ResidualWeight
 from tnlib_adapters.layers.shared_cores import SharedCores, empty, hold
 from tnlib_adapters.networks.as_tnlib import UpdateView, view
+from tnlib_adapters.networks.core import Maps
 from tnlib_adapters.networks.declaration import Declaration
 from tnlib_adapters.networks.fused_projection import Stacked
-from tnlib_adapters.networks.low_rank import Maps, folded
+from tnlib_adapters.networks.low_rank import folded
 from tnlib_adapters.networks.network import Network
-from tnlib_adapters.networks.nonlinear import Replacement, Series
 
 ANCHOR = "anchor_"
 
@@ -90,7 +89,7 @@ class Update(nn.Module):
     @property
     def additive(self) -> bool:
         """Whether it is an update of the weight, so that it has a dense form and merges."""
-        return isinstance(self.network, Network | Stacked)
+        return self.network.additive
 
     @property
     def shared(self) -> SharedCores | None:
@@ -293,25 +292,16 @@ class Update(nn.Module):
 
     def entering(self, x: Tensor) -> Tensor:
         """What the base layer gets instead of ``x``."""
-        if isinstance(self.network, Series) and self.network.side == "input":
-            self.check_filled()
-            return self.network.shift(x, self.cores, self._maps, training=self.training)
-        return x
+        return self.network.transform_input(x, self)
 
     def leaving(self, x: Tensor, y: Tensor) -> Tensor:
         """What the layer gives instead of the base layer's ``y`` on ``x``."""
         self.check_filled()
-        network = self.network
-        if isinstance(network, Replacement):
-            return network.replace(x, self.cores, self._maps).to(y.dtype)
-        if isinstance(network, Series):
-            if network.side == "input":
-                return y
-            return network.shift(y, self.cores, self._maps, training=self.training)
-        return y + self._applied(x).to(y.dtype)
+        return self.network.transform_output(x, y, self)
 
     @property
-    def _maps(self) -> Maps | None:
+    def folded(self) -> Maps | None:
+        """The matrices that :meth:`keep` made, where they hold."""
         kept = self.kept
         return None if kept is None else kept.maps
 
@@ -336,22 +326,6 @@ class Update(nn.Module):
         assert isinstance(network, Network)
         factors = network.matrices(way, cores)
         return factored_linear(x, weight, bias, factors) if factors[0].dtype == x.dtype else None
-
-    def _applied(self, x: Tensor) -> Tensor:
-        """The update of the weight applied to ``x``."""
-        network: Any = self.network
-        maps = self._maps
-        if maps:
-            return factored_linear(x, None, None, *maps)
-        cores = {key: core.to(x.device) for key, core in self.cores.items()}
-        x = functional.dropout(x, network.dropout, self.training)
-        # Half precision would round away the difference of the two terms.
-        if network.anchored and torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                y: Tensor = network.apply(x, cores, self.anchor)
-            return y
-        applied: Tensor = network.apply(x, cores, self.anchor)
-        return applied
 
     def extra_repr(self) -> str:
         """Cores with their shapes, and the number of trainable values."""

@@ -6,14 +6,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from tnlib_adapters.execution.factored_linear import factored_linear
 from tnlib_adapters.networks.initializers import Start, normal, somewhere
 
 Cores = Mapping[str, Tensor]
+# Chains of matrices, one for each map of an adapter.
+Maps = tuple[Sequence[Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,24 @@ class Core:
         return self.name if self.group is None else f"{self.name}_{self.group}"
 
 
+class State(Protocol):
+    """The values of an adapter, with which its declaration is applied."""
+
+    training: bool
+
+    @property
+    def cores(self) -> Cores:
+        """Values by key."""
+
+    @property
+    def anchor(self) -> Cores | None:
+        """Initial values, where the declaration is anchored."""
+
+    @property
+    def folded(self) -> Maps | None:
+        """What was computed of the values beforehand, where they are still the same."""
+
+
 class Declared:
     """Base of the declarations; subclasses say which cores there are, with which shapes."""
 
@@ -81,6 +103,8 @@ class Declared:
         def in_features(self) -> int:
             """Columns of the update."""
 
+    # Whether it is an update of the weight, so that it has a dense form and merges.
+    additive: ClassVar[bool] = False
     # Whether the value at the frozen initial cores is subtracted, and W minus it kept.
     anchored = False
     residual = False
@@ -103,6 +127,10 @@ class Declared:
             for core in self.cores
         }
 
+    def transform_input(self, x: Tensor, state: State) -> Tensor:
+        """What the base layer gets instead of ``x``."""
+        return x
+
     def check_fits(self, out_features: int, in_features: int) -> None:
         """Raise ValueError if the layer has other widths."""
         if (self.out_features, self.in_features) != (out_features, in_features):
@@ -110,6 +138,36 @@ class Declared:
                 f"the network is {self.out_features} x {self.in_features}, the layer "
                 f"{out_features} x {in_features}"
             )
+
+
+class WeightUpdate(Declared):
+    """Base of the declarations that stand for an update of the weight."""
+
+    additive = True
+
+    if TYPE_CHECKING:
+
+        @property
+        def dropout(self) -> float:
+            """Probability with which the activations that enter the update are dropped."""
+
+        def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
+            """The product of ``x`` with the update."""
+
+    def transform_output(self, x: Tensor, y: Tensor, state: State) -> Tensor:
+        """What the layer gives instead of the base layer's ``y`` on ``x``."""
+        return y + self._applied(x, state).to(y.dtype)
+
+    def _applied(self, x: Tensor, state: State) -> Tensor:
+        if state.folded:
+            return factored_linear(x, None, None, *state.folded)
+        cores = {key: core.to(x.device) for key, core in state.cores.items()}
+        x = functional.dropout(x, self.dropout, state.training)
+        # Half precision would round away the difference of the two terms.
+        if self.anchored and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.apply(x, cores, state.anchor)
+        return self.apply(x, cores, state.anchor)
 
 
 def computing(tensors: Sequence[Tensor]) -> torch.dtype:

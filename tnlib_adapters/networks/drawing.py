@@ -8,9 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from tnlib_adapters.networks.core import Core
-from tnlib_adapters.networks.fused_projection import Stacked
 from tnlib_adapters.networks.network import Network
-from tnlib_adapters.networks.nonlinear import Replacement, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,20 +62,12 @@ def draw(declaration: Declaration) -> Figure:
             self.savefig(picture, format="png")
             return picture.getvalue()
 
-    networks = _networks(declaration)
+    networks = [network for _, network in declaration.networks]
     width = 1.6 * max(len(network.cores) for network in networks) + 1
     figure = Drawing(figsize=(width, 3.0 * len(networks)), layout="constrained")
     for k, network in enumerate(networks):
         _draw(network, figure.add_subplot(len(networks), 1, k + 1))
     return figure
-
-
-def _networks(declaration: Declaration) -> tuple[Network, ...]:
-    if isinstance(declaration, Stacked):
-        return declaration.parts
-    if isinstance(declaration, Series):
-        return declaration.down, declaration.up
-    return (declaration.network if isinstance(declaration, Replacement) else declaration,)
 
 
 def _draw(network: Network, ax: Axes) -> None:

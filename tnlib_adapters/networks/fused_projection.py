@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tnlib_adapters.execution.cost_model import Route
 from tnlib_adapters.execution.dense_update import Pieces
-from tnlib_adapters.networks.core import Core, Cores, Declared
+from tnlib_adapters.networks.core import Core, Cores, WeightUpdate
 from tnlib_adapters.networks.network import Network
 
 
@@ -44,7 +44,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Stacked(Declared):
+class Stacked(WeightUpdate):
     """Networks whose updates are the rows of one weight.
 
     Attributes
@@ -117,6 +117,11 @@ class Stacked(Declared):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every core by key."""
         return {key: shape for part in self.parts for key, shape in part.shapes.items()}
+
+    @property
+    def networks(self) -> tuple[tuple[str, Network], ...]:
+        """The networks that are contracted, with what tells them apart."""
+        return tuple((f", part {k}", part) for k, part in enumerate(self.parts))
 
     def planned(self) -> None:
         """Work out all orders now."""

@@ -23,8 +23,6 @@ from tnlib_adapters.networks.fused_projection import Stacked, interleaved
 from tnlib_adapters.networks.network import Network
 
 Factors = tuple[Tensor, Tensor]
-# Chains of matrices, one for each map of an adapter.
-Maps = tuple[Sequence[Tensor], ...]
 
 
 def low_rank_factors(

@@ -25,11 +25,11 @@ from tnlib_adapters.execution.dense_update import Dense, Pieces, dense_form
 from tnlib_adapters.execution.factored_linear import factored_linear
 from tnlib_adapters.execution.recomputed_linear import rebuilt_linear
 from tnlib_adapters.execution.strategies import Routes, routes
-from tnlib_adapters.networks.core import Core, Cores, Declared
+from tnlib_adapters.networks.core import Core, Cores, WeightUpdate
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Network(Declared):
+class Network(WeightUpdate):
     """A tensor network whose open legs are the rows and columns of a weight update.
 
     Attributes
@@ -131,6 +131,11 @@ class Network(Declared):
     def in_features(self) -> int:
         """Columns of the update."""
         return math.prod(self.sizes[leg] for leg in self.in_legs)
+
+    @property
+    def networks(self) -> tuple[tuple[str, Network], ...]:
+        """The networks that are contracted, with what tells them apart."""
+        return (("", self),)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnlib_adapters.execution.factored_linear import factored_linear
-from tnlib_adapters.networks.core import Core, Cores, Declared
+from tnlib_adapters.networks.core import Core, Cores, Declared, Maps, State
 from tnlib_adapters.networks.initializers import zeros
-from tnlib_adapters.networks.low_rank import Maps, folded
+from tnlib_adapters.networks.low_rank import folded
 from tnlib_adapters.networks.network import Network
 
 
@@ -75,6 +75,22 @@ class Series(Declared):
                 f"the adapter maps {ends[0]} to {ends[1]} features, the layer's {self.side} has "
                 f"{width}"
             )
+
+    @property
+    def networks(self) -> tuple[tuple[str, Network], ...]:
+        """The networks that are contracted, with what tells them apart."""
+        return ((", down", self.down), (", up", self.up))
+
+    def transform_input(self, x: Tensor, state: State) -> Tensor:
+        """What the base layer gets instead of ``x``."""
+        return self._shifted(x, state) if self.side == "input" else x
+
+    def transform_output(self, x: Tensor, y: Tensor, state: State) -> Tensor:
+        """What the layer gives instead of the base layer's ``y`` on ``x``."""
+        return y if self.side == "input" else self._shifted(y, state)
+
+    def _shifted(self, h: Tensor, state: State) -> Tensor:
+        return self.shift(h, state.cores, state.folded, training=state.training)
 
     def planned(self) -> None:
         """Work out all orders now."""
@@ -143,6 +159,15 @@ class Replacement(Declared):
     def check_fits(self, out_features: int, in_features: int) -> None:
         """Raise ValueError if the layer has other widths."""
         self.network.check_fits(out_features, in_features)
+
+    @property
+    def networks(self) -> tuple[tuple[str, Network], ...]:
+        """The networks that are contracted, with what tells them apart."""
+        return (("", self.network),)
+
+    def transform_output(self, x: Tensor, y: Tensor, state: State) -> Tensor:
+        """What the layer gives instead of the base layer's ``y`` on ``x``."""
+        return self.replace(x, state.cores, state.folded).to(y.dtype)
 
     def planned(self) -> None:
         """Work out all orders now."""
