@@ -10,7 +10,7 @@ TASK_HEADS = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-ALL_TASK_HEADS = ("classifier", "score", "qa_outputs")
+ALL_TASK_HEADS = tuple(dict.fromkeys(head for heads in TASK_HEADS.values() for head in heads))
 
 
 def public_name(name: str) -> str:

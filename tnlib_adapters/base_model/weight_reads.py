@@ -98,17 +98,18 @@ class _Reader:
         depth: int,
     ) -> _Values:
         """Follow the method of that name, of the class or of those `above` it."""
-        found = [m for place, m in _methods(self.owner).get(name, ()) if place >= above]
-        if not found:
+        known = _methods(self.owner).get(name, ())
+        found = next(((place, method) for place, method in known if place >= above), None)
+        if found is None:
             return _NOTHING
-        place = next(p for p, m in _methods(self.owner)[name] if m is found[0])
-        static = any("staticmethod" in ast.unparse(d) for d in found[0].decorator_list)
+        place, method = found
+        static = any("staticmethod" in ast.unparse(d) for d in method.decorator_list)
         bound = [] if static else [frozenset([_Module(())])]
-        return self.follow(found[0], place, [*bound, *args], keywords, depth)
+        return self.follow(method, place, [*bound, *args], keywords, depth)
 
     def follow(
         self,
-        function: ast.FunctionDef | ast.Lambda,
+        function: ast.FunctionDef,
         place: int | dict[str, Any],
         args: Sequence[_Values],
         keywords: Mapping[str | None, _Values],
@@ -122,7 +123,7 @@ class _Reader:
         bound |= {name: value for name, value in keywords.items() if name is not None}
         self.running.add(id(function))
         body = _Body(self, place, bound, depth)
-        body.run([function.body] if isinstance(function, ast.Lambda) else function.body)
+        body.run(function.body)
         self.running.discard(id(function))
         return body.returned
 
@@ -141,14 +142,11 @@ class _Body(ast.NodeVisitor):
         self.returned = _NOTHING
         self.inner: dict[str, ast.FunctionDef] = {}
 
-    def run(self, body: Sequence[ast.AST]) -> None:
+    def run(self, body: Sequence[ast.stmt]) -> None:
         """Twice, for names that a loop binds after it has used them."""
         for _ in range(2):
             for node in body:
-                if isinstance(node, ast.expr):
-                    self.returned |= self.value(node)
-                else:
-                    self.visit(node)
+                self.visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self.inner[node.name] = node
@@ -268,7 +266,7 @@ class _Body(ast.NodeVisitor):
         if name in _QUESTIONS:
             return _NOTHING
         if isinstance(node.func, ast.Attribute):
-            return self.method(node, node.func, args, keywords)
+            return self.method(node.func, args, keywords)
         # Whatever a function does with a weight, elsewhere it may be a kernel that computes.
         self.reader.use(given)
         function = self.inner.get(name) or _function(self.seen(), name)
@@ -280,7 +278,6 @@ class _Body(ast.NodeVisitor):
 
     def method(
         self,
-        node: ast.Call,
         function: ast.Attribute,
         args: Sequence[_Values],
         keywords: Mapping[str | None, _Values],

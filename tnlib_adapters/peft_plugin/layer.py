@@ -243,8 +243,10 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
         TypeError, ValueError
             As :meth:`merge` does.
         """
+        base = self._set_aside[0] if self._set_aside else self.get_base_layer()
+        if not self.is_quantized:
+            _check_product(base)
         if not self.replaces:
-            _check_product(self.get_base_layer())
             weight = self.get_base_weight()
             delta = self._sum_of(names, weight.device)
             total = weight.to(computing([weight, delta])) + self._oriented(delta)
@@ -254,9 +256,6 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
                 return Merged(merged)
             forms = {str(merged.dtype): merged}
             return Merged(merged, lost=[losses(forms, total, self._oriented(delta))])
-        base = self._set_aside[0] if self._set_aside else self.get_base_layer()
-        if not self.is_quantized:
-            _check_product(base)
         dense = self.dense_of(base)
         delta = self._sum_of(names, dense.device)
         total = dense.to(computing([dense, delta])) + delta
