@@ -32,7 +32,7 @@ def adapted(kind="llama", method="dota", dtype=torch.float32, **options):
 
 def kept(model):
     updates = [u for m in model.modules() if hasattr(m, "held") for u in m.held.values()]
-    return [getattr(update, "is_kept", False) for update in updates]
+    return [update.is_cached for update in updates]
 
 
 # Linear layers and transposed ones, projections of their own and fused ones.
@@ -176,12 +176,12 @@ def test_a_copy_made_inside_is_a_model_of_its_own():
     assert_same_outputs(logits(other), logits(model))
 
 
-def test_low_rank_updates_are_kept_thin_and_dota_as_one_weight():
+def test_low_rank_updates_are_cached_as_factors_and_dota_as_one_weight():
     linear = torch.nn.Linear(64, 96)
     for config, fused in ((LoRTAConfig(r=4), False), (DoTAConfig(r=4), True)):
         layer = NetworkLinear.from_linear(linear, config).eval()
         with torch.no_grad(), cached(layer):
-            found = layer.update.kept
+            found = layer.update.cached
             assert (found.fused is not None) == fused
             assert [tuple(m.shape) for chain in found.maps for m in chain] == (
                 [] if fused else [(64, 4), (4, 96)]
@@ -204,8 +204,8 @@ def test_plans_name_every_adapted_layer_once(method, capsys):
     assert sum(whole.values()) == len(layers)
     for layer in found.layers:
         for training in (False, True):
-            starts = layer.starts(training=training)
-            chosen = [way for start, way in starts if start <= 16][-1]
+            starts = layer.thresholds(training=training)
+            chosen = [strategy for start, strategy in starts if start <= 16][-1]
             costs = layer.costs(16, training=training)
             assert costs[0][1].seconds <= dict(costs)[chosen].seconds <= costs[0][1].seconds * 1.05
     model.print_plan(16)

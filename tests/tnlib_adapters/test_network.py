@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.tolerances import assert_close
 from tnlib import MPO
 from tnlib_adapters import Core, Network
+from tnlib_adapters.execution.strategies import choose_strategy
 from tnlib_adapters.networks.builders import mpo_network
 
 LORA = Network(
@@ -86,11 +87,11 @@ def test_both_ways_have_the_same_gradients(network):
         assert_close(a, b, 2 * TERMS)
 
 
-def test_few_tokens_go_through_the_activations_and_many_rebuild():
+def test_few_tokens_go_through_the_activations_and_many_form_the_update():
     network = mpo_network((16, 16), (16, 16), (1, 12, 1))
     for training in (False, True):
         names = [
-            network.routes.at(tokens, training=training, fusible=True).name for tokens in (1, 256)
+            choose_strategy(network, "dense", tokens, training=training).name for tokens in (1, 256)
         ]
         assert names == ["activations", "fused"]
 

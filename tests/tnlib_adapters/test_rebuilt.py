@@ -1,4 +1,4 @@
-"""One product with a rebuilt weight: same values and gradients as autograd, less kept."""
+"""One product with a recomputed weight: same values and gradients as autograd, less kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.tnlib_adapters.test_network import random_cores
-from tnlib_adapters.execution.recomputed_linear import rebuilt_linear
+from tnlib_adapters.execution.base_weight import DenseWeight
+from tnlib_adapters.execution.recomputed_linear import recomputed_linear
 from tnlib_adapters.networks.builders import mpo_network
 
 NETWORK = mpo_network((3, 4), (5, 2), (1, 3, 1), anchored=True)
@@ -22,13 +23,18 @@ def parts(dtype=torch.float64):
     return x.requires_grad_(), weight, bias, cores, anchor
 
 
+def applied(x, weight, bias, cores, anchor):
+    base = None if weight is None else DenseWeight(weight)
+    return recomputed_linear(x, base, bias, NETWORK.bound(cores, anchor))
+
+
 @pytest.mark.parametrize("with_weight", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_values_and_gradients_are_those_of_the_dense_layer(with_weight, with_bias):
     x, weight, bias, cores, anchor = parts()
     weight = weight if with_weight else None
     bias = bias.requires_grad_() if with_bias else None
-    y = rebuilt_linear(x, weight, bias, NETWORK, cores, anchor)
+    y = applied(x, weight, bias, cores, anchor)
     dense = NETWORK.delta(cores, anchor) + (0 if weight is None else weight)
     expected = torch.nn.functional.linear(x, dense, bias)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
@@ -48,7 +54,7 @@ def test_gradients_pass_gradcheck():
 
     def layer(x, *values):
         chosen = dict(zip(names, values, strict=True))
-        return rebuilt_linear(x, weight, bias, NETWORK, chosen, anchor)
+        return applied(x, weight, bias, chosen, anchor)
 
     assert torch.autograd.gradcheck(layer, (x, *cores.values()))
 
@@ -62,7 +68,7 @@ def test_no_dense_matrix_is_kept_for_the_backward_pass():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        rebuilt_linear(x, weight, bias, NETWORK, cores, anchor)
+        applied(x, weight, bias, cores, anchor)
     dense = [t for t in kept if t.numel() == weight.numel() and t is not weight]
     assert dense == []
     assert len(kept) == 2 + len(cores) + len(anchor)
@@ -71,7 +77,7 @@ def test_no_dense_matrix_is_kept_for_the_backward_pass():
 def test_frozen_cores_and_inputs_get_no_gradient():
     x, weight, bias, cores, anchor = parts()
     cores["core_0"].requires_grad_(False)
-    y = rebuilt_linear(x.detach(), weight, bias, NETWORK, cores, anchor)
+    y = applied(x.detach(), weight, bias, cores, anchor)
     y.sum().backward()
     assert cores["core_0"].grad is None
     assert cores["core_1"].grad is not None
@@ -80,10 +86,10 @@ def test_frozen_cores_and_inputs_get_no_gradient():
 def test_autocast_computes_in_its_dtype_and_returns_gradients_in_float32():
     x, weight, bias, cores, anchor = parts(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = rebuilt_linear(x, weight, bias, NETWORK, cores, anchor)
+        y = applied(x, weight, bias, cores, anchor)
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert x.grad.dtype == torch.float32
     assert cores["core_0"].grad.dtype == torch.float32
-    exact = rebuilt_linear(x, weight, bias, NETWORK, cores, anchor)
+    exact = applied(x, weight, bias, cores, anchor)
     torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.5)

@@ -1,4 +1,4 @@
-"""Every way that may be chosen computes the same function and the same gradients."""
+"""Every strategy that may be chosen computes the same function and the same gradients."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tests.tnlib_adapters.test_network import mpo_networks, random_cores
 from tests.tolerances import assert_close
 from tnlib_adapters import Core, DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, Network, Site
+from tnlib_adapters.execution.base_weight import DenseWeight
 from tnlib_adapters.execution.factored_linear import factored_linear
-from tnlib_adapters.execution.recomputed_linear import rebuilt_linear
-from tnlib_adapters.networks.low_rank import folded
+from tnlib_adapters.execution.recomputed_linear import recomputed_linear
+from tnlib_adapters.execution.strategies import choose_strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no factors")
 ONES = st.integers(1, 4)
@@ -78,7 +79,7 @@ def method_networks(draw):
 
 @settings(max_examples=100)
 @given(st.one_of(networks(), method_networks(), mpo_networks()), st.integers(1, 40))
-def test_every_way_has_the_values_and_gradients_of_the_dense_update(network, tokens):
+def test_every_strategy_has_the_values_and_gradients_of_the_dense_update(network, tokens):
     cores = {k: v.requires_grad_() for k, v in random_cores(network).items()}
     anchor = random_cores(network, seed=1) if network.anchored else None
     generator = torch.Generator().manual_seed(2)
@@ -95,17 +96,18 @@ def test_every_way_has_the_values_and_gradients_of_the_dense_update(network, tok
     apart = x @ update.mT
     joint = torch.nn.functional.linear(x, weight + update, bias)
     results = []
-    for way in network.routes.ways:
-        if way.name == "fused":
-            results.append((rebuilt_linear(x, weight, bias, network, cores, anchor), joint))
-        elif way.name == "dense":
-            results.append((rebuilt_linear(x, None, None, network, cores, anchor), apart))
+    bound = network.bound(cores, anchor)
+    for strategy in network.strategies[0].all:
+        if strategy.name == "fused":
+            results.append((recomputed_linear(x, DenseWeight(weight), bias, bound), joint))
+        elif strategy.name == "dense":
+            results.append((recomputed_linear(x, None, None, bound), apart))
         else:
-            through = network.follow(way, x, cores)
-            fixed = 0.0 if anchor is None else network.follow(way, x, anchor)
+            through = network.follow(strategy, x, cores)
+            fixed = 0.0 if anchor is None else network.follow(strategy, x, anchor)
             results.append((through - fixed, apart))
-        if way.factors and anchor is None:
-            matrices = network.matrices(way, cores)
+        if strategy.factors and anchor is None:
+            matrices = network.matrices(strategy, cores)
             results.append((factored_linear(x, weight, bias, matrices), joint))
     assert len(results) >= 2
     for found, expected in results:
@@ -128,7 +130,7 @@ def test_folded_matrices_multiply_to_the_update(network):
     cores = random_cores(network)
     anchor = random_cores(network, seed=1) if network.anchored else None
     product = torch.eye(network.in_features, dtype=torch.float64)
-    matrices = folded(network, cores, anchor)
+    (matrices,) = network.maps(cores, anchor)
     for matrix in matrices:
         product = product @ matrix
     expected = network.delta(cores, anchor).mT
@@ -138,25 +140,27 @@ def test_folded_matrices_multiply_to_the_update(network):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("fusible", [False, True])
+@pytest.mark.parametrize("base", ["none", "dense"])
 @pytest.mark.parametrize(
     "config", [LoTRConfig(r=8), LoRTAConfig(r=8), LoRETTAConfig(variant="rep"), DoTAConfig(r=8)]
 )
-def test_the_chosen_way_is_the_one_with_the_least_predicted_time(config, training, fusible):
+def test_the_chosen_strategy_is_the_one_with_the_least_predicted_time(config, training, base):
     site = Site("q", 576, 576, depth=6, role="q", slots=4, heads=9, kv_heads=9)
-    routes = config.network(site).routes
-    starts, _ = routes.table[training, fusible]
+    network = config.network(site)
+    (known,) = network.strategies
+    starts, _ = known.table[training, base]
     assert starts[0] == 0
     assert list(starts) == sorted(set(starts))
     edges = {tokens for start in starts[1:] for tokens in (start - 1, start)}
     for tokens in {1, 512, 65536} | edges:
         usable = [
-            way
-            for way in routes.ways
-            if (fusible or way.name != "fused") and (training or not way.rebuilt)
+            strategy
+            for strategy in known.all
+            if (base == "dense" or strategy.name != "fused")
+            and (training or not strategy.recomputed)
         ]
-        costs = {way: routes.cost(way, tokens, training=training).seconds for way in usable}
-        chosen = routes.at(tokens, training=training, fusible=fusible)
+        costs = {one: known.cost(one, tokens, training=training).seconds for one in usable}
+        chosen = choose_strategy(network, base, tokens, training=training)
         assert costs[chosen] <= min(costs.values()) * 1.02
 
 
@@ -164,28 +168,28 @@ def test_the_chosen_way_is_the_one_with_the_least_predicted_time(config, trainin
 @pytest.mark.parametrize(
     "config", [DoTAConfig(), LoTRConfig(), LoRTAConfig(), LoRETTAConfig()], ids=lambda c: c.method
 )
-def test_over_4_bits_no_way_keeps_more_than_the_activations_that_come_in(config, widths):
+def test_over_4_bits_no_strategy_saves_more_than_the_activations_that_come_in(config, widths):
     out, width = widths
-    routes = config.network(Site("layers.0.up", out, width, depth=32, layer=0)).routes
+    network = config.network(Site("layers.0.up", out, width, depth=32, layer=0))
     for tokens in (1, 32, 256, 4096):
-        way = routes.over_packed(tokens, training=True)
-        kept = routes.cost(way, tokens, training=True).kept_bytes
-        assert kept <= 4 * width * max(tokens, 256)
-        # Forming the update costs a product more than the base: only what keeps much is formed.
-        assert (way.name == "fused") == (config.method == "dota"), (tokens, way.name)
+        chosen = choose_strategy(network, "packed", tokens, training=True)
+        saved = network.strategies[0].cost(chosen, tokens, training=True).saved_bytes
+        assert saved <= 4 * width * max(tokens, 256)
+        # Forming the update costs a product more than the base: only what saves much is formed.
+        assert (chosen.name == "fused") == (config.method == "dota"), (tokens, chosen.name)
 
 
-def test_low_rank_methods_are_applied_as_thin_factors_and_dota_by_one_fused_weight():
+def test_low_rank_methods_are_applied_as_low_rank_factors_and_dota_by_one_fused_weight():
     site = Site("q", 576, 576, depth=6, role="q", slots=4, heads=9, kv_heads=9)
     for config in (LoTRConfig(r=8), LoRTAConfig(r=8), LoRETTAConfig(variant="rep")):
-        way = config.network(site).routes.at(512, training=True, fusible=True)
-        shapes = [factor.shape for factor in way.factors]
+        chosen = choose_strategy(config.network(site), "dense", 512, training=True)
+        shapes = [factor.shape for factor in chosen.factors]
         assert shapes[0][0] == shapes[-1][1] == 576
         assert all(shape[1] <= 8 for shape in shapes[:-1])
     for rank in (8, 32):
-        routes = DoTAConfig(r=rank).network(site).routes
-        assert routes.at(512, training=True, fusible=True).name == "fused"
-        assert routes.at(1, training=False, fusible=True).name == "activations"
+        network = DoTAConfig(r=rank).network(site)
+        assert choose_strategy(network, "dense", 512, training=True).name == "fused"
+        assert choose_strategy(network, "dense", 1, training=False).name == "activations"
 
 
 def test_nothing_but_thin_arrays_is_kept_of_a_low_rank_update():
@@ -215,15 +219,15 @@ def test_half_precision_activations_meet_float32_factors_in_float32(dtype):
     assert_close(y, expected, operations=24 + 3)
 
 
-def test_predicted_costs_count_what_is_kept_and_what_is_computed_again():
+def test_predicted_costs_count_what_is_saved_and_what_is_computed_again():
     site = Site("q", 576, 576)
-    routes = DoTAConfig(r=8).network(site).routes
-    kept = next(way for way in routes.ways if way.name == "activations")
-    again = next(way for way in routes.ways if way.rebuilt)
-    first, second = (routes.cost(way, 512, training=True) for way in (kept, again))
-    assert first.kept_bytes > 0 == second.kept_bytes
+    (known,) = DoTAConfig(r=8).network(site).strategies
+    kept = next(one for one in known.all if one.name == "activations")
+    again = next(one for one in known.all if one.recomputed)
+    first, second = (known.cost(one, 512, training=True) for one in (kept, again))
+    assert first.saved_bytes > 0 == second.saved_bytes
     assert second.backward_flops == first.backward_flops + first.flops
-    fused = routes.cost(routes.ways[-1], 512, training=True)
-    assert fused.kept_bytes == 0
+    fused = known.cost(known.all[-1], 512, training=True)
+    assert fused.saved_bytes == 0
     product = 2 * 512 * math.prod((576, 576))
     assert fused.backward_flops > product

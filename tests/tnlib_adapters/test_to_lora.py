@@ -34,7 +34,6 @@ from tnlib_adapters import Core, LoRTAConfig, LoTRConfig, Network, Site
 from tnlib_adapters.convert.write_lora import to_lora
 from tnlib_adapters.networks.builders import mpo_network
 from tnlib_adapters.networks.fused_projection import Stacked
-from tnlib_adapters.networks.low_rank import low_rank_factors
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 # Norms and errors of factors that are rounded to float32, a product of at most 48 terms.
@@ -95,7 +94,7 @@ def smallest_cut(network):
 def test_exact_factors_are_the_update_in_any_network(network):
     cores = random_cores(network)
     delta = network.delta(cores)
-    found, rank = low_rank_factors(network, cores), smallest_cut(network)
+    found, rank = network.low_rank_factors(cores), smallest_cut(network)
     if rank is None or rank > min(delta.shape):
         assert found is None
         return
@@ -118,7 +117,7 @@ def test_stacked_updates_keep_equal_rows_once(groups, rank, same):
         groups=groups,
     )
     cores = random_cores(network)
-    B, A = low_rank_factors(network, cores)
+    B, A = network.low_rank_factors(cores)
     if same:
         assert len(A) == rank
     torch.testing.assert_close(B @ A, network.delta(cores), rtol=1e-12, atol=1e-12)
@@ -128,28 +127,28 @@ def test_the_cheapest_cut_is_taken():
     sizes = {"out": 9, "in": 9, "wide": 8, "narrow": 2}
     cores = (Core("a", ("in", "wide")), Core("g", ("wide", "narrow")), Core("b", ("out", "narrow")))
     network = Network(cores, sizes, out_legs=("out",), in_legs=("in",))
-    B, A = low_rank_factors(network, random_cores(network))
+    B, A = network.low_rank_factors(random_cores(network))
     assert (tuple(B.shape), tuple(A.shape)) == ((9, 2), (2, 9))
 
 
 def test_a_leg_that_many_cores_have_counts_once():
     site = Site("q", 48, 48, role="q", slots=4, heads=4, kv_heads=4, depth=3, layer=1)
     network = LoRTAConfig(r=5).network(site)
-    _, A = low_rank_factors(network, random_cores(network))
+    _, A = network.low_rank_factors(random_cores(network))
     assert len(A) == 5
 
 
 def test_networks_without_a_cut_have_no_factors():
     operator = mpo_network((2, 3), (3, 2), (1, 2, 1))
-    assert low_rank_factors(operator, random_cores(operator)) is None
+    assert operator.low_rank_factors(random_cores(operator)) is None
     wide = replace(LORA, sizes={**LORA.sizes, "bond": 6})
-    assert low_rank_factors(wide, random_cores(wide)) is None
+    assert wide.low_rank_factors(random_cores(wide)) is None
 
 
 def test_an_anchored_network_has_twice_the_rank():
     network = replace(LORA, anchored=True)
     cores, anchor = random_cores(network), random_cores(network, seed=1)
-    B, A = low_rank_factors(network, cores, anchor)
+    B, A = network.low_rank_factors(cores, anchor)
     assert len(A) == 4
     torch.testing.assert_close(B @ A, network.delta(cores, anchor), rtol=1e-12, atol=1e-12)
 

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from tnlib import cp_als
 from tnlib_adapters.convert.coupled_cp import ROLES, Family, Values, polish
 from tnlib_adapters.convert.read_lora import LowRank
-from tnlib_adapters.networks.fused_projection import Stacked, interleaved
+from tnlib_adapters.execution.dense_forms import interleaved
+from tnlib_adapters.networks.declaration import AdditiveDeclaration
 from tnlib_adapters.networks.initializers import normal
 from tnlib_adapters.networks.network import Network
 
@@ -38,7 +39,7 @@ class _Part:
 
 
 def fit_lorta(
-    networks: Mapping[str, Network | Stacked],
+    networks: Mapping[str, AdditiveDeclaration],
     updates: Mapping[str, LowRank],
     generator: torch.Generator,
     *,
@@ -167,16 +168,15 @@ def balanced(
     return values
 
 
-def _parts(network: Network | Stacked, update: LowRank) -> list[_Part]:
-    """Networks of a weight with their updates: one, or those that are its rows."""
-    if isinstance(network, Network):
-        return [_Part(network, update)]
-    sizes = [part.out_features for part in network.parts]
+def _parts(network: AdditiveDeclaration, update: LowRank) -> list[_Part]:
+    """The networks of a weight with the rows of the update that are theirs."""
+    parts = [part for _, part in network.networks]
+    sizes = [part.out_features for part in parts]
     order = interleaved(torch.split(torch.arange(network.out_features), sizes), network.groups)
     rows = torch.split(order.argsort(), sizes)
     return [
         _Part(part, LowRank(update.left[row], update.right))
-        for part, row in zip(network.parts, rows, strict=True)
+        for part, row in zip(parts, rows, strict=True)
     ]
 
 

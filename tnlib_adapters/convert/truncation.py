@@ -14,10 +14,8 @@ from torch import Tensor
 
 from tnlib import tt_svd
 from tnlib_adapters.checks import positive_int
-from tnlib_adapters.networks.core import Cores
-from tnlib_adapters.networks.fused_projection import Stacked
-from tnlib_adapters.networks.low_rank import Factors, low_rank_factors
-from tnlib_adapters.networks.network import Network
+from tnlib_adapters.networks.core import Cores, Factors
+from tnlib_adapters.networks.declaration import AdditiveDeclaration
 
 # Rounding two balanced factors to float32 moves their product by less than this share of it.
 ROUNDING = 2.0**-23
@@ -59,7 +57,7 @@ def check_target(rank: int | None, eps: float | None) -> None:
 
 
 def low_rank(
-    network: Network | Stacked,
+    network: AdditiveDeclaration,
     cores: Cores,
     anchor: Cores | None,
     rank: int | None = None,
@@ -84,7 +82,7 @@ def low_rank(
         If the cores are not finite, or neither is given and the update has no exact factors.
     """
     cores, anchor = _double(cores), None if anchor is None else _double(anchor)
-    exact = low_rank_factors(network, cores, anchor)
+    exact = network.low_rank_factors(cores, anchor)
     if exact is None and rank is None and eps is None:
         shape = f"{network.out_features} x {network.in_features}"
         raise ValueError(

@@ -1,7 +1,7 @@
-"""A way to apply an update, and what it costs: seconds of a call that a roofline model predicts.
+"""A strategy to apply an update, and its cost: seconds of a call that a roofline model predicts.
 
 In training they are those of the forward and the backward pass, with what must be formed again
-there, and with the price of writing what is kept for it.
+there, and with the price of writing the activations that are saved for it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tnlib import Plan, Roofline, plan_contraction
-from tnlib_adapters.execution.dense_update import Dense, Halves
+from tnlib_adapters.execution.dense_forms import Full, TwoFactor
 from tnlib_adapters.execution.planned_einsum import Ordered
 
 # Measured with tnlib.measure_roofline on two cores of a server processor, in float32. Where the
-# fastest way changes depends on their ratios only, and weakly.
+# fastest strategy changes depends on their ratios only, and weakly.
 NOMINAL = Roofline(
     library="torch",
     device="cpu",
@@ -33,23 +33,24 @@ NOMINAL = Roofline(
 
 @dataclass(frozen=True)
 class Cost:
-    """What a way costs for a number of tokens.
+    """What a strategy costs for a number of tokens.
 
     Attributes
     ----------
     seconds : float
-        Predicted at the nominal rates, with the price of what is kept.
+        Predicted at the nominal rates, with the price of what is saved.
     flops, backward_flops : int
-        Operations of the forward and the backward pass; what is formed again counts to the latter.
-    kept_bytes : int
-        Intermediate arrays that stay for the backward pass, of which activations, cores and the
-        base weight are no part.
+        Operations of the forward and the backward pass; what is formed again counts as the
+        latter.
+    saved_bytes : int
+        Intermediate arrays that are saved for the backward pass; activations, cores and the base
+        weight do not count.
     """
 
     seconds: float
     flops: int
     backward_flops: int
-    kept_bytes: int
+    saved_bytes: int
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,20 @@ class Factor:
     shape: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Route:
-    """One way to apply an update.
+@dataclass(frozen=True, eq=False)
+class Strategy:
+    """One strategy to apply an update.
 
     Attributes
     ----------
     name : str
-        "activations", "factors", "dense" or "fused".
+        "activations", "factors", "dense" or "fused"; "parts" where each part has its own.
     steps : Ordered or None
         The contraction of the activations, the first operand, with the cores.
     factors : tuple of Factor
         The matrices of a chain that consists of matrix products.
-    rebuilt : bool
-        Whether the backward pass computes the intermediate arrays again instead of keeping them.
+    recomputed : bool
+        Whether the backward pass computes the intermediate arrays again instead of saving them.
     scaled : int
         Number of the smallest factor, which takes the factor of the update.
     """
@@ -82,20 +83,20 @@ class Route:
     name: str
     steps: Ordered | None = None
     factors: tuple[Factor, ...] = ()
-    rebuilt: bool = False
+    recomputed: bool = False
     scaled: int = 0
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The network whose ways are compared, as far as costs depend on it."""
+    """The network whose strategies are compared, as far as costs depend on it."""
 
     equation: str
     in_sizes: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     trained: tuple[int, ...]
     anchored: bool
-    dense: Dense
+    dense: Full | TwoFactor
     features: tuple[int, int]
 
     def arrays(self, tokens: int) -> list[tuple[int, ...]]:
@@ -107,32 +108,34 @@ class Subject:
         return (0, *(1 + k for k in self.trained)) if training else ()
 
 
-def cost(subject: Subject, route: Route, tokens: int, *, training: bool) -> Cost:
-    """What a way costs for a number of tokens."""
-    if route.steps is None:
-        return _dense_cost(subject, tokens, training, fused=route.name == "fused")
-    return _chain_cost(subject, route, route.steps.plan, tokens, training)
+def cost(subject: Subject, strategy: Strategy, tokens: int, *, training: bool) -> Cost:
+    """What a strategy costs for a number of tokens."""
+    if strategy.steps is None:
+        return _dense_cost(subject, tokens, training, fused=strategy.name == "fused")
+    return _chain_cost(subject, strategy, strategy.steps.plan, tokens, training)
 
 
-def _chain_cost(subject: Subject, route: Route, plan: Plan, tokens: int, training: bool) -> Cost:
+def _chain_cost(
+    subject: Subject, strategy: Strategy, plan: Plan, tokens: int, training: bool
+) -> Cost:
     shapes = subject.arrays(tokens)
     # A network's own cores, and the frozen ones that an anchored one subtracts.
     runs = [subject.wants(training)] + [subject.wants(training)[:1]] * subject.anchored
     own = [plan.resized(*shapes, requires_grad=wants) for wants in runs]
     seconds = sum(one.predicted(NOMINAL) for one in own)
     flops, backward = sum(one.flops for one in own), sum(one.backward_flops for one in own)
-    kept = 0
-    if training and route.factors:
-        kept = tokens * sum(factor.shape[1] for factor in route.factors[:-1]) * NOMINAL.itemsize
-    elif training and route.rebuilt:
+    saved = 0
+    if training and strategy.factors:
+        saved = tokens * sum(factor.shape[1] for factor in strategy.factors[:-1]) * NOMINAL.itemsize
+    elif training and strategy.recomputed:
         seconds += len(own) * plan.predicted(NOMINAL, *shapes, requires_grad=())
         backward += flops
     elif training:
-        kept = sum(one.saved_bytes for one in own)
-    if not route.factors:
+        saved = sum(one.saved_bytes for one in own)
+    if not strategy.factors:
         # Its result is added in a pass of its own.
         seconds += _seconds("to,to->to", (tokens, subject.features[0]))
-    return Cost(seconds + kept / NOMINAL.fresh_bytes_per_second, flops, backward, kept)
+    return Cost(seconds + saved / NOMINAL.fresh_bytes_per_second, flops, backward, saved)
 
 
 def _dense_cost(subject: Subject, tokens: int, training: bool, *, fused: bool) -> Cost:
@@ -155,9 +158,9 @@ def _dense_cost(subject: Subject, tokens: int, training: bool, *, fused: bool) -
 
 
 @lru_cache(maxsize=4096)
-def _forming(dense: Dense) -> tuple[float, int]:
+def _forming(dense: Full | TwoFactor) -> tuple[float, int]:
     """Seconds and operations of forming a dense update."""
-    if not isinstance(dense, Halves):
+    if not isinstance(dense, TwoFactor):
         plan = dense.contraction.plan
         return plan.predicted(NOMINAL, requires_grad=()), plan.flops
     rows = dense.rows[0] * dense.columns[0]

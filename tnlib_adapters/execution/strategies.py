@@ -1,10 +1,14 @@
-"""The ways to apply an update to a number of tokens, and which is predicted to be the fastest.
+"""The strategies to apply an update to a number of tokens, and which is predicted to be fastest.
 
 A planned contraction of activations with cores passes the activations through a chain of products
 with arrays that are made of cores alone. If every link of the chain is a matrix product, its
 matrices are the *factors*: the update is applied as LoRA is. Otherwise the steps are run as they
 are, through the *activations*. The *dense* update may also be formed and multiplied, or *fused*:
 added to the base weight, so that one product serves both.
+
+Over a base weight that is made dense for every call, an update in training is fused rather than
+applied by a strategy that would save more for the backward pass than the activations that come in:
+that saves nothing, and costs one product more than the base alone.
 """
 
 from __future__ import annotations
@@ -14,127 +18,171 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
+from typing import Protocol
 
 from tnlib import Plan, plan_contraction
-from tnlib_adapters.execution.cost_model import Cost, Factor, Route, Subject, cost
+from tnlib_adapters.execution.base_weight import BaseKind
+from tnlib_adapters.execution.cost_model import Cost, Factor, Strategy, Subject, cost
 from tnlib_adapters.execution.planned_einsum import Ordered, planned
 
-# Numbers of tokens for which orders are planned, and between which the ways change.
+# Numbers of tokens for which orders are planned, and between which the strategies change.
 _PLANNED = (1, 32, 1024)
 _SIZES = tuple(4**k for k in range(9))
+# Of several networks that are applied together, each by its own.
+PER_PART = Strategy("parts")
+
+Thresholds = tuple[tuple[int, ...], tuple[Strategy, ...]]
 
 
 @dataclass(frozen=True)
-class Routes:
-    """All ways of one network, and the best one for a number of tokens."""
+class Strategies:
+    """All strategies of one network, and the best one for a number of tokens."""
 
     subject: Subject
-    ways: tuple[Route, ...]
+    all: tuple[Strategy, ...]
 
-    def at(self, tokens: int, *, training: bool, fusible: bool) -> Route:
-        """The best way.
-
-        Parameters
-        ----------
-        tokens : int
-            Rows of the activations.
-        training : bool
-            Whether gradients are recorded.
-        fusible : bool
-            Whether the update may be added to the base weight.
-        """
-        starts, ways = self.table[training, fusible]
-        place = 0
+    def best(self, n_tokens: int, base: BaseKind, *, training: bool) -> Strategy:
+        """The best strategy for so many rows of activations; gradients are recorded in training."""
+        starts, strategies = self.table[training, base]
+        index = 0
         for start in starts[1:]:
             # Plain comparisons, which a compiled graph can hold as guards.
-            if tokens < start:
+            if n_tokens < start:
                 break
-            place += 1
-        return ways[place]
+            index += 1
+        return strategies[index]
 
-    def over_packed(self, tokens: int, *, training: bool) -> Route:
-        """The way over a base weight that has to be made dense for every call.
-
-        In training the update is added there instead of a way that would keep more for the
-        backward pass than the activations that come in: that keeps nothing, and costs one product
-        more than the base alone.
-        """
-        way = self.at(tokens, training=training, fusible=True)
-        if training and any(way is keeping for keeping in self.keeping):
-            return self.ways[-1]
-        return way
-
-    @cached_property
-    def keeping(self) -> tuple[Route, ...]:
-        """The ways that keep more for the backward pass than the activations that come in."""
-        tokens = 256
-        size = 4 * tokens * math.prod(self.subject.in_sizes)
+    def usable(self, base: BaseKind, *, training: bool) -> tuple[Strategy, ...]:
+        """The strategies that there are to choose from."""
         return tuple(
-            way for way in self.ways if self.cost(way, tokens, training=True).kept_bytes > size
+            strategy
+            for strategy in self.all
+            if (base != "none" or strategy.name != "fused")
+            and (training or not strategy.recomputed)
         )
 
-    def usable(self, *, training: bool, fusible: bool) -> list[int]:
-        """Numbers of the ways that there are to choose from."""
-        return [
-            k
-            for k, way in enumerate(self.ways)
-            if (fusible or way.name != "fused") and (training or not way.rebuilt)
-        ]
-
-    def cost(self, route: Route, tokens: int, *, training: bool) -> Cost:
-        """What a way costs."""
-        return cost(self.subject, route, tokens, training=training)
+    def cost(self, strategy: Strategy, n_tokens: int, *, training: bool) -> Cost:
+        """What a strategy costs."""
+        return cost(self.subject, strategy, n_tokens, training=training)
 
     @cached_property
-    def table(self) -> Mapping[tuple[bool, bool], tuple[tuple[int, ...], tuple[Route, ...]]]:
-        """By (training, fusible): numbers of tokens from which ways are the best, and the ways."""
-        found = {}
+    def table(self) -> Mapping[tuple[bool, BaseKind], Thresholds]:
+        """By (training, base): numbers of tokens from which strategies are best, and these."""
+        found: dict[tuple[bool, BaseKind], Thresholds] = {}
         for training in (False, True):
             seconds = cache(partial(self._seconds, training))
-            for fusible in (False, True):
-                usable = self.usable(training=training, fusible=fusible)
-                found[training, fusible] = self._starts(usable, seconds)
+            apart, dense = (
+                self._thresholds(self.usable(base, training=training), seconds)
+                for base in ("none", "dense")
+            )
+            found[training, "none"], found[training, "dense"] = apart, dense
+            found[training, "packed"] = self._saving_little(dense) if training else dense
         return found
 
-    def _seconds(self, training: bool, way: int, tokens: int) -> float:
-        return self.cost(self.ways[way], tokens, training=training).seconds
+    def _seconds(self, training: bool, strategy: Strategy, n_tokens: int) -> float:
+        return self.cost(strategy, n_tokens, training=training).seconds
 
-    def _starts(
-        self, usable: Sequence[int], seconds: Callable[[int, int], float]
-    ) -> tuple[tuple[int, ...], tuple[Route, ...]]:
-        best = [min(usable, key=lambda way: seconds(way, size)) for size in _SIZES]
-        starts, ways = [0], best[:1]
-        for k, way in enumerate(best):
-            last = ways[-1]
-            if way != last:
+    def _thresholds(
+        self, usable: Sequence[Strategy], seconds: Callable[[Strategy, int], float]
+    ) -> Thresholds:
+        best = [min(usable, key=lambda strategy: seconds(strategy, size)) for size in _SIZES]
+        starts, strategies = [0], best[:1]
+        for k, strategy in enumerate(best):
+            last = strategies[-1]
+            if strategy is not last:
                 between = range(_SIZES[k - 1], _SIZES[k] + 1)
                 first = bisect.bisect_left(
-                    between, True, key=lambda n: seconds(way, n) < seconds(last, n)
+                    between, True, key=lambda n: seconds(strategy, n) < seconds(last, n)
                 )
                 starts.append(between[first])
-                ways.append(way)
-        return tuple(starts), tuple(self.ways[k] for k in ways)
+                strategies.append(strategy)
+        return tuple(starts), tuple(strategies)
+
+    def _saving_little(self, thresholds: Thresholds) -> Thresholds:
+        """The same, fused where a strategy saves more than the activations that come in."""
+        n_tokens, fused = 256, self.all[-1]
+        size = 4 * n_tokens * math.prod(self.subject.in_sizes)
+        pairs: list[tuple[int, Strategy]] = []
+        for start, strategy in zip(*thresholds, strict=True):
+            saved = self.cost(strategy, n_tokens, training=True).saved_bytes
+            chosen = fused if saved > size else strategy
+            if not pairs or pairs[-1][1] is not chosen:
+                pairs.append((start, chosen))
+        return tuple(start for start, _ in pairs), tuple(strategy for _, strategy in pairs)
+
+
+class Applied(Protocol):
+    """What is applied to activations: a network, or several that are the rows of one weight."""
+
+    @property
+    def strategies(self) -> tuple[Strategies, ...]:
+        """Those of every network."""
+
+
+def choose_strategy(network: Applied, base: BaseKind, n_tokens: int, *, training: bool) -> Strategy:
+    """How an update is applied.
+
+    Parameters
+    ----------
+    network : Applied
+        The update.
+    base : str
+        Whether it may be added to the base weight ("dense", or "packed" for one that is made dense
+        in every call), or not ("none").
+    n_tokens : int
+        Rows of the activations.
+    training : bool
+        Whether gradients are recorded.
+
+    Returns
+    -------
+    Strategy
+        "fused" where that is the best one for every network; of several networks otherwise
+        :data:`PER_PART`, and each chooses with the base "none".
+    """
+    chosen = [part.best(n_tokens, base, training=training) for part in network.strategies]
+    if len(chosen) == 1 or all(strategy.name == "fused" for strategy in chosen):
+        return chosen[0]
+    return PER_PART
+
+
+def thresholds(
+    network: Applied, part: int, base: BaseKind, *, training: bool
+) -> list[tuple[int, Strategy]]:
+    """What is chosen for one of the networks, with the number of tokens from which each is."""
+    kinds: set[BaseKind] = {base, "none"}
+    tables = [own.table[training, kind] for own in network.strategies for kind in kinds]
+    starts = {start for starts, _ in tables for start in starts}
+    found: list[tuple[int, Strategy]] = []
+    for start in sorted({max(start, 1) for start in starts}):
+        strategy = choose_strategy(network, base, start, training=training)
+        if strategy is PER_PART:
+            strategy = network.strategies[part].best(start, "none", training=training)
+        if not found or found[-1][1] is not strategy:
+            found.append((start, strategy))
+    return found
 
 
 @lru_cache(maxsize=4096)
-def routes(subject: Subject) -> Routes:
-    """Find the ways of a network; equal networks of a model share them."""
+def strategies_of(subject: Subject) -> Strategies:
+    """Find the strategies of a network; equal networks of a model share them."""
     wants = subject.wants(True)
     made = [
-        plan_contraction(subject.equation, *subject.arrays(tokens), requires_grad=wants)
-        for tokens in _PLANNED
+        plan_contraction(subject.equation, *subject.arrays(n_tokens), requires_grad=wants)
+        for n_tokens in _PLANNED
     ]
     plans = {plan.path: plan for plan in made}.values()
-    ways: list[Route] = []
+    found: list[Strategy] = []
     for plan in plans:
         factors = chain(plan)
         steps = Ordered.of(plan)
         if len(factors) > 1:
             entries = [math.prod(factor.shape) for factor in factors]
-            ways.append(Route("factors", steps, factors, scaled=entries.index(min(entries))))
+            found.append(Strategy("factors", steps, factors, scaled=entries.index(min(entries))))
         elif not factors:
-            ways += [Route("activations", steps), Route("activations", steps, rebuilt=True)]
-    return Routes(subject, (*ways, Route("dense"), Route("fused")))
+            recomputed = Strategy("activations", steps, recomputed=True)
+            found += [Strategy("activations", steps), recomputed]
+    return Strategies(subject, (*found, Strategy("dense"), Strategy("fused")))
 
 
 def chain(plan: Plan) -> tuple[Factor, ...]:

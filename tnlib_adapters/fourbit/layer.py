@@ -162,7 +162,7 @@ class QuantizedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x`` of shape (..., in_features), floating point."""
         check_activations(x)
-        dtype = computing_dtype(self, x)
+        dtype = computing_dtype(self, x.dtype, x.device.type)
         return packed_linear(x.to(dtype), self.packed, self.bias).to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tnlib_adapters.checks import choice, flag
+from tnlib_adapters.execution.base_weight import PackedBase
 from tnlib_adapters.fourbit import blocks
 from tnlib_adapters.fourbit.backend import (
     Backend,
@@ -67,7 +68,7 @@ class Nested(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class PackedWeight:
+class PackedWeight(PackedBase):
     """A matrix in 4 bits.
 
     Attributes

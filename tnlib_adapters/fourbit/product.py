@@ -12,13 +12,13 @@ from tnlib_adapters.execution.factored_linear import traced
 from tnlib_adapters.fourbit.packed import PackedWeight
 
 
-def computing_dtype(layer: nn.Module, x: Tensor) -> torch.dtype:
-    """In which dtype a layer in 4 bits multiplies ``x``."""
+def computing_dtype(layer: nn.Module, dtype: torch.dtype, device_type: str) -> torch.dtype:
+    """In which dtype a layer multiplies activations of `dtype`: its own, autocast's or theirs."""
     chosen: torch.dtype | None = getattr(layer, "compute_dtype", None)
     if chosen is not None:
         return chosen
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    enabled = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if enabled else dtype
 
 
 def check_activations(x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tnlib_adapters.base_model.linear_modules import is_transposed, without_values
-from tnlib_adapters.execution.recomputed_linear import Fixed
+from tnlib_adapters.execution.base_weight import BaseWeight, DenseWeight, PackedBase
 from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.layers.residual_base import ResidualLinear
 
@@ -28,22 +29,6 @@ def base_weight(base: nn.Module) -> Tensor:
     return weight.mT if is_transposed(base) else weight
 
 
-def plain_weight(base: nn.Module) -> Tensor | None:
-    """The base weight if adding the update to it before the product changes nothing else.
-
-    Not where the layer is more than its weight (hooks, a subclass, a quantised weight), not where
-    the weight is trained too or of a subclass of tensors, and not below float32, where the sum
-    would round away small updates.
-    """
-    if not (type(base) is nn.Linear or is_transposed(base)) or _is_hooked(base):
-        return None
-    if type(base.weight) not in (nn.Parameter, Tensor):
-        return None
-    weight = base_weight(base)
-    wide = weight.dtype in (torch.float32, torch.float64)
-    return weight if wide and not weight.requires_grad else None
-
-
 def is_plain(base: nn.Module) -> bool:
     """Whether a layer's weight is a tensor of its own.
 
@@ -53,35 +38,42 @@ def is_plain(base: nn.Module) -> bool:
     return type(base._parameters.get("weight")) is nn.Parameter
 
 
-def quantized_weight(base: nn.Module) -> Fixed | None:
-    """The weight of a layer in 4 bits without hooks: dense, it takes up the update."""
+def fusible_weight(base: nn.Module) -> BaseWeight | None:
+    """The weight of a layer, if adding the update to it before the product changes nothing else.
+
+    Not where the layer is more than its weight (hooks, a subclass), not where the weight is trained
+    too or of a subclass of tensors, and not below float32, where the sum would round away small
+    updates. One in 4 bits has to be made dense anyway: it is in float32, and the sum is cast to the
+    dtype in which the layer computes.
+    """
     if _is_hooked(base):
         return None
-    return base.weights if isinstance(base, ResidualLinear) else packed_weight(base)
-
-
-def fusible_weight(base: nn.Module, x: Tensor) -> Tensor | Fixed | None:
-    """The weight to which an update is added before the product with ``x``, if it may be.
-
-    A dense one where the layer computes in its own dtype; one in 4 bits always, since it has to be
-    made dense anyway, in float32, and the sum is cast to the dtype in which the layer computes.
-    """
-    weight = plain_weight(base)
-    if weight is None:
-        return quantized_weight(base)
-    if weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+    packed = _packed_weight(base)
+    if packed is not None or not (type(base) is nn.Linear or is_transposed(base)):
+        return packed
+    if type(base.weight) not in (nn.Parameter, Tensor):
         return None
+    weight = base_weight(base)
+    wide = weight.dtype in (torch.float32, torch.float64)
+    return DenseWeight(weight) if wide and not weight.requires_grad else None
+
+
+def fusible_with(base: nn.Module, dtype: torch.dtype, device_type: str) -> BaseWeight | None:
+    """The same for activations of `dtype`: a dense weight where the layer computes in its own."""
+    weight = fusible_weight(base)
+    if isinstance(weight, DenseWeight):
+        own = weight.weight.dtype == dtype and not torch.is_autocast_enabled(device_type)
+        return weight if own else None
     return weight
 
 
-def takes_updates(base: nn.Module) -> bool:
-    """Whether an update may be added to the weight of a base layer before the product."""
-    return plain_weight(base) is not None or quantized_weight(base) is not None
+def _packed_weight(base: nn.Module) -> PackedBase | None:
+    return base.weights if isinstance(base, ResidualLinear) else packed_weight(base)
 
 
 def dense_weight(base: nn.Module) -> Tensor:
     """The weight as (out_features, in_features); of a layer in 4 bits a new one, in float32."""
-    packed = base.weights if isinstance(base, ResidualLinear) else packed_weight(base)
+    packed = _packed_weight(base)
     if packed is not None:
         return packed.dequantize(torch.float32)
     weight = _computed_weight(base)
@@ -143,6 +135,6 @@ def _is_hooked(base: nn.Module) -> bool:
     return has_hooks(base) or any(getattr(modules, f"_global_{name}") for name in _OF_ALL_MODULES)
 
 
-def state_of(weight: Tensor) -> tuple[int, int]:
-    """What changes when a weight gets other values."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+def state_of(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """What changes when one of some tensors gets other values."""
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)

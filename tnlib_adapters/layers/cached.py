@@ -83,8 +83,8 @@ def cached(model: nn.Module, *, progressbar: bool | None = None) -> Iterator[Non
     try:
         for base, updates in tqdm(layers, desc="folding", disable=not shown, unit="layer"):
             for update in updates:
-                if not update.is_kept:
-                    update.keep(base)
+                if not update.is_cached:
+                    update.cache(base)
                     made.append(update)
         yield
     finally:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlib_adapters.fourbit.product import computing_dtype
-from tnlib_adapters.layers.base_layer import fusible_weight
+from tnlib_adapters.layers.base_layer import fusible_with
 from tnlib_adapters.layers.update import Update
 
 
@@ -18,24 +18,23 @@ def adapted_forward(
 ) -> Tensor:
     """``base(x)`` with the `updates`, in the fewest matrix products."""
     for update in updates:
-        x = update.entering(x)
-    weight = fusible_weight(base, x)
-    joint, y = None, None
+        update.check_initialized()
+        x = update.network.transform_input(x, update)
+    device_type = x.device.type
+    weight = fusible_with(base, x.dtype, device_type)
+    fused, y = None, None
     if weight is not None:
         bias: Any = base.bias
-        packed = not isinstance(weight, Tensor)
-        inner = x.to(computing_dtype(base, x)) if packed else x
-        # A layer in 4 bits says itself in which dtype it computes.
-        kind, enabled = x.device.type, torch.is_autocast_enabled(x.device.type) and not packed
-        for joint in updates:
-            with torch.autocast(kind, enabled=enabled):
-                y = joint.joined(inner, weight, bias)
-            if y is not None:
-                y = y.to(x.dtype)
-                break
+        inner = x.to(computing_dtype(base, x.dtype, device_type))
+        with torch.autocast(device_type, enabled=False):
+            for fused in updates:
+                y = fused.network.fused_forward(inner, weight, bias, fused)
+                if y is not None:
+                    y = y.to(x.dtype)
+                    break
     if y is None:
-        joint, y = None, base(x, *args, **kwargs)
+        fused, y = None, base(x, *args, **kwargs)
     for update in updates:
-        if update is not joint:
-            y = update.leaving(x, y)
+        if update is not fused:
+            y = update.network.transform_output(x, y, update)
     return y

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tnlib_adapters.base_model.linear_modules import is_transposed
-from tnlib_adapters.execution.recomputed_linear import rebuilt_linear
+from tnlib_adapters.execution.base_weight import PackedBase
+from tnlib_adapters.execution.recomputed_linear import recomputed_linear
 from tnlib_adapters.fourbit.layer import QuantizedLinear, relative_distance
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import check_activations, computing_dtype
@@ -28,7 +29,7 @@ REMOVED = "removed_"
 
 
 @dataclass(frozen=True, eq=False)
-class ResidualWeight:
+class ResidualWeight(PackedBase):
     """A weight as its quantised residual and what was taken out of it.
 
     Attributes
@@ -50,6 +51,10 @@ class ResidualWeight:
         removed = self.network.delta(self.cores)
         total = self.packed.dequantize(removed.dtype).add_(removed)
         return total.to(self.packed.dtype if dtype is None else dtype)
+
+    def without_anchor(self) -> PackedWeight:
+        """The residual: the one adapter of such a base is the one taken out of it."""
+        return self.packed
 
 
 class ResidualLinear(QuantizedLinear):
@@ -125,9 +130,8 @@ class ResidualLinear(QuantizedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x`` of shape (..., in_features)."""
         check_activations(x)
-        weights, dtype = self.weights, computing_dtype(self, x)
+        weights, dtype = self.weights, computing_dtype(self, x.dtype, x.device.type)
         with torch.autocast(x.device.type, enabled=False):
-            y = rebuilt_linear(
-                x.to(dtype), weights.packed, self.bias, weights.network, weights.cores
-            )
+            update = weights.network.bound(weights.cores, None)
+            y = recomputed_linear(x.to(dtype), weights.packed, self.bias, update)
         return y.to(x.dtype)

@@ -1,4 +1,4 @@
-"""Which way every layer takes, and what the others would cost."""
+"""Which strategy every layer takes, and what the others would cost."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import nn
 
 from tnlib.common.table import aligned
 from tnlib_adapters.base_model.names import public_name
-from tnlib_adapters.execution.cost_model import Cost, Route
-from tnlib_adapters.layers.base_layer import quantized_weight, takes_updates
+from tnlib_adapters.execution.base_weight import BaseKind
+from tnlib_adapters.execution.cost_model import Cost, Strategy
+from tnlib_adapters.execution.strategies import thresholds
+from tnlib_adapters.layers.base_layer import fusible_weight
 from tnlib_adapters.layers.cached import adapted_layers
+from tnlib_adapters.networks.declaration import Declaration
 from tnlib_adapters.networks.network import Network
 
 
@@ -29,46 +32,42 @@ class LayerPlan:
         How many layers there are.
     network : Network
         The network of one of them.
-    fusible : bool
-        Whether its update may be added to the base weight.
-    packed : bool
-        Whether that weight is in 4 bits, and made dense in every call.
+    base : str
+        The base weight, to which the update may be added: "dense", "packed" for one that is made
+        dense in every call, or "none" where it may not.
+    update : Network, Stacked, Series or Replacement
+        The declaration of which the network is a part.
+    part : int
+        Which of its networks.
 
     Examples
     --------
     >>> import torch
     >>> from tnlib_adapters import LoTRConfig, NetworkLinear
     >>> (layer,) = plans(NetworkLinear.from_linear(torch.nn.Linear(64, 48), LoTRConfig())).layers
-    >>> layer.starts(training=False)[-1][1].name
+    >>> layer.thresholds(training=False)[-1][1].name
     'fused'
-    >>> way, cost = layer.costs(512, training=False)[0]
-    >>> way.name, cost.flops
+    >>> strategy, cost = layer.costs(512, training=False)[0]
+    >>> strategy.name, cost.flops
     ('factors', 923648)
     """
 
     name: str
     layers: int
     network: Network
-    fusible: bool
-    packed: bool = False
+    base: BaseKind
+    update: Declaration
+    part: int
 
-    def starts(self, *, training: bool) -> list[tuple[int, Route]]:
-        """The ways that are taken, with the number of tokens from which each is."""
-        routes = self.network.routes
-        starts, ways = routes.table[training, self.fusible]
-        found = [(max(start, 1), way) for start, way in zip(starts, ways, strict=True)]
-        if not (self.packed and training):
-            return found
-        packed = [(start, routes.over_packed(start, training=True)) for start, _ in found]
-        last = [None, *(way for _, way in packed)]
-        return [pair for pair, before in zip(packed, last, strict=False) if pair[1] is not before]
+    def thresholds(self, *, training: bool) -> list[tuple[int, Strategy]]:
+        """The strategies that are chosen, with the number of tokens from which each is."""
+        return thresholds(self.update, self.part, self.base, training=training)
 
-    def costs(self, tokens: int, *, training: bool) -> list[tuple[Route, Cost]]:
-        """Every way with its cost for a number of tokens, the fastest first."""
-        routes = self.network.routes
-        usable = routes.usable(training=training, fusible=self.fusible)
-        ways = [routes.ways[k] for k in usable]
-        costs = [(way, routes.cost(way, tokens, training=training)) for way in ways]
+    def costs(self, tokens: int, *, training: bool) -> list[tuple[Strategy, Cost]]:
+        """Every strategy with its cost for a number of tokens, the fastest first."""
+        (own,) = self.network.strategies
+        usable = own.usable(self.base, training=training)
+        costs = [(one, own.cost(one, tokens, training=training)) for one in usable]
         return sorted(costs, key=lambda pair: pair[1].seconds)
 
 
@@ -96,30 +95,30 @@ class Plans:
     tokens: int
 
     def __str__(self) -> str:
-        """For every network where its ways change, and what each costs."""
+        """For every network where its strategies change, and what each costs."""
         return "\n\n".join("\n".join(self._lines(layer)) for layer in self.layers)
 
     def _lines(self, layer: LayerPlan) -> Iterator[str]:
         network = layer.network
-        title = partial(_title, ways=network.routes.ways)
+        title = partial(_title, known=network.strategies[0].all)
         yield (
             f"{layer.layers} x {layer.name}, {network.out_features} x {network.in_features}, "
             f"{network.n_params:,} values"
         )
         for training, word in ((True, "training"), (False, "inference")):
-            starts = layer.starts(training=training)
-            ways = ", ".join(f"{title(way)} from {start:,}" for start, way in starts)
-            yield f"  {word}, by tokens: {ways}"
-        rows = [(f"  {self.tokens:,} tokens", "forward", "backward", "kept", "predicted")]
+            chosen = layer.thresholds(training=training)
+            names = ", ".join(f"{title(one)} from {start:,}" for start, one in chosen)
+            yield f"  {word}, by tokens: {names}"
+        rows = [(f"  {self.tokens:,} tokens", "forward", "backward", "saved", "predicted")]
         for training in (True, False):
-            for way, cost in layer.costs(self.tokens, training=training):
+            for one, cost in layer.costs(self.tokens, training=training):
                 rows.append(
                     (
-                        f"  {'training' if training else 'inference'}: {title(way)}"
-                        f"{', rebuilt' if way.rebuilt else ''}",
+                        f"  {'training' if training else 'inference'}: {title(one)}"
+                        f"{', recomputed' if one.recomputed else ''}",
                         f"{cost.flops:.3g}",
                         f"{cost.backward_flops:.3g}" if training else "",
-                        f"{cost.kept_bytes / 1024:,.0f} KiB" if training else "",
+                        f"{cost.saved_bytes / 1024:,.0f} KiB" if training else "",
                         f"{1e3 * cost.seconds:.3g} ms",
                     )
                 )
@@ -130,7 +129,7 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
     """Tell how the updates of a model are applied, and why.
 
     The times are predicted at nominal rates, those of two cores of a server processor; what they
-    say is which way is faster, not how fast it is on another machine.
+    say is which strategy is faster, not how fast it is on another machine.
 
     Parameters
     ----------
@@ -153,7 +152,7 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
     1 x q_proj, 768 x 768, 12,352 values
       training, by tokens: factors 768-8-8-768 from 1, factors 768-8-768 from 341
       inference, by tokens: factors 768-8-8-768 from 1, factors 768-8-768 from 769, fused from 2,466
-      512 tokens                      forward   backward  kept    predicted
+      512 tokens                      forward   backward  saved   predicted
       training: factors 768-8-768     1.27e+07  2.54e+07  16 KiB  1.06 ms
       training: factors 768-8-8-768   1.26e+07  2.53e+07  32 KiB  1.06 ms
       training: fused                 9.54e+06  6.33e+08  0 KiB   10.1 ms
@@ -169,22 +168,24 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
     for name, layer in adapted_layers(model).items():
         base, updates = layer.adapted
         for update in updates:
-            for part, network in update.network.networks:
-                fusible = update.additive and takes_updates(base)
-                title = re.sub(r"\d+", "*", public_name(name)) + part
-                packed = quantized_weight(base) is not None
-                key = (title, network.routes.subject, fusible, packed)
+            weight = fusible_weight(base) if update.additive else None
+            kind: BaseKind = "none" if weight is None else weight.kind
+            for part, (suffix, network) in enumerate(update.network.networks):
+                title = re.sub(r"\d+", "*", public_name(name)) + suffix
+                key = (title, network.strategies[0].subject, kind)
                 count = found[key][1] + 1 if key in found else 1
-                found[key] = LayerPlan(title, count, network, fusible, packed), count
+                plan = LayerPlan(title, count, network, kind, update.network, part)
+                found[key] = plan, count
     return Plans(tuple(plan for plan, _ in found.values()), tokens)
 
 
-def _title(way: Route, ways: Sequence[Route]) -> str:
-    """The name of a way, with what tells it apart from others: widths of a chain, or a number."""
-    if way.factors:
-        widths = (way.factors[0].shape[0], *(factor.shape[1] for factor in way.factors))
-        return f"{way.name} {'-'.join(map(str, widths))}"
-    orders = list(dict.fromkeys(w.steps.order for w in ways if w.steps and not w.factors))
-    if way.steps is None or len(orders) == 1:
-        return way.name
-    return f"{way.name} ({orders.index(way.steps.order) + 1})"
+def _title(strategy: Strategy, known: Sequence[Strategy]) -> str:
+    """The name of a strategy, with what tells it apart: widths of a chain, or a number."""
+    factors = strategy.factors
+    if factors:
+        widths = (factors[0].shape[0], *(factor.shape[1] for factor in factors))
+        return f"{strategy.name} {'-'.join(map(str, widths))}"
+    orders = list(dict.fromkeys(one.steps.order for one in known if one.steps and not one.factors))
+    if strategy.steps is None or len(orders) == 1:
+        return strategy.name
+    return f"{strategy.name} ({orders.index(strategy.steps.order) + 1})"

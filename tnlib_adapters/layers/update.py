@@ -1,8 +1,6 @@
-"""The trainable state of one adapter of a layer, and how it is applied.
+"""The trainable state of one adapter of a layer: its cores, their anchor, and what is cached.
 
-Which way to contract is a comparison of integers, see
-:mod:`tnlib_adapters.execution.strategies`. Where that loses no precision, the base layer and one
-update are computed at once.
+How it is applied is the declaration's, see :mod:`tnlib_adapters.networks.core`.
 """
 
 from __future__ import annotations
@@ -14,18 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from tnlib_adapters.base_model.offloaded import settle
-from tnlib_adapters.execution.factored_linear import factored_linear
-from tnlib_adapters.execution.recomputed_linear import Fixed, rebuilt_linear
-from tnlib_adapters.layers.base_layer import base_weight, plain_weight, state_of
-from tnlib_adapters.layers.cache import Kept
-from tnlib_adapters.layers.residual_base import ResidualWeight
+from tnlib_adapters.execution.base_weight import BaseWeight, DenseWeight
+from tnlib_adapters.layers.base_layer import base_weight, fusible_weight, state_of
+from tnlib_adapters.layers.cache import CachedUpdate, State
 from tnlib_adapters.layers.shared_cores import SharedCores, empty, hold
 from tnlib_adapters.networks.as_tnlib import UpdateView, view
-from tnlib_adapters.networks.core import Maps
-from tnlib_adapters.networks.declaration import Declaration
-from tnlib_adapters.networks.fused_projection import Stacked
-from tnlib_adapters.networks.low_rank import folded
-from tnlib_adapters.networks.network import Network
+from tnlib_adapters.networks.core import Cores, Maps
+from tnlib_adapters.networks.declaration import AdditiveDeclaration, Declaration
 
 ANCHOR = "anchor_"
 
@@ -82,9 +75,9 @@ class Update(nn.Module):
         network.planned()
         # Names of the values that were set or came from a file; and whether none is missing.
         self.started: set[str] = set()
-        self.filled = False
-        self._residual: tuple[tuple[int, int], Tensor] | None = None
-        self._kept: Kept | None = None
+        self.initialized = False
+        self._residual: tuple[State, BaseWeight] | None = None
+        self._cached: CachedUpdate | None = None
 
     @property
     def additive(self) -> bool:
@@ -142,12 +135,12 @@ class Update(nn.Module):
                 self._shared.start(core.key, values[core.key])  # type: ignore[union-attr,operator]
         for name, core_anchor in (self.anchor or {}).items():
             core_anchor.copy_(values.get(ANCHOR + name, values[name]))
-        self.filled = True
+        self.initialized = True
         self.forget()
 
-    def check_filled(self) -> None:
+    def check_initialized(self) -> None:
         """Raise RuntimeError if a core was allocated and never set or loaded."""
-        if self.filled or torch.compiler.is_compiling():
+        if self.initialized or torch.compiler.is_compiling():
             return
         anchor = {ANCHOR + key: value for key, value in (self.anchor or {}).items()}
         values = self.cores | anchor
@@ -163,26 +156,22 @@ class Update(nn.Module):
                 "has none for this layer, being of another model; or a new adapter was made with "
                 "init_weights='saved', which saved configurations say: set init_weights=True"
             )
-        self.filled = True
+        self.initialized = True
 
-    def fixed_part(
-        self, weight: Tensor | Fixed
-    ) -> tuple[Tensor | Fixed, Network, dict[str, Tensor] | None]:
-        """What stays fixed while the cores train: a weight, and the network to add to it."""
-        network: Any = self.network
-        if isinstance(weight, ResidualWeight):
-            # Such a base has one adapter only: the one whose initial cores were taken out of it.
-            return weight.packed, network.unanchored, None
-        if not isinstance(weight, Tensor):
-            return weight, network, self.anchor
-        if not network.residual or torch.compiler.is_compiling():
-            return weight, network, self.anchor
-        state = state_of(weight)
+    def fixed(self, base: BaseWeight) -> tuple[BaseWeight, Cores | None]:
+        """A weight that stays while the cores train, and the anchor to subtract from them."""
+        without = base.without_anchor()
+        if without is not None:
+            return without, None
+        residual = self.network.residual and base.kind == "dense"
+        if not residual or torch.compiler.is_compiling():
+            return base, self.anchor
+        state = state_of(base.watched)
         if self._residual is None or self._residual[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                fixed = weight - network.unanchored.delta(self.anchor or {})
-            self._residual = (state, fixed)
-        return self._residual[1], network.unanchored, None
+                removed = self.weight_network().bound(self.anchor or {}, None).dense()
+                self._residual = state, DenseWeight(base.plus(-removed))
+        return self._residual[1], None
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -190,7 +179,7 @@ class Update(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         own = [*self._parameters, *self._buffers]
         self.started |= {key for key in own if prefix + key in state_dict}
-        self.filled = False
+        self.initialized = False
         self.forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Update:
@@ -199,60 +188,59 @@ class Update(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> Update:
-        """Set the mode; training forgets what was kept for inference."""
+        """Set the mode; training forgets what was cached for inference."""
         if mode:
-            self._kept = None
+            self._cached = None
         super().train(mode)
         return self
 
     @torch.no_grad()
-    def keep(self, base: nn.Module) -> None:
-        """Fold the cores, and add the update to the base weight, for calls without gradients.
+    def cache(self, base: nn.Module) -> None:
+        """Compute what depends on the cores alone, for calls without gradients.
 
-        Of an update of the weight the thin matrices are kept where it has some, else its sum with
-        a plain base weight of at least float32, else the dense update in the weight's dtype.
+        Of an update of the weight the low-rank factors are cached where it has some, else its sum
+        with a plain base weight of at least float32, else the dense update in the weight's dtype.
         """
-        self.check_filled()
-        network, cores = self.network, self.cores
-        kind = next(iter(cores.values())).device.type
-        with torch.inference_mode(False), torch.autocast(kind, enabled=False):
-            if isinstance(network, Network | Stacked):
-                maps: Maps = (folded(network, cores, self.anchor),)
-            else:
-                maps = network.maps(cores)
-            maps = tuple([matrix.detach() for matrix in matrices] for matrices in maps)
-            fused = state = None
+        self.check_initialized()
+        cores = self.cores
+        device_type = next(iter(cores.values())).device.type
+        with torch.inference_mode(False), torch.autocast(device_type, enabled=False):
+            made = self.network.maps(cores, self.anchor)
+            maps: Maps = tuple([matrix.detach() for matrix in matrices] for matrices in made)
+            fused: Tensor | None = None
+            state: State = ()
             if self.additive and len(maps[0]) == 1:
                 update = maps[0][0]
-                weight = plain_weight(base)
-                if weight is not None:
-                    fused, state, maps = (weight + update.mT).detach(), state_of(weight), ()
+                weight = fusible_weight(base)
+                if isinstance(weight, DenseWeight):
+                    fused, state = weight.plus(update.mT).detach(), state_of(weight.watched)
+                    maps = ()
                 else:
                     # A dense copy as wide as the base computes, not as it is trained.
                     maps = ([update.to(_width(base, update.dtype))],)
             made_of = tuple(cores.values())
-            self._kept = Kept(maps, fused, state, made_of, tuple(map(state_of, made_of)))
+            self._cached = CachedUpdate(maps, fused, state, made_of, state_of(made_of))
 
     @property
-    def kept(self) -> Kept | None:
-        """What :meth:`keep` made, where no gradients are recorded and the cores are the same."""
-        kept = self._kept
-        return None if kept is None or torch.is_grad_enabled() or not kept.holds else kept
+    def cached(self) -> CachedUpdate | None:
+        """What :meth:`cache` made, where no gradients are recorded and the cores are the same."""
+        cached = self._cached
+        return None if cached is None or torch.is_grad_enabled() or not cached.holds else cached
 
     @property
-    def is_kept(self) -> bool:
-        """Whether :meth:`keep` has made something that holds."""
-        return self._kept is not None
+    def is_cached(self) -> bool:
+        """Whether :meth:`cache` has made something."""
+        return self._cached is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies compute for themselves."""
-        return self.__dict__ | {"_kept": None, "_residual": None}
+        return self.__dict__ | {"_cached": None, "_residual": None}
 
     def forget(self) -> None:
         """Drop everything that was computed from earlier values."""
-        self._residual = self._kept = None
+        self._residual = self._cached = None
 
-    def weight_network(self) -> Network | Stacked:
+    def weight_network(self) -> AdditiveDeclaration:
         """The declaration, where it is an update of the weight.
 
         Raises
@@ -260,13 +248,14 @@ class Update(nn.Module):
         TypeError
             If it is not.
         """
-        if not isinstance(self.network, Network | Stacked):
+        network = self.network
+        if not network.additive:
             raise TypeError(
-                f"a {type(self.network).__name__.lower()} adapter is not a change of the weight: "
+                f"a {type(network).__name__.lower()} adapter is not a change of the weight: "
                 "it has no dense form and cannot be merged or exported; for LoRETTA use "
                 "variant='rep' without tt_head"
             )
-        return self.network
+        return network  # type: ignore[return-value]
 
     def delta(self) -> Tensor:
         """The dense update (out_features, in_features); differentiable.
@@ -277,7 +266,7 @@ class Update(nn.Module):
             If the adapter is not an update of the weight.
         """
         network = self.weight_network()
-        self.check_filled()
+        self.check_initialized()
         return network.delta(self.cores, self.anchor)
 
     def view(self) -> UpdateView:
@@ -289,43 +278,6 @@ class Update(nn.Module):
             If the adapter is not an update of the weight.
         """
         return view(self.weight_network(), self.cores, self.anchor)
-
-    def entering(self, x: Tensor) -> Tensor:
-        """What the base layer gets instead of ``x``."""
-        return self.network.transform_input(x, self)
-
-    def leaving(self, x: Tensor, y: Tensor) -> Tensor:
-        """What the layer gives instead of the base layer's ``y`` on ``x``."""
-        self.check_filled()
-        return self.network.transform_output(x, y, self)
-
-    @property
-    def folded(self) -> Maps | None:
-        """The matrices that :meth:`keep` made, where they hold."""
-        kept = self.kept
-        return None if kept is None else kept.maps
-
-    def joined(self, x: Tensor, weight: Tensor | Fixed, bias: Tensor | None) -> Tensor | None:
-        """The base layer and the update at once, or None where they are better kept apart."""
-        network = self.network
-        if not isinstance(network, Network | Stacked) or (network.dropout and self.training):
-            return None
-        kept = self.kept
-        if kept is not None:
-            return kept.joined(x, weight, bias)
-        way = network.joint(x, packed=not isinstance(weight, Tensor))
-        if way is None:
-            return None
-        self.check_filled()
-        cores = self.cores
-        if way.name == "fused":
-            fixed, moving, anchor = self.fixed_part(weight)
-            return rebuilt_linear(x, fixed, bias, moving, cores, anchor)
-        if not isinstance(weight, Tensor):
-            return None
-        assert isinstance(network, Network)
-        factors = network.matrices(way, cores)
-        return factored_linear(x, weight, bias, factors) if factors[0].dtype == x.dtype else None
 
     def extra_repr(self) -> str:
         """Cores with their shapes, and the number of trainable values."""

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tnlib import CP, MPO, TT, Tucker, contract
+from tnlib_adapters.execution.dense_forms import interleaved
 from tnlib_adapters.networks.core import Cores
-from tnlib_adapters.networks.fused_projection import Stacked, interleaved
+from tnlib_adapters.networks.declaration import AdditiveDeclaration
 from tnlib_adapters.networks.network import Network
 
 Node = tuple[tuple[str, ...], Tensor]
@@ -102,7 +103,7 @@ class UpdateView:
         return interleaved([block.to_matrix().mT for block in self.blocks], self.groups).mT
 
 
-def view(network: Network | Stacked, cores: Cores, anchor: Cores | None = None) -> UpdateView:
+def view(network: AdditiveDeclaration, cores: Cores, anchor: Cores | None = None) -> UpdateView:
     """An update of a weight as tnlib objects.
 
     Parameters
@@ -112,10 +113,8 @@ def view(network: Network | Stacked, cores: Cores, anchor: Cores | None = None) 
     cores, anchor : mapping of str to Tensor
         Values by key, and the initial ones of an anchored network.
     """
-    if isinstance(network, Stacked):
-        blocks = tuple(_block(part, cores, None) for part in network.parts)
-        return UpdateView(blocks, network.groups)
-    return UpdateView((_block(network, cores, anchor),))
+    blocks = tuple(_block(part, cores, anchor) for _, part in network.networks)
+    return UpdateView(blocks, network.groups)
 
 
 def _block(network: Network, cores: Cores, anchor: Cores | None) -> Block:

@@ -8,4 +8,5 @@ from tnlib_adapters.networks.fused_projection import Stacked
 from tnlib_adapters.networks.network import Network
 from tnlib_adapters.networks.nonlinear import Replacement, Series
 
-Declaration: TypeAlias = Network | Stacked | Series | Replacement
+AdditiveDeclaration: TypeAlias = Network | Stacked
+Declaration: TypeAlias = AdditiveDeclaration | Series | Replacement

@@ -7,40 +7,18 @@ role, or for every group of heads its queries, its keys and its values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from tnlib_adapters.execution.cost_model import Route
-from tnlib_adapters.execution.dense_update import Pieces
-from tnlib_adapters.networks.core import Core, Cores, WeightUpdate
+from tnlib_adapters.execution.cost_model import Strategy
+from tnlib_adapters.execution.dense_forms import Rows, interleaved
+from tnlib_adapters.execution.dense_update import DenseUpdate
+from tnlib_adapters.execution.strategies import Strategies
+from tnlib_adapters.networks.core import Core, Cores, Factors, WeightUpdate
+from tnlib_adapters.networks.low_rank import stacked_factors
 from tnlib_adapters.networks.network import Network
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Updates of parts as the rows of one; see :func:`interleaved`."""
-
-    groups: int
-
-    def update(self, pieces: Pieces, anchor: Pieces | None, scale: float) -> Tensor:
-        """All rows; there is no anchor, and the parts are scaled."""
-        return interleaved([piece.mT for piece in pieces], self.groups).mT
-
-    def added(
-        self, pieces: Pieces, anchor: Pieces | None, scale: float, weight: Tensor, out: Tensor
-    ) -> Tensor:
-        """All rows plus `weight`, in `out`, which may be `weight`."""
-        return torch.add(weight, self.update(pieces, anchor, scale), out=out)
-
-    def gradients(self, grad: Tensor, pieces: Pieces, scale: float) -> Pieces:
-        """Gradients of the parts for a gradient of the whole."""
-        runs = grad.reshape(self.groups, -1, grad.shape[-1])
-        lengths = [len(piece) // self.groups for piece in pieces]
-        return tuple(part.flatten(0, 1) for part in torch.split(runs, lengths, 1))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,32 +102,37 @@ class Stacked(WeightUpdate):
         return tuple((f", part {k}", part) for k, part in enumerate(self.parts))
 
     def planned(self) -> None:
-        """Work out all orders now."""
+        """Work out all strategies now."""
         for part in self.parts:
             part.planned()
+        _ = self.strategies, self.dense
 
-    @property
-    def scale(self) -> float:
-        """Of the whole; every part scales its own rows."""
-        return 1.0
+    @cached_property
+    def strategies(self) -> tuple[Strategies, ...]:
+        """The strategies of every part."""
+        return tuple(part.strategies[0] for part in self.parts)
 
-    @property
+    @cached_property
     def dense(self) -> Rows:
         """How the parts' updates become the rows of one."""
-        return Rows(self.groups)
+        forms = tuple((part.dense, len(part.cores), part.scale) for part in self.parts)
+        return Rows(forms, self.groups)
 
-    def pieces(self, cores: Cores) -> Pieces:
-        """The updates of the parts; differentiable."""
-        return tuple(part.delta(cores) for part in self.parts)
+    def bound(self, cores: Cores, anchor: Cores | None) -> DenseUpdate:
+        """The dense update of given cores; there is no anchor."""
+        values = tuple(value for part in self.parts for value in part.values(cores))
+        return DenseUpdate(self.dense, values)
 
-    def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
-        """The dense update, of shape (out_features, in_features)."""
-        return self.dense.update(self.pieces(cores), None, 1.0)
+    def matrices(self, strategy: Strategy, cores: Cores) -> list[Tensor]:
+        """The factors of a strategy, which only a single part can have for all rows."""
+        (part,) = self.parts
+        return part.matrices(strategy, cores)
 
-    def joint(self, x: Tensor, *, packed: bool = False) -> Route | None:
-        """The way that adds all updates to the base weight, if it is the fastest for every part."""
-        routes = [part.route(x, fusible=True) for part in self.parts]
-        return routes[0] if all(route.name == "fused" for route in routes) else None
+    def cut_factors(self, cores: Cores, anchor: Cores | None = None) -> Factors | None:
+        """B and A with ``B @ A`` the update, of any rank; None where a part has none."""
+        parts = [part.cut_factors(cores) for part in self.parts]
+        found = [part for part in parts if part is not None]
+        return stacked_factors(found, self.groups) if len(found) == len(parts) else None
 
     def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
         """``x @ delta.T`` for ``x`` of shape (..., in_features)."""
@@ -158,9 +141,3 @@ class Stacked(WeightUpdate):
     def __repr__(self) -> str:
         """Every part in turn."""
         return "\n".join(map(str, self.parts))
-
-
-def interleaved(pieces: Sequence[Tensor], groups: int) -> Tensor:
-    """Pieces joined along the last axis, each cut into `groups` runs that take turns."""
-    runs = [piece.reshape(*piece.shape[:-1], groups, -1) for piece in pieces]
-    return torch.cat(runs, -1).flatten(-2)

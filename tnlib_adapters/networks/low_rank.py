@@ -10,71 +10,48 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import opt_einsum
 import torch
 from torch import Tensor
 
 from tnlib import plan_contraction
-from tnlib_adapters.networks.core import Cores
-from tnlib_adapters.networks.fused_projection import Stacked, interleaved
-from tnlib_adapters.networks.network import Network
-
-Factors = tuple[Tensor, Tensor]
+from tnlib_adapters.execution.dense_forms import interleaved
+from tnlib_adapters.networks.core import Core, Cores, Factors
 
 
-def low_rank_factors(
-    network: Network | Stacked, cores: Cores, anchor: Cores | None = None
-) -> Factors | None:
-    """B and A with ``B @ A`` the dense update, never formed.
+class Contraction(Protocol):
+    """What is read of a network: its cores with their legs, and their values."""
 
-    All ways to give the cores without open legs to a side are tried, so networks with dozens of
-    such cores are out of reach.
+    @property
+    def cores(self) -> tuple[Core, ...]:
+        """All cores."""
 
-    Parameters
-    ----------
-    network : Network or Stacked
-        The declaration. Of stacked parts, A's that are equal are kept once.
-    cores : mapping of str to Tensor
-        Values by key.
-    anchor : mapping of str to Tensor, optional
-        Initial values, where the network is anchored; its rank is then twice the cut's.
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Size of every leg."""
 
-    Returns
-    -------
-    (Tensor, Tensor) or None
-        B (out_features, r) with the scale and A (r, in_features), in the dtype of the cores. None
-        if the network has no cut, or none with r up to both widths.
+    @property
+    def out_legs(self) -> tuple[str, ...]:
+        """Open legs of the rows."""
 
-    Examples
-    --------
-    >>> from tnlib_adapters import LoTRConfig, Site
-    >>> network = LoTRConfig(r=2).network(Site("query", 6, 4))
-    >>> cores = {key: core.double() for key, core in network.initial(zeros=False).items()}
-    >>> B, A = low_rank_factors(network, cores)
-    >>> B.shape, A.shape, torch.allclose(B @ A, network.delta(cores))
-    (torch.Size([6, 2]), torch.Size([2, 4]), True)
-    """
-    if isinstance(network, Stacked):
-        parts = [_of_network(part, cores, None) for part in network.parts]
-        found = [part for part in parts if part is not None]
-        factors = _stacked(found, network.groups) if len(found) == len(parts) else None
-    else:
-        factors = _of_network(network, cores, anchor)
-    if factors is None or len(factors[1]) > min(network.out_features, network.in_features):
-        return None
-    return factors
+    @property
+    def in_legs(self) -> tuple[str, ...]:
+        """Open legs of the columns."""
 
+    @property
+    def at(self) -> Mapping[str, int]:
+        """Indices of the legs that are fixed."""
 
-def folded(network: Network | Stacked, cores: Cores, anchor: Cores | None = None) -> list[Tensor]:
-    """Matrices whose product is the update, transposed: two thin ones, or the update itself."""
-    factors = low_rank_factors(network, cores, anchor)
-    entries = network.out_features * network.in_features
-    if factors is None or factors[0].numel() + factors[1].numel() >= entries:
-        return [network.delta(cores, anchor).mT]
-    return [factors[1].mT, factors[0].mT]
+    @property
+    def scale(self) -> float:
+        """Factor of the update."""
+
+    def values(self, cores: Cores) -> list[Tensor]:
+        """The cores in order, those with a fixed leg at its index."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +63,12 @@ class _Cut:
     rank: int
 
 
-def _of_network(network: Network, cores: Cores, anchor: Cores | None) -> Factors | None:
+def cut_factors(network: Contraction, cores: Cores, anchor: Cores | None = None) -> Factors | None:
+    """B (out_features, r) with the scale and A (r, in_features) of the smallest cut, or None.
+
+    All ways to give the cores without open legs to a side are tried, so networks with dozens of
+    such cores are out of reach. The rank of an anchored network is twice the cut's.
+    """
     cut = _smallest_cut(network)
     if cut is None:
         return None
@@ -96,7 +78,7 @@ def _of_network(network: Network, cores: Cores, anchor: Cores | None) -> Factors
     return torch.cat([outer, -outer_0], 1), torch.cat([inner, inner_0])
 
 
-def _open_and_joining(network: Network) -> list[tuple[str, ...]]:
+def _open_and_joining(network: Contraction) -> list[tuple[str, ...]]:
     """Legs of every core that count: neither fixed nor of size 1."""
     return [
         tuple(leg for leg in core.legs if leg not in network.at and network.sizes[leg] > 1)
@@ -104,7 +86,7 @@ def _open_and_joining(network: Network) -> list[tuple[str, ...]]:
     ]
 
 
-def _smallest_cut(network: Network) -> _Cut | None:
+def _smallest_cut(network: Contraction) -> _Cut | None:
     legs = _open_and_joining(network)
     numbers = range(len(legs))
     outer = {k for k in numbers if set(legs[k]) & set(network.out_legs)}
@@ -125,7 +107,7 @@ def _smallest_cut(network: Network) -> _Cut | None:
     return best
 
 
-def _contracted(network: Network, cut: _Cut, cores: Cores) -> Factors:
+def _contracted(network: Contraction, cut: _Cut, cores: Cores) -> Factors:
     inner = [k for k in range(len(network.cores)) if k not in cut.outer]
     columns = _side(network, cut, cores, sorted(cut.outer), network.out_legs)
     rows = _side(network, cut, cores, inner, network.in_legs)
@@ -133,7 +115,11 @@ def _contracted(network: Network, cut: _Cut, cores: Cores) -> Factors:
 
 
 def _side(
-    network: Network, cut: _Cut, cores: Cores, members: Sequence[int], open_legs: Collection[str]
+    network: Contraction,
+    cut: _Cut,
+    cores: Cores,
+    members: Sequence[int],
+    open_legs: Collection[str],
 ) -> Tensor:
     """One side's cores contracted, of shape (open width, rank)."""
     values, legs = network.values(cores), _open_and_joining(network)
@@ -150,18 +136,21 @@ def _side(
     return result.reshape(-1, cut.rank)
 
 
-def _stacked(parts: Sequence[Factors], groups: int) -> Factors:
-    """Factors of updates one below another, their rows taking turns in `groups` runs."""
+def stacked_factors(parts: Sequence[Factors], groups: int) -> Factors:
+    """Factors of updates one below another, their rows taking turns in `groups` runs.
+
+    Of A's that are equal one is taken.
+    """
     bottoms: list[Tensor] = []
-    places = []
+    positions = []
     for _, inner in parts:
         equal = [k for k, known in enumerate(bottoms) if torch.equal(known, inner)]
-        places.append(equal[0] if equal else len(bottoms))
+        positions.append(equal[0] if equal else len(bottoms))
         bottoms += [] if equal else [inner]
     starts = [0, *itertools.accumulate(map(len, bottoms))]
     tops = []
-    for (outer, _), place in zip(parts, places, strict=True):
+    for (outer, _), k in zip(parts, positions, strict=True):
         top = outer.new_zeros(len(outer), starts[-1])
-        top[:, starts[place] : starts[place + 1]] = outer
+        top[:, starts[k] : starts[k + 1]] = outer
         tops.append(top.mT)
     return interleaved(tops, groups).mT, torch.cat(bottoms)

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tnlib_adapters.execution.cost_model import Route, Subject
-from tnlib_adapters.execution.dense_update import Dense, Pieces, dense_form
+from tnlib_adapters.execution.cost_model import Strategy, Subject
+from tnlib_adapters.execution.dense_forms import Full, TwoFactor
+from tnlib_adapters.execution.dense_update import DenseUpdate, dense_form
 from tnlib_adapters.execution.factored_linear import factored_linear
-from tnlib_adapters.execution.recomputed_linear import rebuilt_linear
-from tnlib_adapters.execution.strategies import Routes, routes
-from tnlib_adapters.networks.core import Core, Cores, WeightUpdate
+from tnlib_adapters.execution.recomputed_linear import recomputed_linear
+from tnlib_adapters.execution.strategies import Strategies, choose_strategy, strategies_of
+from tnlib_adapters.networks.core import Core, Cores, Factors, WeightUpdate
+from tnlib_adapters.networks.low_rank import cut_factors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -149,35 +151,17 @@ class Network(WeightUpdate):
         """
         return {core.key: tuple(self.sizes[leg] for leg in core.legs) for core in self.cores}
 
-    def delta(self, cores: Cores, anchor: Cores | None = None) -> Tensor:
-        """The dense update, of shape (out_features, in_features), in the dtype of the cores.
+    def bound(self, cores: Cores, anchor: Cores | None) -> DenseUpdate:
+        """The dense update of given cores, minus that of the anchor if there is one."""
+        fixed = () if anchor is None else tuple(self.values(anchor))
+        return DenseUpdate(self.dense, tuple(self.values(cores)), fixed, self.scale)
 
-        Parameters
-        ----------
-        cores : mapping of str to Tensor
-            Values by key.
-        anchor : mapping of str to Tensor, optional
-            Initial values, required exactly when the network is anchored.
-
-        Examples
-        --------
-        >>> from tnlib_adapters import LoTRConfig, Site
-        >>> network = LoTRConfig(r=4).network(Site("query", 48, 64))
-        >>> network.delta(network.initial()).shape
-        torch.Size([48, 64])
-        """
-        self._check_anchor(anchor)
-        # Half precision would round away what the cores know, and the difference to the anchor.
-        with torch.autocast(next(iter(cores.values())).device.type, enabled=False):
-            pieces, fixed = self.pieces(cores), None if anchor is None else self.pieces(anchor)
-            return self.dense.update(pieces, fixed, self.scale)
-
-    def pieces(self, cores: Cores) -> Pieces:
-        """The parts of which :attr:`dense` forms the update; differentiable."""
-        return self.dense.pieces(self.values(cores))
+    def cut_factors(self, cores: Cores, anchor: Cores | None = None) -> Factors | None:
+        """B and A with ``B @ A`` the update, of any rank; None where no cut gives such."""
+        return cut_factors(self, cores, anchor)
 
     def apply(self, x: Tensor, cores: Cores, anchor: Cores | None = None) -> Tensor:
-        """``x @ delta.T`` in the way that is predicted to be fastest; see ``routes``.
+        """``x @ delta.T`` by the strategy that is predicted to be fastest.
 
         Parameters
         ----------
@@ -201,26 +185,27 @@ class Network(WeightUpdate):
         >>> torch.allclose(network.apply(x, cores), x @ network.delta(cores).T)
         True
         """
-        self._check_anchor(anchor)
-        route = self.route(x, fusible=False)
-        if route.name == "dense":
-            return rebuilt_linear(x, None, None, self, cores, anchor)
-        y = self.follow(route, x, cores)
-        return y if anchor is None else y - self.follow(route, x, anchor)
+        self.check_anchor(anchor)
+        n_tokens, training = x.shape[:-1].numel(), torch.is_grad_enabled()
+        strategy = choose_strategy(self, "none", n_tokens, training=training)
+        if strategy.name == "dense":
+            return recomputed_linear(x, None, None, self.bound(cores, anchor))
+        y = self.follow(strategy, x, cores)
+        return y if anchor is None else y - self.follow(strategy, x, anchor)
 
-    def follow(self, route: Route, x: Tensor, cores: Cores) -> Tensor:
-        """``x`` through the cores by a route that does not form the update."""
-        if route.factors:
-            return factored_linear(x, None, None, self.matrices(route, cores))
-        if route.steps is None:
-            raise ValueError(f"the way {route.name!r} forms the update; use delta")
-        steps, values = route.steps, self.values(cores)
+    def follow(self, strategy: Strategy, x: Tensor, cores: Cores) -> Tensor:
+        """``x`` through the cores by a strategy that does not form the update."""
+        if strategy.factors:
+            return factored_linear(x, None, None, self.matrices(strategy, cores))
+        if strategy.steps is None:
+            raise ValueError(f"the strategy {strategy.name!r} forms the update; use delta")
+        steps, values = strategy.steps, self.values(cores)
 
         def through(batch: Tensor, *cores: Tensor) -> Tensor:
             return steps([batch, *cores])
 
         batch = x.to(values[0].dtype).reshape(-1, *self._in_sizes)
-        if route.rebuilt and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if strategy.recomputed and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             y: Tensor = checkpoint(
                 through, batch, *values, use_reentrant=False, preserve_rng_state=False
             )
@@ -229,34 +214,15 @@ class Network(WeightUpdate):
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.scale == 1.0 else y * self.scale
 
-    def joint(self, x: Tensor, *, packed: bool = False) -> Route | None:
-        """The way for ``x``, if it computes a base layer in the same go, else None.
-
-        The fastest one, but for `packed` weights, see ``Routes.over_packed``; thin factors
-        stay apart from those.
-        """
-        if packed:
-            tokens = x.shape[:-1].numel()
-            route = self.routes.over_packed(tokens, training=torch.is_grad_enabled())
-            return route if route.name == "fused" else None
-        route = self.route(x, fusible=True)
-        joint = route.name == "fused" or (route.factors and not self.anchored)
-        return route if joint else None
-
-    def route(self, x: Tensor, *, fusible: bool) -> Route:
-        """The way that is taken for activations ``x``."""
-        tokens = x.shape[:-1].numel()
-        return self.routes.at(tokens, training=torch.is_grad_enabled(), fusible=fusible)
-
-    def matrices(self, route: Route, cores: Cores) -> list[Tensor]:
-        """The factors of a route, of which the smallest is scaled; differentiable."""
+    def matrices(self, strategy: Strategy, cores: Cores) -> list[Tensor]:
+        """The factors of a strategy, of which the smallest is scaled; differentiable."""
         values = self.values(cores)
         made = [
             factor.contraction([values[k] for k in factor.cores]).reshape(factor.shape)
-            for factor in route.factors
+            for factor in strategy.factors
         ]
         if self.scale != 1.0:
-            made[route.scaled] = made[route.scaled] * self.scale
+            made[strategy.scaled] = made[strategy.scaled] * self.scale
         return made
 
     def values(self, cores: Cores) -> list[Tensor]:
@@ -276,26 +242,25 @@ class Network(WeightUpdate):
         return replace(self, anchored=False, residual=False)
 
     @cached_property
-    def dense(self) -> Dense:
+    def dense(self) -> Full | TwoFactor:
         """How the dense update is formed."""
         terms, rows, columns, sizes = self._spelled
         return dense_form(terms, rows, columns, sizes)
 
     @cached_property
-    def routes(self) -> Routes:
-        """The ways to apply the update, and which is the fastest for a number of tokens."""
+    def strategies(self) -> tuple[Strategies, ...]:
+        """The strategies to apply the update, and which is the fastest for a number of tokens."""
         trained = tuple(k for k, core in enumerate(self.cores) if not core.frozen)
-        return routes(
-            Subject(
-                self._token_equation(),
-                self._in_sizes,
-                tuple(self._fixed_shapes()),
-                trained,
-                self.anchored,
-                self.dense,
-                (self.out_features, self.in_features),
-            )
+        subject = Subject(
+            self._token_equation(),
+            self._in_sizes,
+            tuple(self._fixed_shapes()),
+            trained,
+            self.anchored,
+            self.dense,
+            (self.out_features, self.in_features),
         )
+        return (strategies_of(subject),)
 
     def __repr__(self) -> str:
         """One line a core, and the count."""
@@ -310,8 +275,8 @@ class Network(WeightUpdate):
         return tuple(leg for leg in core.legs if leg not in self.at)
 
     def planned(self) -> None:
-        """Work out all ways now: a graph that is compiled cannot."""
-        _ = self.routes.table, self.routes.keeping
+        """Work out all strategies now: a graph that is compiled cannot."""
+        _ = self.strategies[0].table
         _ = self.out_features, self.in_features, self._in_sizes
 
     @cached_property
@@ -338,8 +303,3 @@ class Network(WeightUpdate):
         terms, rows, columns, sizes = self._spelled
         token = opt_einsum.get_symbol(len(sizes))
         return f"{token}{columns},{','.join(terms)}->{token}{rows}"
-
-    def _check_anchor(self, anchor: Cores | None) -> None:
-        if self.anchored != (anchor is not None):
-            needs = "needs" if self.anchored else "takes no"
-            raise ValueError(f"this network {needs} anchor (anchored={self.anchored})")

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnlib_adapters.execution.factored_linear import factored_linear
+from tnlib_adapters.execution.strategies import Strategies
 from tnlib_adapters.networks.core import Core, Cores, Declared, Maps, State
 from tnlib_adapters.networks.initializers import zeros
-from tnlib_adapters.networks.low_rank import folded
 from tnlib_adapters.networks.network import Network
 
 
@@ -81,6 +81,11 @@ class Series(Declared):
         """The networks that are contracted, with what tells them apart."""
         return ((", down", self.down), (", up", self.up))
 
+    @property
+    def strategies(self) -> tuple[Strategies, ...]:
+        """The strategies to apply each of them."""
+        return self.down.strategies + self.up.strategies
+
     def transform_input(self, x: Tensor, state: State) -> Tensor:
         """What the base layer gets instead of ``x``."""
         return self._shifted(x, state) if self.side == "input" else x
@@ -90,16 +95,17 @@ class Series(Declared):
         return y if self.side == "input" else self._shifted(y, state)
 
     def _shifted(self, h: Tensor, state: State) -> Tensor:
-        return self.shift(h, state.cores, state.folded, training=state.training)
+        maps = None if state.cached is None else state.cached.maps
+        return self.shift(h, state.cores, maps, training=state.training)
 
     def planned(self) -> None:
-        """Work out all orders now."""
+        """Work out all strategies now."""
         self.down.planned()
         self.up.planned()
 
-    def maps(self, cores: Cores) -> Maps:
+    def maps(self, cores: Cores, anchor: Cores | None = None) -> Maps:
         """The matrices of either map, for :meth:`shift`."""
-        return folded(self.down, cores), folded(self.up, cores)
+        return self.down.maps(cores) + self.up.maps(cores)
 
     def shift(
         self,
@@ -165,17 +171,23 @@ class Replacement(Declared):
         """The networks that are contracted, with what tells them apart."""
         return (("", self.network),)
 
+    @property
+    def strategies(self) -> tuple[Strategies, ...]:
+        """The strategies to apply it."""
+        return self.network.strategies
+
     def transform_output(self, x: Tensor, y: Tensor, state: State) -> Tensor:
         """What the layer gives instead of the base layer's ``y`` on ``x``."""
-        return self.replace(x, state.cores, state.folded).to(y.dtype)
+        maps = None if state.cached is None else state.cached.maps
+        return self.replace(x, state.cores, maps).to(y.dtype)
 
     def planned(self) -> None:
-        """Work out all orders now."""
+        """Work out all strategies now."""
         self.network.planned()
 
-    def maps(self, cores: Cores) -> Maps:
+    def maps(self, cores: Cores, anchor: Cores | None = None) -> Maps:
         """The matrices of the weight, for :meth:`replace`."""
-        return (folded(self.network, cores),)
+        return self.network.maps(cores)
 
     def replace(self, x: Tensor, cores: Cores, maps: Maps | None = None) -> Tensor:
         """The layer applied to ``x`` of shape (..., in_features), in its dtype."""
