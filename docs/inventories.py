@@ -10,6 +10,10 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
+import tnlib
+import tnlib_adapters
+import tnlib_adapters.quantization
+
 SITES = {
     "numpy": "https://numpy.org/doc/stable/",
     "python": "https://docs.python.org/3/",
@@ -77,14 +81,7 @@ WORDS = {
     "mapping": "collections.abc.Mapping",
     "sequence": "collections.abc.Sequence",
 }
-OURS = {
-    "tnlib": "Allocation CP DimsSuggestion Info MPO Plan PlansBySize RankProfile Roofline TT "
-    "Tucker",
-    "tnlib_adapters": "Conversion ConvertedWeight Core Count CountRow DoTAConfig LayerPlan "
-    "LoRETTAConfig LoRTAConfig LoTRConfig MergeReport Network NetworkConfig NetworkLinear Plans "
-    "Replacement Series SharedCores Site Stacked Start UpdateView",
-    "tnlib_adapters.quantization": "Footprint FootprintRow QuantizedLinear",
-}
+PACKAGES = (tnlib, tnlib_adapters, tnlib_adapters.quantization)
 
 
 def _rows() -> list[tuple[str, str, str, str]]:
@@ -94,7 +91,12 @@ def _rows() -> list[tuple[str, str, str, str]]:
 
 def aliases() -> dict[str, str]:
     """What a word in the type of a parameter refers to, as reStructuredText."""
-    own = {name: f"{package}.{name}" for package, names in OURS.items() for name in names.split()}
+    own = {
+        name: f"{package.__name__}.{name}"
+        for package in PACKAGES
+        for name in package.__all__
+        if isinstance(getattr(package, name), type)
+    }
     others = {name: name for site, name, _, _ in _rows() if site != "python"}
     return {word: f":obj:`{word} <{name}>`" for word, name in (WORDS | own | others).items()}
 

@@ -26,7 +26,7 @@ ORDER = {
     "tnlib_adapters": [
         ["requirements", "checks", "progress", "base_model", "execution"],
         ["fourbit", "networks"],
-        ["layers"],
+        ["layers", "fitting"],
         ["quantization"],
         ["peft_plugin"],
         ["methods"],

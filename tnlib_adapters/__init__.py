@@ -5,6 +5,9 @@ import it first.
 """
 
 from tnlib_adapters import requirements as requirements  # first: says what is to be installed
+
+# isort: split
+from tnlib_adapters import methods as methods
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
 from tnlib_adapters.convert.from_lora import from_lora
@@ -14,7 +17,7 @@ from tnlib_adapters.layers.cached import cached
 from tnlib_adapters.layers.network_linear import NetworkLinear
 from tnlib_adapters.layers.shared_cores import SharedCores
 from tnlib_adapters.layers.strategy_report import LayerPlan, Plans, plans
-from tnlib_adapters.methods import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig
+from tnlib_adapters.methods import *  # noqa: F403 (the methods, as their room exports them)
 from tnlib_adapters.networks.as_tnlib import UpdateView
 from tnlib_adapters.networks.core import Core
 from tnlib_adapters.networks.drawing import draw
@@ -31,11 +34,7 @@ __all__ = [
     "Core",
     "Count",
     "CountRow",
-    "DoTAConfig",
     "LayerPlan",
-    "LoRETTAConfig",
-    "LoRTAConfig",
-    "LoTRConfig",
     "MergeReport",
     "Network",
     "NetworkConfig",
@@ -61,3 +60,4 @@ __all__ = [
     "uniform",
     "zeros",
 ]
+__all__ += methods.__all__

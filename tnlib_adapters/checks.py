@@ -57,6 +57,14 @@ def mode_lists(name: str, value: Sequence[Any], what: str, *, same_length: bool 
         positive_int(f"every mode of {name}", size)
 
 
+def check_dims(value: object, *, same_length: bool = False) -> None:
+    """Raise TypeError or ValueError unless `value` is a number of modes or a pair of modes."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        mode_lists("dims", value, "row modes, column modes", same_length=same_length)
+    else:
+        positive_int("dims", value)
+
+
 # What others call our fields.
 _WORDS = {
     "lora_alpha": "alpha",

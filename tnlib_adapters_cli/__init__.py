@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import math
 import os
 import re
@@ -22,10 +23,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-METHODS = ("dota", "lotr", "lorta", "loretta", "lora")
-CONVERTED = ("lotr", "lorta", "loretta")
 TASKS = ("CAUSAL_LM", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS")
 _SPEC = """
 A METHOD is a name, with fields of its configuration where wanted:
@@ -163,7 +163,7 @@ examples:
     command.add_argument(
         "model", metavar="MODEL", type=_place, help="model folder, config.json, or hub name"
     )
-    command.add_argument("methods", metavar="METHOD", nargs="+", type=_method(METHODS))
+    command.add_argument("methods", metavar="METHOD", nargs="+", type=_method)
     command.add_argument(
         "--targets", metavar="NAMES", help="name endings of the layers, with +; or all-linear"
     )
@@ -247,7 +247,7 @@ examples:
     command.add_argument(
         "output", metavar="OUTPUT", type=_place, help="folder to write, new or empty"
     )
-    command.add_argument("method", metavar="METHOD", type=_method(CONVERTED))
+    command.add_argument("method", metavar="METHOD", type=_method)
     command.add_argument(
         "--eps", type=_error, metavar="X", help="smallest size with this error, up to the METHOD's"
     )
@@ -293,16 +293,23 @@ def _place(text: str) -> str:
     return text
 
 
-def _method(known: Sequence[str]) -> Any:
-    def method(text: str) -> str:
-        name, colon, fields = text.partition(":")
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"no method {name!r}; there are {', '.join(known)}")
-        if colon and not all(re.fullmatch(r"\w+=[^,=]+", entry) for entry in fields.split(",")):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {name}:FIELD=VALUE,FIELD=VALUE")
-        return text
+def methods() -> list[str]:
+    """The names of the methods, which are those of their files: nothing is imported for them."""
+    spec = importlib.util.find_spec("tnlib_adapters")
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    files = [path for folder in folders for path in Path(folder, "methods").glob("[!_]*.py")]
+    return sorted(path.stem for path in files)
 
-    return method
+
+def _method(text: str) -> str:
+    """A METHOD, as it is written."""
+    known = methods()
+    name, colon, fields = text.partition(":")
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"no method {name!r}; there are {', '.join(known)}")
+    if colon and not all(re.fullmatch(r"\w+=[^,=]+", entry) for entry in fields.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name}:FIELD=VALUE,FIELD=VALUE")
+    return text
 
 
 def _positive(text: str) -> int:

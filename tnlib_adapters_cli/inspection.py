@@ -28,7 +28,7 @@ _OF_LORA = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_
 # Fields of every configuration, which are told by themselves or are the same for all.
 _COMMON = frozenset(
     (
-        *("auto_mapping", "base_model_name_or_path", "base_quantization", "bias"),
+        *("auto_mapping", "base_model_name_or_path", "base_quantization", "bias", "described"),
         *("exclude_modules", "inference_mode", "init_weights", "layers_pattern"),
         *("layers_to_transform", "modules_to_save", "peft_type", "peft_version", "progressbar"),
         *("revision", "target_modules", "task_type"),
@@ -86,10 +86,11 @@ def run(options: argparse.Namespace) -> str:
     ]
     frozen = sum(row["values"] for row in rows if row["kind"] == "frozen start")
     adapted = {part.owner for part in parts if part.kind in ("weight", "frozen start")}
+    described = _described(config, method)
     facts = {
         "method": method,
         "settings": _settings(config, method),
-        "scale": _scale(config, method),
+        "scale": described.get("scale"),
         "start": _start(config, frozen > 0),
         "base": config.get("base_model_name_or_path"),
         "base_quantization": config.get("base_quantization"),
@@ -99,7 +100,8 @@ def run(options: argparse.Namespace) -> str:
         "trained": sum(row["values"] for row in rows) - frozen,
         "frozen": frozen,
         "file_bytes": path.stat().st_size,
-        "merges": _merges(config, method),
+        "merges": described.get("merges"),
+        "low_rank": described.get("low_rank"),
     }
     if options.json:
         return json.dumps(facts | {"tensors": rows}, indent=1)
@@ -142,13 +144,15 @@ def _settings(config: Mapping[str, Any], method: str) -> dict[str, Any]:
     return {name: config[name] for name in names if config.get(name) not in (None, False, {}, [])}
 
 
-def _scale(config: Mapping[str, Any], method: str) -> float | None:
-    """The factor of the update, where the method is known here and has one."""
-    alpha = config.get("lora_alpha" if method == "lora" else "alpha")
-    rank = config.get("bottleneck" if method == "loretta" else "r")
-    if method == "dota" or not alpha or not rank:
-        return 1.0 if method == "dota" else None
-    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+def _described(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """What the method says of itself: the factor of the update, whether it merges and is a LoRA."""
+    if method != "lora":
+        return config.get("described") or {}
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    known = {"merges": True, "low_rank": True}
+    if not rank or not alpha:
+        return known
+    return known | {"scale": alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)}
 
 
 def _start(config: Mapping[str, Any], anchored: bool) -> str:
@@ -157,17 +161,10 @@ def _start(config: Mapping[str, Any], anchored: bool) -> str:
     return "random" if config.get("init_weights") == "random" else "the base model"
 
 
-def _merges(config: Mapping[str, Any], method: str) -> bool | None:
-    """Whether the adapter is an update of weights; None for a method that is not known here."""
-    if method == "loretta":
-        return config.get("variant") == "rep" and not config.get("tt_head")
-    return True if method in ("dota", "lotr", "lorta", "lora") else None
-
-
 def _words(facts: Mapping[str, Any]) -> str:
     targets, form = facts["targets"], facts["base_quantization"]
     answer = {True: "yes", False: "no: not an update of the weights", None: "not known here"}
-    if facts["method"] == "dota":
+    if facts["low_rank"] is False:
         answer[True] = "yes, as a LoRA with --rank or --eps"
     rows = [
         ("method", facts["method"]),

@@ -328,7 +328,7 @@ def test_layers_whose_weight_is_read_stay_in_full_precision(kind):
 
 
 @pytest.mark.parametrize("left_out", [0, 1])
-@pytest.mark.parametrize("method", ["dota", "lotr", "lorta", "rep"])
+@pytest.mark.parametrize("method", MERGEABLE)
 def test_a_core_that_never_came_is_named(method, left_out, tmp_path):
     """transformers says what is missing in its log only."""
     model = peft.get_peft_model(make("llama"), config(method, ["q_proj"], init_weights=False))
@@ -381,7 +381,7 @@ def test_norms_keep_the_dtype_of_the_base_where_adapters_shall():
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("method", ["dota", "lotr", "lorta", "rep", "adp"])
+@pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_of_full_precision_warns_over_4_bits(method, tmp_path):
     model = peft.get_peft_model(make("llama"), config(method, ["q_proj"]))
     model.save_pretrained(tmp_path)
@@ -397,7 +397,7 @@ def offloaded(folder, spare):
     return hf.AutoModelForCausalLM.from_pretrained(folder, device_map=places, offload_folder=spare)
 
 
-@pytest.mark.parametrize("method", ["dota", "lotr", "lorta", "rep"])
+@pytest.mark.parametrize("method", MERGEABLE)
 def test_weights_on_disk_are_adapted_and_loaded_over(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # PEFT writes off-loaded files below the folder it runs in
     base = make("llama")
@@ -423,7 +423,7 @@ def test_weights_on_disk_are_adapted_and_loaded_over(method, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("low", [False, True])
-@pytest.mark.parametrize("method", ["dota", "lotr", "lorta", "rep"])
+@pytest.mark.parametrize("method", MERGEABLE)
 def test_an_adapter_is_injected_by_its_values_alone(method, low):
     model = trained(make("llama"), method, ["q_proj", "v_proj"])
     values = peft.get_peft_model_state_dict(model)

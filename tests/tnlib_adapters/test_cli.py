@@ -25,7 +25,7 @@ import tnlib_adapters_cli as cli
 from tests.tnlib_adapters.methods import METHODS
 from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
 from tnlib_adapters.base_model import names
-from tnlib_adapters.commands.methods import configuration
+from tnlib_adapters.commands.methods import CONFIGS, configuration
 from tnlib_adapters.convert import folder as exchange_folder
 from tnlib_adapters.convert import merge as merging
 from tnlib_adapters.layers.update import ANCHOR
@@ -238,7 +238,6 @@ def test_debug_shows_where_an_error_comes_from(folder, capsys):
         ["merge", "adapter", "output", "--dtype", "int8"],
         ["to-lora", "adapter", "output", "--rank", "0"],
         ["to-lora", "adapter", "output", "--eps", "-1"],
-        ["from-lora", "lora", "output", "dota"],
         ["from-lora", "lora", "output", "lotr", "--eps", "nan"],
     ],
 )
@@ -247,6 +246,16 @@ def test_wrong_usage_ends_with_two(words, capsys):
         cli.main(words)
     assert stop.value.code == 2
     assert "usage: tnlib-adapters" in capsys.readouterr().err
+
+
+def test_a_method_that_no_lora_becomes_is_wrong_usage(capsys):
+    code, out, err = run(capsys, "from-lora", "lora", "output", "dota")
+    assert (code, out) == (2, "")
+    assert re.match(r"error: a LoRA cannot become 'dota'; it can become .*lotr", err)
+
+
+def test_the_parser_knows_the_methods_that_the_package_has():
+    assert sorted(CONFIGS) == cli.methods()
 
 
 @pytest.mark.parametrize("command", ["count", "inspect", "merge", "to-lora", "from-lora"])

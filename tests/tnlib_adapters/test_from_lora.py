@@ -13,14 +13,16 @@ import safetensors.torch
 import torch
 from peft import LoraConfig
 
+from tests.tnlib_adapters.methods import FITTED, METHODS
 from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
 from tests.tnlib_adapters.test_plugin_files import saved_base
 from tests.tolerances import assert_close, rounding
 from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, find_sites
-from tnlib_adapters.convert import coupled_cp, fit_lorta
-from tnlib_adapters.convert.fit_lotr import tucker2
 from tnlib_adapters.convert.from_lora import from_lora
-from tnlib_adapters.convert.read_lora import LowRank, read_lora
+from tnlib_adapters.convert.read_lora import read_lora
+from tnlib_adapters.fitting import coupled_cp, shared_cp
+from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
+from tnlib_adapters.fitting.tucker import tucker2
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -36,8 +38,8 @@ FLOOR = rounding(torch.float64, 4096) ** 0.5
 @pytest.fixture(autouse=True)
 def few_sweeps(monkeypatch):
     """What is tested holds after any number of sweeps."""
-    monkeypatch.setattr(fit_lorta, "_SWEEPS", 20)
-    monkeypatch.setattr(fit_lorta, "_FIRST", 3)
+    monkeypatch.setattr(shared_cp, "_SWEEPS", 20)
+    monkeypatch.setattr(shared_cp, "_FIRST", 3)
 
 
 def lora(name, folder, steps=0, **fields):
@@ -74,7 +76,9 @@ def norm(tensor):
 def low_rank(shape, rank, seed):
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(shape[0], rank, generator=generator, dtype=torch.float64)
-    return LowRank(left, torch.randn(rank, shape[1], generator=generator, dtype=torch.float64))
+    return LowRankUpdate(
+        left, torch.randn(rank, shape[1], generator=generator, dtype=torch.float64)
+    )
 
 
 # What is reported, written and loaded.
@@ -90,6 +94,7 @@ def low_rank(shape, rank, seed):
         ("gpt2", LoRTAConfig(r=6, use_rslora=True)),
         ("bert", LoRETTAConfig()),
         ("gpt2", LoRETTAConfig(bottleneck=64, tt_rank=12, alpha=2.0)),
+        *((name, METHODS[form]()) for name in ("bert", "gpt2") for form in FITTED),
     ],
     ids=lambda value: value if isinstance(value, str) else value.method,
 )
@@ -128,7 +133,7 @@ def test_saved_modules_and_biases_go_along(bias, tmp_path):
     assert loaded.peft_config["default"].task_type == "SEQ_CLS"
 
 
-@pytest.mark.parametrize("config", [LoTRConfig(), LoRTAConfig(), LoRETTAConfig(dropout=0.0)])
+@pytest.mark.parametrize("config", [METHODS[form]() for form in FITTED])
 def test_a_converted_adapter_can_be_trained_further(config, tmp_path):
     lora("bert", tmp_path / "lora", r=2, target_modules=["query", "value"])
     from_lora(tmp_path / "lora", tmp_path / "new", config, base=make("bert"))
@@ -164,7 +169,7 @@ def test_a_model_given_as_base_is_not_changed(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
 
 
-@pytest.mark.parametrize("config", [LoTRConfig(), LoRTAConfig(), LoRETTAConfig()])
+@pytest.mark.parametrize("config", [METHODS[form]() for form in FITTED])
 def test_a_lora_at_its_start_stays_zero(config, tmp_path):
     model = peft.get_peft_model(make("llama"), LoraConfig())
     model.save_pretrained(tmp_path / "lora")
@@ -271,7 +276,7 @@ def test_a_damaged_folder_is_refused(damage, message, tmp_path):
 @pytest.mark.parametrize(
     ("config", "more", "message"),
     [
-        (DoTAConfig(), {}, "config must be a LoTRConfig, a LoRTAConfig or a LoRETTAConfig"),
+        (DoTAConfig(), {}, "config must be a .*LoTRConfig.* or a "),
         (LoraConfig(), {}, "got a LoraConfig"),
         (LoRETTAConfig(variant="adp"), {}, "a LoRA can become variant='rep'"),
         (LoRETTAConfig(tt_head=True), {}, "a LoRA can become variant='rep' without tt_head"),
@@ -318,7 +323,12 @@ def test_a_folder_that_is_there_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "size"), [(LoTRConfig(r=20), "r"), (LoRETTAConfig(tt_rank=10), "tt_rank")]
+    ("config", "size"),
+    [
+        (LoTRConfig(r=20), "r"),
+        (LoRETTAConfig(tt_rank=10), "tt_rank"),
+        *((METHODS[form]().resized(20), "r") for form in FITTED if form not in ("lorta", "rep")),
+    ],
 )
 def test_eps_finds_the_smallest_size_that_meets_it(config, size, tmp_path):
     lora("bert", tmp_path / "lora", target_modules=["query"])
@@ -344,7 +354,7 @@ def test_eps_finds_the_smallest_size_that_meets_it(config, size, tmp_path):
     assert sizes[0.6] < sizes[0.3]
 
 
-@pytest.mark.parametrize("config", [LoTRConfig(r=2), LoRTAConfig(r=2), LoRETTAConfig(tt_rank=2)])
+@pytest.mark.parametrize("config", [METHODS[form]().resized(2) for form in FITTED])
 def test_eps_that_the_largest_size_does_not_meet_is_refused_with_the_best(config, tmp_path):
     lora("bert", tmp_path / "lora", target_modules=["query"])
     reached = from_lora(tmp_path / "lora", tmp_path / "new", config, base=make("bert")).error
@@ -357,7 +367,11 @@ def test_eps_that_the_largest_size_does_not_meet_is_refused_with_the_best(config
 
 
 @pytest.mark.parametrize(
-    "config", [LoTRConfig(r=48), LoRETTAConfig(bottleneck=4, tt_rank=48), LoRETTAConfig(tt_rank=48)]
+    "config",
+    [
+        LoRETTAConfig(bottleneck=4, tt_rank=48),
+        *(METHODS[form]().resized(48) for form in FITTED if form != "lorta"),
+    ],
 )
 def test_ranks_that_hold_the_lora_lose_nothing(config, tmp_path):
     lora("llama", tmp_path / "lora")
@@ -430,12 +444,12 @@ def problem(rank, seed=0):
     for name, network in networks.items():
         u, s, vh = torch.linalg.svd(network.delta(values))
         kept = int((s > 1e-10 * s[0]).sum())
-        updates[name] = LowRank(u[:, :kept] * s[:kept], vh[:kept])
-    parts = [p for name in networks for p in fit_lorta._parts(networks[name], updates[name])]
+        updates[name] = LowRankUpdate(u[:, :kept] * s[:kept], vh[:kept])
+    parts = [p for name in networks for p in shared_cp._parts(networks[name], updates[name])]
     scale = next(iter(networks.values())).scale
     b = {key for key in values if key.startswith("b_")}
     truth = {key: value * scale if key in b else value for key, value in values.items()}
-    return networks, updates, fit_lorta.gathered(parts), truth
+    return networks, updates, shared_cp.gathered(parts), truth
 
 
 def test_families_share_what_grouped_queries_share():
@@ -499,9 +513,9 @@ def test_sweeps_never_raise_the_error_and_recover_from_a_near_start():
 def test_balancing_keeps_the_tensor_and_gives_the_lengths_of_the_start():
     networks, _, families, values = problem(4)
     scale = networks_scale(networks)
-    found = fit_lorta.balanced(list(networks.values()), families, values, 1.0)
+    found = shared_cp.balanced(list(networks.values()), families, values, 1.0)
     assert coupled_cp.error(families, found) < FLOOR
-    scaled = fit_lorta.balanced(list(networks.values()), families, values, scale)
+    scaled = shared_cp.balanced(list(networks.values()), families, values, scale)
     for key in found:
         torch.testing.assert_close(scaled[key], found[key] / (scale if key[:2] == "b_" else 1))
     a = next(found[key] for key in found if key[:2] == "a_")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as hf
 
-from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, count
+from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, TTLoRAConfig, count
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -116,6 +116,11 @@ def test_lorta(model, r):
     # Whichever of the matrices are targeted, and on whichever side the heads are.
     some = LoRTAConfig(r=r, heads="output", target_modules=".*(q_proj|query)")
     assert count(on_meta(model), some).adapter == r * one
+
+
+def test_ttlora():
+    config = TTLoRAConfig(r=5, dims=[[64, 4, 3], [3, 4, 64]])
+    assert count(on_meta("roberta-base"), config).adapter == 23_760
 
 
 DEEP = [[16, 16, 16, 4, 4, 4], [4, 4, 4, 16, 16, 16]]

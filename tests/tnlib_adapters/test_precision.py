@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 
-from tests.tnlib_adapters.methods import METHODS
+from tests.tnlib_adapters.methods import MERGEABLE, METHODS
 from tests.tnlib_adapters.models import make
 from tnlib_adapters import DoTAConfig, NetworkLinear
 from tnlib_adapters.execution.strategies import choose_strategy
@@ -31,7 +31,7 @@ def test_autocast_does_not_round_away_the_difference_of_dota():
     assert (update - expected).norm() < 0.01 * expected.norm()
 
 
-@pytest.mark.parametrize("method", ["dota", "lotr", "lorta", "rep"])
+@pytest.mark.parametrize("method", MERGEABLE)
 def test_updates_and_merges_under_autocast_are_those_without(method):
     config = METHODS[method](target_modules="all-linear", init_weights=False)
     model = peft.get_peft_model(make("gpt2"), config)

@@ -35,7 +35,12 @@ ARCHITECTURES = ["llama", "gpt2", "bert"]
 every_method = pytest.mark.parametrize("method", METHODS)
 every_mergeable = pytest.mark.parametrize("method", MERGEABLE)
 # Every method over every layout of a layer once, the rest of the product if slow.
-IN_TURN = {"dota": "gpt2", "lotr": "bert", "lorta": "gpt2", "rep": "llama", "adp": "bert"}
+IN_TURN = dict.fromkeys(METHODS, "llama") | {
+    "dota": "gpt2",
+    "lotr": "bert",
+    "lorta": "gpt2",
+    "adp": "bert",
+}
 
 
 def every(methods):

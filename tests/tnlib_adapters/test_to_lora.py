@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.tnlib_adapters.methods import METHODS
+from tests.tnlib_adapters.methods import MERGEABLE, METHODS
 from tests.tnlib_adapters.models import (
     TARGETS,
     TERMS,
@@ -38,7 +38,7 @@ from tnlib_adapters.networks.fused_projection import Stacked
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 # Norms and errors of factors that are rounded to float32, a product of at most 48 terms.
 ROUNDED = rounding(torch.float32, 48)
-EXACT = ["lotr", "lorta", "rep"]
+EXACT = [form for form in MERGEABLE if METHODS[form]().low_rank]
 MODELS = ["bert", "llama", "gpt2"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tnlib_adapters.commands.methods import configuration, written_fields
+from tnlib_adapters.commands.methods import CONFIGS, WrongMethod, configuration, written_fields
 from tnlib_adapters.convert.from_lora import COPIED, from_lora
 from tnlib_adapters.convert.merge import merge
 from tnlib_adapters.convert.write_lora import to_lora
@@ -40,6 +40,10 @@ def to_lora_command(options: argparse.Namespace) -> str:
 def from_lora_command(options: argparse.Namespace) -> str:
     """Write a LoRA as an adapter of another method."""
     shown = False if options.quiet else None
+    name = options.method.partition(":")[0]
+    fitted = [method for method, kind in CONFIGS.items() if kind.fit_updates]
+    if name not in fitted:
+        raise WrongMethod(f"a LoRA cannot become {name!r}; it can become {', '.join(fitted)}")
     if given := [field for field in written_fields(options.method) if field in COPIED]:
         raise ValueError(f"{options.method}: {', '.join(given)} come from the LoRA; leave them out")
     report = from_lora(

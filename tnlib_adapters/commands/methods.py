@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
-from tnlib_adapters.methods import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig
+from tnlib_adapters.methods import METHODS
 from tnlib_adapters.methods.lora import CountedLoRA
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.targets import ALL_LINEAR
@@ -27,13 +27,7 @@ class WrongMethod(ValueError):
     exit_code = 2
 
 
-CONFIGS: dict[str, type[NetworkConfig]] = {
-    "dota": DoTAConfig,
-    "lotr": LoTRConfig,
-    "lorta": LoRTAConfig,
-    "loretta": LoRETTAConfig,
-    "lora": CountedLoRA,
-}
+CONFIGS: dict[str, type[NetworkConfig]] = {**METHODS, "lora": CountedLoRA}
 
 
 def configuration(text: str, **defaults: Any) -> Any:

@@ -74,12 +74,6 @@ class Fitted:
         norm = float(torch.linalg.norm(old))
         error = off / norm if norm else (math.inf if off else 0.0)
         values = sum(value.numel() for value in own.values())
-        return ConvertedWeight(name, update.shape, self._ranks(name), values, error, norm)
-
-    def _ranks(self, name: str) -> tuple[int, ...]:
-        config: Any = self.config
-        if config.method != "loretta":
-            return (config.r,)
-        # The first bond of every core but the first of a train.
-        shapes = self.networks[name].shapes
-        return tuple(shape[0] for key, shape in shapes.items() if not key.endswith("_0"))
+        return ConvertedWeight(
+            name, update.shape, self.config.weight_ranks(network), values, error, norm
+        )

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from tnlib_adapters.base_model.names import PREFIX
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.candidates import candidates
 from tnlib_adapters.convert.conversion import Conversion
-from tnlib_adapters.convert.fit_loretta import fit_loretta
-from tnlib_adapters.convert.fit_lorta import fit_lorta
-from tnlib_adapters.convert.fit_lotr import fit_lotr
 from tnlib_adapters.convert.fitted import Fitted
 from tnlib_adapters.convert.folder import check_free
 from tnlib_adapters.convert.read_lora import LoRA, read_lora
 from tnlib_adapters.convert.truncation import check_target
 from tnlib_adapters.convert.write_adapter import write_adapter
-from tnlib_adapters.methods import LoRETTAConfig, LoRTAConfig, LoTRConfig
+from tnlib_adapters.methods import METHODS
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.progress import is_shown
 
-_FITS: dict[str, Callable[..., dict[str, dict[str, Tensor]]]] = {
-    "lotr": fit_lotr,
-    "lorta": fit_lorta,
-    "loretta": fit_loretta,
-}
 # Fields that say where a LoRA is and what came beside it.
 COPIED = (
     "target_modules",
@@ -50,7 +41,7 @@ COPIED = (
 def from_lora(
     lora: str | Path,
     output: str | Path,
-    config: LoTRConfig | LoRTAConfig | LoRETTAConfig,
+    config: NetworkConfig,
     *,
     eps: float | None = None,
     base: nn.Module | str | Path | Any = None,
@@ -59,10 +50,10 @@ def from_lora(
 ) -> Conversion:
     """Write the adapter of another method that is close to a LoRA of PEFT.
 
-    LoTR is a Tucker decomposition of the updates of one shape, LoRTA one CP decomposition of all,
-    LoRETTA rep a tensor train of each. Modules that the LoRA trained in full, and biases, go
-    along. What is written is loaded by ``PeftModel.from_pretrained`` after ``import
-    tnlib_adapters``, and can be trained further.
+    Each method fits its own form: LoTR is a Tucker decomposition of the updates of one shape, LoRTA
+    one CP decomposition of all, LoRETTA rep and TT-LoRA a tensor train of each. Modules that the
+    LoRA trained in full, and biases, go along. What is written is loaded by
+    ``PeftModel.from_pretrained`` after ``import tnlib_adapters``, and can be trained further.
 
     Parameters
     ----------
@@ -70,10 +61,11 @@ def from_lora(
         Folder of the LoRA: ``adapter_config.json`` and ``adapter_model.safetensors``.
     output : path
         Folder to write, new or empty; it is there whole or not at all.
-    config : LoTRConfig, LoRTAConfig or LoRETTAConfig
+    config : LoTRConfig, LoRTAConfig, LoRETTAConfig or TTLoRAConfig
         The method and its size: `r`, or `tt_rank` and `bottleneck` of the variant rep. Targets,
         saved modules, biases, task and base are those of the LoRA, whatever `config` says, and
-        LoRETTA trains no norms. It is not changed.
+        LoRETTA trains no norms. It is not changed. A method of your own can be fitted where it has
+        a ``fit_updates``.
     eps : float, optional
         Relative error, in the Frobenius norm over all updates together, that is enough: then the
         size of `config` is the largest one, and the smallest that meets `eps` is found by
@@ -134,7 +126,8 @@ def from_lora(
 
     def fitted(config: NetworkConfig) -> Fitted:
         networks: dict[str, Any] = {name: config.network(site) for name, site in sites.items()}
-        cores = _FITS[config.method](networks, source.updates, drawn, show=show)
+        assert config.fit_updates is not None
+        cores = config.fit_updates(networks, source.updates, drawn, show=show)
         return Fitted(config, networks, cores, source)
 
     found = fitted(largest) if eps is None else _smallest(fitted, largest, eps, show=show)
@@ -143,15 +136,15 @@ def from_lora(
 
 
 def _check_config(config: object) -> None:
-    if not isinstance(config, LoTRConfig | LoRTAConfig | LoRETTAConfig):
+    if not isinstance(config, NetworkConfig) or config.fit_updates is None:
+        *names, last = (f"a {kind.__name__}" for kind in METHODS.values() if kind.fit_updates)
         raise TypeError(
-            "config must be a LoTRConfig, a LoRTAConfig or a LoRETTAConfig, got a "
-            f"{type(config).__name__}"
+            f"config must be {', '.join(names)} or {last}, got a {type(config).__name__}"
         )
-    if isinstance(config, LoRETTAConfig) and (config.variant != "rep" or config.tt_head):
+    if not config.merges:
         raise ValueError(
-            f"LoRETTAConfig(variant={config.variant!r}, tt_head={config.tt_head}) is not a change "
-            "of weights; a LoRA can become variant='rep' without tt_head"
+            f"this {type(config).__name__} is not a change of weights; a LoRA can become "
+            f"{config.additive_form}"
         )
 
 
@@ -194,9 +187,7 @@ def _with_fields_of(source: LoRA, config: NetworkConfig) -> NetworkConfig:
     fields: dict[str, Any] = {name: source.config.get(name) for name in COPIED}
     bias = source.config.get("bias") or "none"
     fields["bias"] = f"{config.method}_only" if bias == "lora_only" else bias
-    if isinstance(config, LoRETTAConfig):
-        fields["train_norms"] = False
-    return dataclasses.replace(config, inference_mode=True, **fields)
+    return config.for_fitting(inference_mode=True, **fields)
 
 
 def _smallest(
@@ -207,14 +198,14 @@ def _smallest(
     if best.error > eps:
         raise ValueError(
             f"the relative error is {best.error:.3g} at the largest size allowed, which is more "
-            f"than eps={eps:g}; raise {_size_field(config)} in the configuration, or eps"
+            f"than eps={eps:g}; raise {config.size_field} in the configuration, or eps"
         )
     # What is known not to be enough, and what is.
-    low, high = 0, getattr(config, _size_field(config))
+    low, high = 0, getattr(config, config.size_field)
     with tqdm(desc="sizes", disable=not show) as bar:
         while high - low > 1:
             middle = (low + high) // 2
-            found = fitted(_sized(config, middle))
+            found = fitted(config.resized(middle))
             bar.set_postfix_str(f"{middle}: {found.error:.3g}")
             bar.update()
             if found.error <= eps:
@@ -222,18 +213,3 @@ def _smallest(
             else:
                 low = middle
     return best
-
-
-def _size_field(config: NetworkConfig) -> str:
-    return "tt_rank" if isinstance(config, LoRETTAConfig) else "r"
-
-
-def _sized(config: NetworkConfig, size: int) -> NetworkConfig:
-    """The same configuration of another size."""
-    fields: dict[str, Any] = {_size_field(config): size}
-    if isinstance(config, LoRETTAConfig) and config.shapes is None:
-        # A wider bottleneck cannot be filled through bonds of this rank; beyond 16 it is folded
-        # into modes, which not every width has.
-        narrow = min(config.bottleneck or size, size)
-        fields["bottleneck"] = narrow if narrow <= 16 else config.bottleneck
-    return dataclasses.replace(config, **fields)

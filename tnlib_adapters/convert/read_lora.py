@@ -20,35 +20,13 @@ from torch import Tensor
 
 from tnlib.common.atomic import read_json
 from tnlib_adapters.base_model.names import PREFIX
+from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.methods.lora import MORE_THAN_TWO_FACTORS
 from tnlib_adapters.peft_plugin.adapter_files import shapes_in
 
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 # Starts that take something out of the base weight, so that B A alone is not the change.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """An update ``left @ right`` in float64, its scale in `left`.
-
-    Attributes
-    ----------
-    left : Tensor, shape (out_features, r)
-    right : Tensor, shape (r, in_features)
-    """
-
-    left: Tensor
-    right: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width."""
-        return self.left.shape[0], self.right.shape[1]
-
-    def dense(self) -> Tensor:
-        """The update, of shape (out_features, in_features)."""
-        return self.left @ self.right
 
 
 @dataclass(frozen=True)
@@ -59,14 +37,14 @@ class LoRA:
     ----------
     config : mapping of str to object
         Its ``adapter_config.json``.
-    updates : dict of str to LowRank
+    updates : dict of str to LowRankUpdate
         Updates by the names of their modules in the model.
     others : dict of str to Tensor
         Modules trained in full and biases, by their names in the file.
     """
 
     config: Mapping[str, Any]
-    updates: dict[str, LowRank]
+    updates: dict[str, LowRankUpdate]
     others: dict[str, Tensor]
 
 
@@ -129,7 +107,7 @@ def _check_kind(config: Mapping[str, Any]) -> None:
         )
 
 
-def _update(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRank:
+def _update(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRankUpdate:
     """The update of one module, of whose factors `pair` has A and B."""
     if set(pair) != {"A", "B"}:
         raise ValueError(f"{name} has a lora_{''.join(pair)} and not the other factor")
@@ -149,7 +127,7 @@ def _update(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise ValueError(f"{name}: a factor holds nan or inf")
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(scale * b.double(), a.double())
+    return LowRankUpdate(scale * b.double(), a.double())
 
 
 def _by_module(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:

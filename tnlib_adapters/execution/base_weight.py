@@ -35,7 +35,7 @@ class BaseWeight:
         """Tensors that must not change between the forward and the backward pass."""
         return ()
 
-    def of(self, watched: Sequence[Tensor]) -> BaseWeight:
+    def holding(self, watched: Sequence[Tensor]) -> BaseWeight:
         """The same weight, with the watched tensors as the backward pass finds them."""
         return self
 
@@ -71,7 +71,7 @@ class DenseWeight(BaseWeight):
         """The weight."""
         return (self.weight,)
 
-    def of(self, watched: Sequence[Tensor]) -> DenseWeight:
+    def holding(self, watched: Sequence[Tensor]) -> DenseWeight:
         """The same weight, with the watched tensors as the backward pass finds them."""
         return DenseWeight(*watched)
 

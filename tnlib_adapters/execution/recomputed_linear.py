@@ -94,7 +94,7 @@ class _RecomputedLinear(torch.autograd.Function):
     def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, *saved = ctx.saved_tensors
         cores, watched = saved[: ctx.n_cores], saved[ctx.n_cores :]
-        base = None if ctx.base is None else ctx.base.of(watched)
+        base = None if ctx.base is None else ctx.base.holding(watched)
         form, scale, count = ctx.form, ctx.scale, ctx.count
         flat = grad.reshape(-1, grad.shape[-1])
         wanted = ctx.needs_input_grad[6 : 6 + count]

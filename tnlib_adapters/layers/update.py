@@ -76,7 +76,7 @@ class Update(nn.Module):
         # Names of the values that were set or came from a file; and whether none is missing.
         self.started: set[str] = set()
         self.initialized = False
-        self._residual: tuple[State, BaseWeight] | None = None
+        self._residual: tuple[State, Tensor] | None = None
         self._cached: CachedUpdate | None = None
 
     @property
@@ -170,8 +170,8 @@ class Update(nn.Module):
         if self._residual is None or self._residual[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 removed = self.weight_network().bound(self.anchor or {}, None).dense()
-                self._residual = state, DenseWeight(base.plus(-removed))
-        return self._residual[1], None
+                self._residual = state, base.plus(-removed)
+        return DenseWeight(self._residual[1]), None
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -250,10 +250,10 @@ class Update(nn.Module):
         """
         network = self.network
         if not network.additive:
+            instead = f"; set {network.additive_form}" if network.additive_form else ""
             raise TypeError(
                 f"a {type(network).__name__.lower()} adapter is not a change of the weight: "
-                "it has no dense form and cannot be merged or exported; for LoRETTA use "
-                "variant='rep' without tt_head"
+                f"it has no dense form and cannot be merged or exported{instead}"
             )
         return network  # type: ignore[return-value]
 

@@ -17,7 +17,6 @@ two modes a side and one bond this is PiSSA's A = U S^(1/2), B = S^(1/2) V^T.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,10 +25,10 @@ import torch
 from torch import Tensor
 
 from tnlib_adapters.base_model.sites import Site
-from tnlib_adapters.checks import mode_lists, positive_int
+from tnlib_adapters.checks import check_dims, positive_int
 from tnlib_adapters.layers.update import ANCHOR
 from tnlib_adapters.networks.builders import clipped, mpo_network
-from tnlib_adapters.networks.default_modes import balanced
+from tnlib_adapters.networks.default_modes import matrix_modes
 from tnlib_adapters.networks.network import Network
 from tnlib_adapters.networks.pretrained import cores_like_weight, cores_of_weight
 from tnlib_adapters.peft_plugin.config import NetworkConfig
@@ -80,14 +79,13 @@ class DoTAConfig(NetworkConfig, method="dota"):
 
     starts: ClassVar[tuple[bool | str, ...]] = (True, False, "random", "saved")
     uses_weight: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = False
+    update_scale = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive_int("r", self.r)
-        if isinstance(self.dims, Sequence) and not isinstance(self.dims, str):
-            mode_lists("dims", self.dims, "row modes, column modes", same_length=True)
-        else:
-            positive_int("dims", self.dims)
+        check_dims(self.dims, same_length=True)
 
     def for_loading(self) -> DoTAConfig:
         """As it is, but an adapter that has theta_0 finds it in the file."""
@@ -98,7 +96,7 @@ class DoTAConfig(NetworkConfig, method="dota"):
 
     def network(self, site: Site) -> Network:
         """The operator for one weight, with bonds clipped to what they can hold."""
-        rows, columns = self._modes(site)
+        rows, columns = matrix_modes(self.dims, site)
         ranks = clipped([i * j for i, j in zip(rows, columns, strict=True)], self.r)
         anchored = self.init_weights != "random"
         residual = self.residual and anchored
@@ -117,15 +115,3 @@ class DoTAConfig(NetworkConfig, method="dota"):
             return cores
         anchor = cores_like_weight(network, weight, generator)
         return cores | {ANCHOR + name: core for name, core in anchor.items()}
-
-    def _modes(self, site: Site) -> tuple[Sequence[int], Sequence[int]]:
-        name, widths = site.name or "the weight", (site.out_features, site.in_features)
-        if not isinstance(self.dims, Sequence):
-            return balanced(widths[0], self.dims, name), balanced(widths[1], self.dims, name)
-        products = tuple(map(math.prod, self.dims))
-        if products != widths:
-            raise ValueError(
-                f"dims={self.dims!r} make a {products[0]} x {products[1]} matrix, but {name} is "
-                f"{widths[0]} x {widths[1]}; use an int, or target weights of one shape"
-            )
-        return tuple(self.dims[0]), tuple(self.dims[1])

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from torch import nn
 
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.checks import choice, flag, fraction, mode_lists, positive_int, positive_number
+from tnlib_adapters.fitting.bottleneck import fit_bottleneck
 from tnlib_adapters.networks.builders import clipped, middle_cuts, nominal, tt_layer
-from tnlib_adapters.networks.declaration import Declaration
+from tnlib_adapters.networks.declaration import AdditiveDeclaration, Declaration
 from tnlib_adapters.networks.default_modes import tt_modes
 from tnlib_adapters.networks.network import Network
 from tnlib_adapters.networks.nonlinear import Replacement, Series
@@ -86,6 +88,10 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
     train_norms: bool = True
     tt_head: bool = False
 
+    size_field: ClassVar[str] = "tt_rank"
+    additive_form: ClassVar[str] = "variant='rep' without tt_head"
+    fit_updates = staticmethod(fit_bottleneck)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("variant", self.variant, ("rep", "adp"))
@@ -127,12 +133,42 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
                 )
             save_parts(self, [], instead=heads, model=model)
 
+    @property
+    def merges(self) -> bool:
+        """Whether the adapter is an update of weights."""
+        return self.variant == "rep" and not self.tt_head
+
+    @property
+    def update_scale(self) -> float:
+        """Factor of what is added."""
+        return (self.alpha or 1.0) / (self.bottleneck or 1)
+
+    def resized(self, size: int) -> LoRETTAConfig:
+        """The same configuration with another rank of the trains."""
+        bottleneck = self.bottleneck
+        if self.shapes is None:
+            # A wider bottleneck cannot be filled through bonds of this rank; beyond 16 it is folded
+            # into modes, which not every width has.
+            narrow = min(bottleneck or size, size)
+            bottleneck = narrow if narrow <= 16 else bottleneck
+        return replace(self, tt_rank=size, bottleneck=bottleneck)
+
+    def for_fitting(self, **fields: Any) -> LoRETTAConfig:
+        """A copy with other fields, of an adapter that is fitted to a LoRA: without norms."""
+        return replace(self, train_norms=False, **fields)
+
+    def weight_ranks(self, network: AdditiveDeclaration) -> tuple[int, ...]:
+        """The first bond of every core but the first of a train."""
+        shapes = network.shapes
+        return tuple(shape[0] for key, shape in shapes.items() if not key.endswith("_0"))
+
     def network(self, site: Site) -> Declaration:
         """Two trains for one weight, or one in its place."""
         width, out, b = site.in_features, site.out_features, self.bottleneck or 1
         if self.tt_head and _HEAD.fullmatch(site.name):
             modes = tt_modes(width, out, site.name)
-            return Replacement(tt_layer("head", width, out, modes, clipped(modes, self.tt_rank)))
+            train = tt_layer("head", width, out, modes, clipped(modes, self.tt_rank))
+            return Replacement(train, self.additive_form)
         before = site.name.split(".")[-1] in _GATED
         if self.variant == "adp":
             width = out = width if before else out
@@ -143,8 +179,9 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         down = tt_layer("down", width, b, shapes[0], ranks[0], ("in", "mid"), cuts)
         zero = self.init == "identity"
         up = tt_layer("up", b, out, shapes[1], ranks[1], ("mid", "out"), cuts, last_zero=zero)
-        scale, dropout = (self.alpha or 1.0) / b, self.dropout or 0.0
+        scale, dropout = self.update_scale, self.dropout or 0.0
         if self.variant == "adp":
-            return Series(down, up, "input" if before else "output", scale, dropout)
+            side = "input" if before else "output"
+            return Series(down, up, side, scale, dropout, self.additive_form)
         cores, sizes = (*down.cores, *up.cores), {**down.sizes, **up.sizes}
         return Network(cores, sizes, up.out_legs, down.in_legs, scale=scale, dropout=dropout)

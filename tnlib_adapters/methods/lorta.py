@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from tnlib_adapters.base_model.sites import ROLES, Site
 from tnlib_adapters.checks import choice, flag, positive_int, positive_number
+from tnlib_adapters.fitting.shared_cp import fit_shared_cp
 from tnlib_adapters.networks.core import Core
 from tnlib_adapters.networks.fused_projection import Stacked
 from tnlib_adapters.networks.initializers import uniform, zeros
@@ -69,6 +70,8 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
     num_heads: int | None = None
     num_kv_heads: int | None = None
 
+    fit_updates = staticmethod(fit_shared_cp)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         positive_int("r", self.r)
@@ -80,6 +83,11 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
                 positive_int(name, getattr(self, name))
         if self.num_kv_heads is not None and self.num_heads is None:
             raise ValueError("num_kv_heads is given without num_heads; give both")
+
+    @property
+    def update_scale(self) -> float:
+        """Factor of the update."""
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def default_targets(
         self, sites: Mapping[str, Site], usual: set[str] | str | None
@@ -145,5 +153,5 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
             out_legs=legs[not on_output],
             in_legs=legs[on_output],
             at={"layer": site.layer, "matrix": slot},
-            scale=self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r),
+            scale=self.update_scale,
         )

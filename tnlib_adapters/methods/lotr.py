@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.checks import choice, positive_int, positive_number
+from tnlib_adapters.fitting.tucker import fit_tucker2
 from tnlib_adapters.networks.core import Core
 from tnlib_adapters.networks.initializers import normal, zeros
 from tnlib_adapters.networks.network import Network
@@ -58,11 +59,18 @@ class LoTRConfig(NetworkConfig, method="lotr"):
     alpha: float = 1.0
     init: str = "scaled"
 
+    fit_updates = staticmethod(fit_tucker2)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         positive_int("r", self.r)
         positive_number("alpha", self.alpha)
         choice("init", self.init, ("scaled", "normal"))
+
+    @property
+    def update_scale(self) -> float:
+        """Factor of the update."""
+        return self.alpha / self.r
 
     def network(self, site: Site) -> Network:
         """The network of one weight: two shared factors around its own core."""
@@ -78,5 +86,5 @@ class LoTRConfig(NetworkConfig, method="lotr"):
             sizes={"out": out, "in": width, "rank_out": self.r, "rank_in": self.r},
             out_legs=("out",),
             in_legs=("in",),
-            scale=self.alpha / self.r,
+            scale=self.update_scale,
         )

@@ -41,6 +41,42 @@ def mpo_network(
     )
 
 
+def matrix_train(
+    rows: Sequence[int], columns: Sequence[int], rank: int, *, scale: float = 1.0
+) -> Network:
+    """A tensor train over the modes of the rows and then of the columns, its first core zero.
+
+    The other cores start such that with a normal first one the matrix would have the variance
+    1 / (rows + columns): core k of d is N(0, 1) (rows + columns)^(-1/2d) / sqrt(r_{k+1}).
+
+    Parameters
+    ----------
+    rows, columns : sequence of int
+        Sizes of the modes.
+    rank : int
+        Rank of every bond, or what it can hold if that is less.
+    scale : float
+        Factor of the update.
+    """
+    out_legs, in_legs = (
+        tuple(f"{side}_{k}" for k in range(len(modes)))
+        for side, modes in (("out", rows), ("in", columns))
+    )
+    ranks = clipped([*rows, *columns], rank)
+    deviation = (math.prod(rows) + math.prod(columns)) ** (-0.5 / len(ranks[1:]))
+    cores = tuple(
+        Core(
+            f"core_{k}",
+            (f"bond_{k}", leg, f"bond_{k + 1}"),
+            normal(deviation / math.sqrt(ranks[k + 1])) if k else zeros,
+        )
+        for k, leg in enumerate((*out_legs, *in_legs))
+    )
+    sizes = dict(zip((*out_legs, *in_legs), (*rows, *columns), strict=True))
+    sizes |= {f"bond_{k}": bond for k, bond in enumerate(ranks)}
+    return Network(cores, sizes, out_legs, in_legs, scale=scale)
+
+
 def tt_layer(
     name: str,
     width: int,

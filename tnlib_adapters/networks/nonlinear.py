@@ -34,6 +34,8 @@ class Series(Declared):
         Factor of what is added.
     dropout : float
         Probability with which entries of h are dropped in training.
+    additive_form : str
+        What to set for an update of the weight instead; errors say it.
 
     Examples
     --------
@@ -53,6 +55,7 @@ class Series(Declared):
     side: str = "output"
     scale: float = 1.0
     dropout: float = 0.0
+    additive_form: str = ""
 
     @cached_property
     def cores(self) -> tuple[Core, ...]:
@@ -138,6 +141,8 @@ class Replacement(Declared):
     ----------
     network : Network
         The weight.
+    additive_form : str
+        What to set for an update of the weight instead; errors say it.
 
     Examples
     --------
@@ -151,6 +156,7 @@ class Replacement(Declared):
     """
 
     network: Network
+    additive_form: str = ""
 
     @cached_property
     def cores(self) -> tuple[Core, ...]:

@@ -49,6 +49,8 @@ class NetworkConfig(MethodFields):
         How the base is in 4 bits, as arguments of :func:`tnlib_adapters.quantization.quantize_base`
         and whether the initial cores were taken out before ("residual"). Set by adapting and by
         quantising; loading warns where the base differs from it.
+    described : dict, optional
+        What ``tnlib-adapters inspect`` tells of a saved adapter without loading it. Set by saving.
 
     Examples
     --------

@@ -7,24 +7,20 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from peft.config import PeftConfig
-from torch import Tensor, nn
 
-from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.checks import choice, unknown_field
-from tnlib_adapters.networks.declaration import Declaration
 from tnlib_adapters.peft_plugin.adapter_files import mention_import, shapes_in
+from tnlib_adapters.peft_plugin.method import MethodBase
 from tnlib_adapters.peft_plugin.peft_type import peft_type, saved_type
 
 
 @dataclass
-class MethodFields(PeftConfig):
+class MethodFields(MethodBase, PeftConfig):
     """The fields of every method's configuration; see :class:`NetworkConfig`, which has them."""
 
     target_modules: list[str] | str | None = field(default=None)
@@ -36,14 +32,11 @@ class MethodFields(PeftConfig):
     init_weights: bool | str = field(default=True)
     progressbar: bool | None = field(default=None)
     base_quantization: dict[str, Any] | None = field(default=None)
+    described: dict[str, Any] | None = field(default=None)
 
-    method: ClassVar[str] = ""
-    starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")
     # Of a configuration that was read with its file, until it is used: shapes by name in the file,
     # as far as they are known.
     file_shapes: ClassVar[dict[str, tuple[int, ...]] | None] = None
-    # Whether the initial cores depend on the base weight.
-    uses_weight: ClassVar[bool] = False
 
     def __new__(cls, *_: Any, **fields: Any) -> Self:
         """Name the right word for a field that is not one; PEFT's LoRA has other names."""
@@ -92,48 +85,11 @@ class MethodFields(PeftConfig):
         choice("bias", self.bias, ("none", "all", f"{self.method}_only"))
         choice("init_weights", self.init_weights, self.starts)
 
-    def network(self, site: Site) -> Declaration:
-        """The network that adapts the weight at `site`.
-
-        Examples
-        --------
-        >>> from tnlib_adapters import LoTRConfig, Site
-        >>> LoTRConfig(r=4).network(Site("q_proj", 48, 64)).n_params
-        464
-        """
-        raise NotImplementedError(f"{type(self).__name__} needs a method network(self, site)")
-
-    def initial_cores(
-        self,
-        network: Declaration,
-        weight: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        """Initial cores by key; `weight` is the dense base weight for methods that use it.
-
-        Examples
-        --------
-        >>> from tnlib_adapters import LoTRConfig, Site
-        >>> config = LoTRConfig(r=4)
-        >>> cores = config.initial_cores(config.network(Site("q_proj", 48, 64)))
-        >>> {key: (tuple(core.shape), bool(core.any())) for key, core in cores.items()}
-        {'u_48x64': ((48, 4), True), 'g': ((4, 4), False), 'v_48x64': ((64, 4), True)}
-        """
-        return network.initial(generator, zeros=self.init_weights is not False)
-
-    def default_targets(
-        self, sites: Mapping[str, Site], usual: set[str] | str | None
-    ) -> set[str] | str:
-        """Modules to adapt where none are named: PEFT's `usual` ones for LoRA, else q and v."""
-        return usual or {site.path for site in sites.values() if site.role in ("q", "v", "qkv")}
-
-    def prepare(self, model: nn.Module) -> None:
-        """Complete the fields that depend on the model, before it is adapted."""
-
     def to_dict(self) -> dict[str, Any]:
         """All fields, as they are saved: the method with what has to be imported to load it."""
         fields: dict[str, Any] = super().to_dict()
-        return fields | {"peft_type": saved_type(type(self))}
+        described = {"scale": self.update_scale, "merges": self.merges, "low_rank": self.low_rank}
+        return fields | {"peft_type": saved_type(type(self)), "described": described}
 
     def for_loading(self) -> Self:
         """The configuration that a saved adapter carries: one that recomputes nothing."""

@@ -1,36 +1,34 @@
-"""LoRETTA rep closest to given low-rank updates: a tensor train through the bottleneck.
+"""Two tensor trains through a bottleneck, closest to given low-rank updates.
 
 A train down to the bottleneck and one up from it are, with the bottleneck contracted, one train
-over the modes of the input and then of the output. Its sequential SVD is taken on the factors of
-the singular value decomposition W = U S V^T, so that no dense update is formed: first on V S, whose
-unfoldings have the singular values of the update's, then on the update projected on what that
-kept. The result is cut in the bottleneck with its singular values on both sides.
+over the modes of the input and then of the output. It is found as in
+:mod:`tnlib_adapters.fitting.train`, and cut in the bottleneck with its singular values on both
+sides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnlib import tt_svd
-from tnlib_adapters.convert.read_lora import LowRank
+from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
+from tnlib_adapters.fitting.train import Shape, filled, joint_train, modes
 from tnlib_adapters.networks.network import Network
 
-Shape = tuple[int, int, int]
 
-
-def fit_loretta(
+def fit_bottleneck(
     networks: Mapping[str, Network],
-    updates: Mapping[str, LowRank],
+    updates: Mapping[str, LowRankUpdate],
     generator: torch.Generator,
     *,
     show: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
-    """Cores by weight and key, in float64.
+    """Cores by weight and key, in float64, of networks of the trains ``down_*`` and ``up_*``.
 
     Where a bond is wider than the update needs, it is filled on its left as at the start of
     training and with zeros on its right.
@@ -42,19 +40,19 @@ def fit_loretta(
     """
     for name, network in networks.items():
         _trains(name, network)
-    weights = tqdm(networks.items(), desc="LoRETTA", unit="weight", disable=not show)
+    weights = tqdm(networks.items(), desc="fitting", unit="weight", disable=not show)
     return {name: _weight(name, net, updates[name], generator) for name, net in weights}
 
 
 def _weight(
-    name: str, network: Network, update: LowRank, generator: torch.Generator
+    name: str, network: Network, update: LowRankUpdate, generator: torch.Generator
 ) -> dict[str, Tensor]:
     initial = {key: value.double() for key, value in network.initial(generator).items()}
     keys, (down, up), splits = _trains(name, network)
     middle = math.prod(modes(down)[splits[0] :])
     bonds = [[shape[-1] for shape in train[:-1]] for train in (down, up)]
     rank = min(middle, bonds[0][splits[0] - 1], bonds[1][splits[1] - 1])
-    u, values, v = svd(update)
+    u, values, v = update.svd()
     if not values.any():
         return initial | {keys[1][-1]: torch.zeros_like(initial[keys[1][-1]])}
     before = (modes(down)[: splits[0]], [*bonds[0][: splits[0] - 1], rank])
@@ -71,42 +69,6 @@ def _weight(
             kept = filled(torch.as_tensor(core), initial[key].reshape(shape))
             found[key] = kept.reshape(network.shapes[key])
     return found
-
-
-def joint_train(
-    u: Tensor,
-    values: Tensor,
-    v: Tensor,
-    before: tuple[Sequence[int], Sequence[int]],
-    after: tuple[Sequence[int], Sequence[int]],
-) -> tuple[Tensor, Tensor]:
-    """Factors (in, r) and (out, r) of a train near ``(v * values) @ u.T``, balanced.
-
-    Parameters
-    ----------
-    u, v : Tensor, shapes (out, R) and (in, R)
-        Orthonormal columns.
-    values : Tensor, shape (R,)
-        Singular values.
-    before, after : (modes, ranks)
-        Modes of the input and of the output; the bonds behind the first and before the others.
-    """
-    first = v * values
-    kept = tt_svd(first.reshape(*before[0], -1), list(before[1])).to_dense().reshape(first.shape)
-    basis, found, _ = torch.linalg.svd(kept, full_matrices=False)
-    basis = basis[:, : before[1][-1]][:, found[: before[1][-1]] > found[0] * 1e-14]
-    rest = (basis.mT @ first) @ u.mT
-    train = tt_svd(rest.reshape(len(rest), *after[0]), list(after[1]))
-    p, s, w = torch.linalg.svd(train.to_dense().reshape(rest.shape), full_matrices=False)
-    return basis @ (p * s.sqrt()), w.mT * s.sqrt()
-
-
-def svd(update: LowRank) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, R), singular values and V (in, R) of a product of two factors."""
-    outer, first = torch.linalg.qr(update.left)
-    inner, second = torch.linalg.qr(update.right.mT)
-    u, values, vh = torch.linalg.svd(first @ second.mT, full_matrices=False)
-    return outer @ u, values, inner @ vh.mT
 
 
 def _trains(
@@ -133,19 +95,6 @@ def _trains(
     return keys, shapes, (splits[0], splits[1])
 
 
-def modes(train: Sequence[Shape]) -> list[int]:
-    """The modes of cores of shapes (r, n, r)."""
-    return [shape[1] for shape in train]
-
-
 def widened(columns: Tensor, width: int) -> Tensor:
     """The matrix with columns of zeros added."""
     return torch.nn.functional.pad(columns, (0, width - columns.shape[1]))
-
-
-def filled(core: Tensor, initial: Tensor) -> Tensor:
-    """A core (r, n, r) in the place of a larger one: what is more of its left bond is zero."""
-    full = initial.clone()
-    full[core.shape[0] :] = 0
-    full[: core.shape[0], :, : core.shape[2]] = core
-    return full

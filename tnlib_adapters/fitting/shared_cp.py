@@ -1,6 +1,6 @@
-"""LoRTA closest to given low-rank updates: a CP decomposition of all weights at once.
+"""One CP tensor for all weights: a coupled CP decomposition of their updates.
 
-The method's declarations say which factors a weight uses and how its rows or columns are cut into
+The declarations say which factors a weight uses and how its rows or columns are cut into
 heads. Weights with the same five factors are a family; one tensor is fitted to all families that
 share layers and matrices. The fit starts from the CP decomposition of the family with the largest
 updates, whose wide side is compressed, and from random factors; the best start is polished.
@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnlib import cp_als
-from tnlib_adapters.convert.coupled_cp import ROLES, Family, Values, polish
-from tnlib_adapters.convert.read_lora import LowRank
 from tnlib_adapters.execution.dense_forms import interleaved
+from tnlib_adapters.fitting.coupled_cp import ROLES, Family, Values, polish
+from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.networks.declaration import AdditiveDeclaration
 from tnlib_adapters.networks.initializers import normal
 from tnlib_adapters.networks.network import Network
@@ -35,12 +35,12 @@ class _Part:
     """One network with the rows of the update that are its own."""
 
     network: Network
-    update: LowRank
+    update: LowRankUpdate
 
 
-def fit_lorta(
+def fit_shared_cp(
     networks: Mapping[str, AdditiveDeclaration],
-    updates: Mapping[str, LowRank],
+    updates: Mapping[str, LowRankUpdate],
     generator: torch.Generator,
     *,
     show: bool = False,
@@ -56,7 +56,7 @@ def fit_lorta(
         groups.setdefault(_keys(part.network)["c_layer"], []).append(part)
     values: Values = {}
     most = len(groups) * ((1 + _STARTS) * _FIRST + _SWEEPS)
-    with tqdm(total=most, desc="LoRTA", unit="sweep", disable=not show) as bar:
+    with tqdm(total=most, desc="fitting", unit="sweep", disable=not show) as bar:
         for group in groups.values():
             values |= _fitted(group, generator, bar.update)
     return {
@@ -168,14 +168,14 @@ def balanced(
     return values
 
 
-def _parts(network: AdditiveDeclaration, update: LowRank) -> list[_Part]:
+def _parts(network: AdditiveDeclaration, update: LowRankUpdate) -> list[_Part]:
     """The networks of a weight with the rows of the update that are theirs."""
     parts = [part for _, part in network.networks]
     sizes = [part.out_features for part in parts]
     order = interleaved(torch.split(torch.arange(network.out_features), sizes), network.groups)
     rows = torch.split(order.argsort(), sizes)
     return [
-        _Part(part, LowRank(update.left[row], update.right))
+        _Part(part, LowRankUpdate(update.left[row], update.right))
         for part, row in zip(parts, rows, strict=True)
     ]
 

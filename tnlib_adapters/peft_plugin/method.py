@@ -1,0 +1,97 @@
+"""What a method says of itself: its networks, where it starts, what becomes of it elsewhere.
+
+Everything outside its own file (counting, conversion, the command line, inspection) asks here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from tnlib_adapters.base_model.sites import Site
+from tnlib_adapters.networks.declaration import AdditiveDeclaration, Declaration
+
+# Cores by weight and key, of networks and low-rank updates by weight.
+Fit = Callable[..., dict[str, dict[str, Tensor]]]
+
+
+class MethodBase:
+    """A configuration by its method; the fields are those of the subclasses."""
+
+    method: ClassVar[str] = ""
+    starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")
+    # Whether the initial cores depend on the base weight.
+    uses_weight: ClassVar[bool] = False
+    # The field that sets its size.
+    size_field: ClassVar[str] = "r"
+    # Whether its update is a product of two factors of a rank below the widths.
+    low_rank: ClassVar[bool] = True
+    # What to set for an update of weights, where not every configuration is one.
+    additive_form: ClassVar[str] = ""
+    # How its cores are fitted to the updates of a LoRA, see tnlib_adapters.fitting.
+    fit_updates: ClassVar[Fit | None] = None
+    init_weights: bool | str
+
+    @property
+    def merges(self) -> bool:
+        """Whether the adapter is an update of weights."""
+        return True
+
+    @property
+    def update_scale(self) -> float | None:
+        """Factor of the update; None where the method does not say."""
+        return None
+
+    def resized(self, size: int) -> Self:
+        """The same configuration of another size."""
+        return dataclasses.replace(self, **{self.size_field: size})  # type: ignore[type-var]
+
+    def for_fitting(self, **fields: Any) -> Self:
+        """A copy with other fields, of an adapter that is fitted to a LoRA."""
+        return dataclasses.replace(self, **fields)  # type: ignore[type-var]
+
+    def weight_ranks(self, network: AdditiveDeclaration) -> tuple[int, ...]:
+        """The ranks of one weight, as a conversion reports them."""
+        return (getattr(self, self.size_field),)
+
+    def network(self, site: Site) -> Declaration:
+        """The network that adapts the weight at `site`.
+
+        Examples
+        --------
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> LoTRConfig(r=4).network(Site("q_proj", 48, 64)).n_params
+        464
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a method network(self, site)")
+
+    def initial_cores(
+        self,
+        network: Declaration,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Initial cores by key; `weight` is the dense base weight for methods that use it.
+
+        Examples
+        --------
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> config = LoTRConfig(r=4)
+        >>> cores = config.initial_cores(config.network(Site("q_proj", 48, 64)))
+        >>> {key: (tuple(core.shape), bool(core.any())) for key, core in cores.items()}
+        {'u_48x64': ((48, 4), True), 'g': ((4, 4), False), 'v_48x64': ((64, 4), True)}
+        """
+        return network.initial(generator, zeros=self.init_weights is not False)
+
+    def default_targets(
+        self, sites: Mapping[str, Site], usual: set[str] | str | None
+    ) -> set[str] | str:
+        """Modules to adapt where none are named: PEFT's `usual` ones for LoRA, else q and v."""
+        return usual or {site.path for site in sites.values() if site.role in ("q", "v", "qkv")}
+
+    def prepare(self, model: nn.Module) -> None:
+        """Complete the fields that depend on the model, before it is adapted."""
