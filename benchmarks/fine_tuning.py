@@ -62,7 +62,7 @@ def adapted(task: Task, method: str, seed: int) -> PeftModel:
 
 
 def sizes(task: Task, method: str, model: PeftModel) -> dict[str, int]:
-    """Trained values by what they are; they have to be what peft and the declaration count."""
+    """Trained parameters by what they are; they have to be what peft and the declaration count."""
     found = {"adapter": 0, "norms": 0, "head": 0}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -75,7 +75,7 @@ def sizes(task: Task, method: str, model: PeftModel) -> dict[str, int]:
         declared = count(task.base, config)
         counts |= {declared.total, total - found["adapter"] + declared.adapter}
     if len(counts) > 1:
-        raise RuntimeError(f"{method}, {task.name}: trained values are counted as {counts}")
+        raise RuntimeError(f"{method}, {task.name}: trained parameters are counted as {counts}")
     return found
 
 
@@ -215,7 +215,7 @@ def caption(about: dict[str, Any], options: argparse.Namespace) -> str:
 
 
 def picture(records: list[dict[str, Any]], path: Path) -> None:
-    """Held-out loss after training against the number of trained values."""
+    """Held-out loss after training against the number of trained parameters."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.2, 4.8), dpi=150, layout="constrained")
@@ -231,7 +231,7 @@ def picture(records: list[dict[str, Any]], path: Path) -> None:
             if "random" in r["method"]:  # of DoTA's size: both are to be seen
                 style |= {"markerfacecolor": "none", "markersize": 12, "capsize": 6}
             axes.errorbar(r["adapter"] + r["norms"], middle, reach, label=r["method"], **style)
-        axes.set(xscale="log", xlabel="trained values, without the head")
+        axes.set(xscale="log", xlabel="trained parameters, without the head")
         axes.set(ylabel="held-out loss (nats)", title=task)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -75,7 +75,7 @@ def against_qlora(records: list[dict[str, Any]]) -> str:
         anchor = r["adapter"] - 4 * r["trained"]
         more = [total(r) - total(peer), r["rise"] - peer["rise"]]
         lines.append(
-            f"{r['method']}, {r['trained']:,} values ({QLORA}: {peer['trained']:,}): "
+            f"{r['method']}, {r['trained']:,} parameters ({QLORA}: {peer['trained']:,}): "
             f"{r['to_qlora']:.2f} of {QLORA}'s time; total {more[0] / 1e6:+.1f} MB, rise "
             f"{more[1] / 1e6:+.1f} MB against {QLORA}, where theta_0 is {megabytes(anchor)} MB and "
             f"the largest adapted weight in float32 {megabytes(r['layer'])} MB."

@@ -90,7 +90,7 @@ def caption(records: list[dict[str, Any]], options: argparse.Namespace) -> str:
         f"{model_name(options)}, {len(records)} weights in float32. NF4, blocks of "
         "64, scales in 8 bits. Relative error in the Frobenius norm against W_0, median over the "
         "layers of a kind: of the quantised weight, Q(W_0), and of Q(W_0 - MPO(theta_0)) + "
-        "MPO(theta_0), where MPO(theta_0) is W_0 decomposed with three modes a side and bonds of "
+        "MPO(theta_0), where MPO(theta_0) is W_0 decomposed with three modes per side and bonds of "
         "at most that rank. In brackets: the share of |W_0|^2 that the operator takes, and its "
         "values (in float32, beside the 4 bits) as a share of the weight's. Single layers are in "
         "the JSON file."

@@ -121,7 +121,7 @@ def base_and_adapter(model: nn.Module) -> tuple[int, int]:
 
 
 def byte_counts(model: nn.Module, forward: Callable[[], Tensor]) -> dict[str, int]:
-    """Trained values and bytes of the parts of a model; `forward` ends with what is derived."""
+    """Trained parameters and bytes of the parts of a model; `forward` ends with what is derived."""
     base, adapter = base_and_adapter(model)
     counts = {
         "trained": trained_values(model),

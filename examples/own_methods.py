@@ -80,11 +80,11 @@ class MetaTTConfig(NetworkConfig, method="metatt"):
                 "in": width,
                 "out": out,
                 "layer": site.depth,
-                "matrix": site.slots,
+                "matrix": site.n_matrices,
                 **{f"bond_{k}": self.r for k in (1, 2, 3)},
             },
             out_legs=("out",),
             in_legs=("in",),
-            at={"layer": site.layer, "matrix": site.slot},
+            fixed_indices={"layer": site.layer, "matrix": site.matrix},
             scale=self.alpha,
         )

@@ -111,7 +111,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     save(model, options.output)
     if first:
         print(
-            f"{options.method}: {size:,} values trained for {options.steps} steps on {world} x "
+            f"{options.method}: {size:,} parameters trained for {options.steps} steps on {world} x "
             f"{device.type} by {options.strategy}, loss {losses[0]:.6f} to {losses[-1]:.6f}, "
             f"saved to {options.output}"
         )

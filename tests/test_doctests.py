@@ -10,7 +10,7 @@ import pytest
 import tnlib
 import tnlib.testing
 import tnlib_adapters
-from tnlib_adapters import Start, quantization
+from tnlib_adapters import Initializer, quantization
 
 NAMES = [
     pytest.param(package, name, id=f"{package.__name__}.{name}")
@@ -28,8 +28,8 @@ def runs(test: doctest.DocTest) -> bool:
 @pytest.mark.parametrize(("package", "name"), NAMES)
 def test_a_public_name_has_a_doctest(package, name):
     value = getattr(package, name)
-    # Ready starts, such as `zeros`, are shown where the class is.
-    shown = type(value) if isinstance(value, Start) else value
+    # Ready initializers, such as `zeros`, are shown where the class is.
+    shown = type(value) if isinstance(value, Initializer) else value
     where = " or that of a public method" if inspect.isclass(shown) else ""
     assert any(map(runs, doctest.DocTestFinder().find(shown, name))), (
         f"{package.__name__}.{name} has no doctest that runs: end its docstring{where} with a "

@@ -4,9 +4,12 @@ Importing the package makes the methods known to PEFT; a program that loads a sa
 import it first.
 """
 
+from typing import Any as _Any
+
 from tnlib_adapters import requirements as requirements  # first: says what is to be installed
 
 # isort: split
+from tnlib.common.deprecation import renamed as _renamed
 from tnlib_adapters import methods as methods
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
@@ -21,31 +24,31 @@ from tnlib_adapters.methods import *  # noqa: F403 (the methods, as their room e
 from tnlib_adapters.networks.as_tnlib import UpdateView
 from tnlib_adapters.networks.core import Core
 from tnlib_adapters.networks.drawing import draw
-from tnlib_adapters.networks.fused_projection import Stacked
-from tnlib_adapters.networks.initializers import Start, normal, ones, uniform, zeros
+from tnlib_adapters.networks.fused_projection import FusedProjection
+from tnlib_adapters.networks.initializers import Initializer, normal, ones, uniform, zeros
 from tnlib_adapters.networks.network import Network
-from tnlib_adapters.networks.nonlinear import Replacement, Series
+from tnlib_adapters.networks.nonlinear import BottleneckAdapter, ReplacedLinear
 from tnlib_adapters.parameter_count import Count, CountRow, count
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 
 __all__ = [
+    "BottleneckAdapter",
     "Conversion",
     "ConvertedWeight",
     "Core",
     "Count",
     "CountRow",
+    "FusedProjection",
+    "Initializer",
     "LayerPlan",
     "MergeReport",
     "Network",
     "NetworkConfig",
     "NetworkLinear",
     "Plans",
-    "Replacement",
-    "Series",
+    "ReplacedLinear",
     "SharedCores",
     "Site",
-    "Stacked",
-    "Start",
     "UpdateView",
     "cached",
     "count",
@@ -61,3 +64,14 @@ __all__ = [
     "zeros",
 ]
 __all__ += methods.__all__
+
+_EARLIER = {
+    "Replacement": ReplacedLinear,
+    "Series": BottleneckAdapter,
+    "Stacked": FusedProjection,
+    "Start": Initializer,
+}
+
+
+def __getattr__(name: str) -> _Any:
+    return _renamed(__name__, name, _EARLIER)

@@ -85,7 +85,7 @@ class Count:
 
     @property
     def adapter(self) -> int:
-        """Trained values of the cores.
+        """Trained parameters of the cores.
 
         Examples
         --------
@@ -97,7 +97,7 @@ class Count:
 
     @property
     def total(self) -> int:
-        """All trained values: cores and modules trained in full.
+        """All trained parameters: cores and modules trained in full.
 
         Examples
         --------
@@ -113,8 +113,8 @@ class Count:
             (row.name, row.owner, "x".join(map(str, row.shape)), f"{row.number}", f"{row.values:,}")
             for row in self.rows
         ]
-        table = aligned([("core", "owner", "shape", "number", "values"), *lines])
-        return f"{table}\n{self.total:,} trained values over {len(self.targets)} weights"
+        table = aligned([("core", "owner", "shape", "number", "parameters"), *lines])
+        return f"{table}\n{self.total:,} trained parameters over {len(self.targets)} weights"
 
 
 def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfig) -> Count:
@@ -145,11 +145,11 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
     >>> from tnlib_adapters import LoTRConfig, count
     >>> llama = transformers.LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2)
     >>> print(count(llama, LoTRConfig(r=8, target_modules=["q_proj", "v_proj"])))
-    core  owner   shape  number  values
+    core  owner   shape  number  parameters
     u     64x64   64x8   1       512
     g     weight  8x8    4       256
     v     64x64   64x8   1       512
-    1,280 trained values over 4 weights
+    1,280 trained parameters over 4 weights
     """
     if isinstance(config, LoraConfig):
         config = declared(config)

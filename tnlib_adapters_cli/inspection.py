@@ -176,8 +176,8 @@ def _words(facts: Mapping[str, Any]) -> str:
         ("task", facts["task"] or "none"),
         ("targets", ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)),
         ("weights", str(facts["weights"] or "not in the file: all cores are shared")),
-        ("trained", f"{facts['trained']:,} values"),
-        ("frozen start", f"{facts['frozen']:,} values" if facts["frozen"] else ""),
+        ("trained", f"{facts['trained']:,} parameters"),
+        ("frozen start", f"{facts['frozen']:,} parameters" if facts["frozen"] else ""),
         ("file", f"{facts['file_bytes']:,} bytes ({size(facts['file_bytes'])})"),
         ("merges, exports", answer[facts["merges"]]),
     ]
@@ -203,4 +203,4 @@ def _table(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return aligned([("tensor", "of", "shape", "dtype", "number", "values", "size"), *lines])
+    return aligned([("tensor", "of", "shape", "dtype", "number", "parameters", "size"), *lines])

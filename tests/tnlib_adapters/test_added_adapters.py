@@ -24,7 +24,7 @@ def config(method, **kwargs):
 
 
 def copied(model, source, target):
-    """Copy trained values by name, and no buffers: as TRL makes the reference of a loaded model."""
+    """Copy trained parameters by name, and no buffers, as TRL makes the reference of a model."""
     values = dict(model.named_parameters())
     for name, value in values.items():
         if f".{source}." in name:

@@ -1,4 +1,4 @@
-"""Published numbers of trainable values, on models without weights."""
+"""Published numbers of trainable parameters, on models without weights."""
 
 from __future__ import annotations
 

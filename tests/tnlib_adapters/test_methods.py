@@ -15,13 +15,13 @@ from tests.tnlib_adapters.test_network import TERMS
 from tests.tolerances import assert_close
 from tnlib_adapters import (
     DoTAConfig,
+    FusedProjection,
     LoRETTAConfig,
     LoRTAConfig,
     LoTRConfig,
     NetworkLinear,
     SharedCores,
     Site,
-    Stacked,
 )
 from tnlib_adapters.layers.update import Update
 
@@ -41,7 +41,7 @@ def update_of(network, cores):
     """The trainable form of a network with given cores, shared ones included."""
     shared = SharedCores()
     update = Update(network, shared, dtype=torch.float64)
-    update.start(cores)
+    update.initialize(cores)
     return update
 
 
@@ -67,12 +67,12 @@ def sites(draw, role=PLAIN):
         rows,
         columns,
         path=chosen or "up",
-        stack="layers",
+        container="layers",
         layer=draw(st.integers(0, depth - 1)),
         depth=depth,
         role=chosen,
-        slot="qkvo".find(chosen[:1]) if chosen else 0,
-        slots=4,
+        matrix="qkvo".find(chosen[:1]) if chosen else 0,
+        n_matrices=4,
         heads=heads,
         kv_heads=kv_heads,
         interleaved=draw(st.booleans()),
@@ -181,7 +181,7 @@ def test_lorta_is_its_formula(site, heads, seed):
 def test_a_fused_projection_has_the_rows_of_its_roles(site, seed):
     config = LoRTAConfig(r=3)
     network = config.network(site)
-    assert isinstance(network, Stacked)
+    assert isinstance(network, FusedProjection)
     cores = filled(network, seed)
     head = site.out_features // (site.heads + 2 * site.kv_heads)
     roles = {
@@ -282,7 +282,7 @@ def deviation(config, site, of):
 
 def test_published_starts_have_their_variances():
     torch.manual_seed(0)
-    site = Site("layers.0.q", 768, 768, role="q", depth=12, slots=4, heads=12, kv_heads=12)
+    site = Site("layers.0.q", 768, 768, role="q", depth=12, n_matrices=4, heads=12, kv_heads=12)
     group = "u_768x768"
     assert deviation(LoTRConfig(init="normal"), site, lambda c: c[group]) == pytest.approx(
         1, rel=0.02
@@ -302,7 +302,7 @@ def test_published_starts_have_their_variances():
 
 def test_init_weights_false_is_no_identity():
     torch.manual_seed(0)
-    site = Site("layers.0.q", 48, 48, role="q", slots=4, heads=4, kv_heads=2)
+    site = Site("layers.0.q", 48, 48, role="q", n_matrices=4, heads=4, kv_heads=2)
     for config in (LoTRConfig, LoRTAConfig, LoRETTAConfig):
         chosen = config(init_weights=False)
         network = chosen.network(site)

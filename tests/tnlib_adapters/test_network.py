@@ -114,8 +114,14 @@ BAD = [
     ({"cores": ()}, "at least one core"),
     ({"cores": (Core("a", ("in", "out")),), "dropout": 1.0}, "dropout is below 1"),
     ({"cores": (Core("a", ("in", "out")),), "scale": float("nan")}, "scale=nan"),
-    ({"cores": (Core("a", ("in", "out")),), "at": {"in": 0}}, r"open and fixed by at: \['in'\]"),
-    ({"cores": (Core("a", ("in", "out")),), "at": {"layer": 0}}, "cannot be fixed at layer=0"),
+    (
+        {"cores": (Core("a", ("in", "out")),), "fixed_indices": {"in": 0}},
+        r"a fixed index: \['in'\]",
+    ),
+    (
+        {"cores": (Core("a", ("in", "out")),), "fixed_indices": {"layer": 0}},
+        "cannot be fixed at layer=0",
+    ),
     (
         {"cores": (Core("u", ("in",), group="x_1"), Core("u_x", ("out",), group="1"))},
         "must be different, got .*u_x_1",

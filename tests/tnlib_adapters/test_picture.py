@@ -7,7 +7,7 @@ import pytest
 from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, Site, draw
 
 pytest.importorskip("matplotlib")
-SITE = Site("layers.0.q", 48, 36, role="q", depth=3, layer=1, slots=4, heads=4, kv_heads=4)
+SITE = Site("layers.0.q", 48, 36, role="q", depth=3, layer=1, n_matrices=4, heads=4, kv_heads=4)
 CONFIGS = [DoTAConfig(), LoTRConfig(), LoRTAConfig(), LoRETTAConfig(), LoRETTAConfig(bottleneck=32)]
 
 
@@ -21,16 +21,16 @@ def test_every_core_and_every_open_leg_is_drawn(config, tmp_path):
         assert core.name in texts
     for leg in (*network.out_legs, *network.in_legs):
         assert f"{leg}\n{network.sizes[leg]}" in texts
-    for leg, index in network.at.items():
+    for leg, index in network.fixed_indices.items():
         assert f"{leg}\n{index} of {network.sizes[leg]}" in texts
-    assert f"{network.n_params:,} values" in ax.get_title()
+    assert f"{network.n_params:,} parameters" in ax.get_title()
     figure.savefig(tmp_path / "network.png")
     assert (tmp_path / "network.png").stat().st_size > 1000
     assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
 
 
 def test_declarations_of_several_networks_have_one_below_the_other():
-    fused = Site("layers.0.c", 144, 48, role="qkv", slots=4, heads=4, kv_heads=4)
+    fused = Site("layers.0.c", 144, 48, role="qkv", n_matrices=4, heads=4, kv_heads=4)
     for network, parts in (
         (LoRTAConfig().network(fused), 3),
         (LoRETTAConfig(variant="adp").network(SITE), 2),

@@ -237,10 +237,12 @@ def test_models_that_transformers_quantised_are_adapted_as_they_are(bits, tmp_pa
 def test_the_guard_is_put_on_layers_that_are_not_adapted_too(tmp_path):
     base = loaded(tmp_path)
     for layer in base.modules():
-        if bitsandbytes.is_foreign(layer):
+        if bitsandbytes.is_bitsandbytes(layer):
             layer.support_avx512bf16_for_cpu = True
     adapted(base, "lotr")
-    switches = [m.support_avx512bf16_for_cpu for m in base.modules() if bitsandbytes.is_foreign(m)]
+    switches = [
+        m.support_avx512bf16_for_cpu for m in base.modules() if bitsandbytes.is_bitsandbytes(m)
+    ]
     assert len(switches) == 14
     assert not any(switches)
 
@@ -532,7 +534,9 @@ def test_files_of_what_was_unloaded_or_merged_are_read_by_transformers(tmp_path)
         again = hf.LlamaForCausalLM.from_pretrained(tmp_path / str(merge)).eval()
         prevent_repacking(again)
         in_bits = {
-            n.rsplit(".", 1)[-1] for n, m in again.named_modules() if bitsandbytes.is_foreign(m)
+            n.rsplit(".", 1)[-1]
+            for n, m in again.named_modules()
+            if bitsandbytes.is_bitsandbytes(m)
         }
         left = {"k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
         assert in_bits == (left if merge else left | set(targets))

@@ -26,7 +26,7 @@ from tests.tnlib_adapters.models import (
 from tests.tolerances import assert_close, rounding
 from tnlib_adapters.fourbit import packed as packed_module
 from tnlib_adapters.fourbit import stored
-from tnlib_adapters.fourbit.bitsandbytes import is_foreign, packed_of
+from tnlib_adapters.fourbit.bitsandbytes import is_bitsandbytes, packed_of
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import fused_product, packed_linear
 from tnlib_adapters.quantization import (
@@ -238,7 +238,7 @@ class TestLayer:
         assert layer.nbytes == 256 * 256 + 2048 + 4 * 8 + 4
         assert layer.bits_per_weight == pytest.approx(4.127, abs=5e-4)
         assert (layer.format, layer.weight.requires_grad) == (Format(), False)
-        assert "nf4, blocks of 64, double quantisation, 4.13 bits a weight" in repr(layer)
+        assert "nf4, blocks of 64, double quantisation, 4.13 bits per weight" in repr(layer)
         weight = linear(256, 512).weight.detach()
         distance = (layer.dequantize() - weight).norm() / weight.norm()
         # Sums of squares, which torch adds up in blocks.
@@ -479,7 +479,7 @@ def wide(dtype=torch.float32):
 
 def assert_same_bytes(model, loaded):
     """Every layer of ours is one of bitsandbytes' with the same bits, and no other is."""
-    names = {name for name, module in loaded.named_modules() if is_foreign(module)}
+    names = {name for name, module in loaded.named_modules() if is_bitsandbytes(module)}
     assert names == in_four_bits(model)
     for name in names:
         ours = model.get_submodule(name)

@@ -51,7 +51,7 @@ def networks(draw):
         sizes,
         tuple(sides["out"]),
         tuple(sides["in"]),
-        at=at,
+        fixed_indices=at,
         scale=draw(st.sampled_from([1.0, -0.5])),
         anchored=draw(st.booleans()),
     )
@@ -62,7 +62,9 @@ def method_networks(draw):
     """The networks of the methods, for widths and ranks of any size."""
     heads, width, rank = draw(ONES), draw(st.integers(1, 24)), draw(st.integers(1, 6))
     out = heads * draw(st.integers(1, 6))
-    site = Site("q", out, width, depth=3, layer=1, role="q", slots=4, heads=heads, kv_heads=heads)
+    site = Site(
+        "q", out, width, depth=3, layer=1, role="q", n_matrices=4, heads=heads, kv_heads=heads
+    )
     config = draw(
         st.sampled_from(
             [
@@ -145,7 +147,7 @@ def test_folded_matrices_multiply_to_the_update(network):
     "config", [LoTRConfig(r=8), LoRTAConfig(r=8), LoRETTAConfig(variant="rep"), DoTAConfig(r=8)]
 )
 def test_the_chosen_strategy_is_the_one_with_the_least_predicted_time(config, training, base):
-    site = Site("q", 576, 576, depth=6, role="q", slots=4, heads=9, kv_heads=9)
+    site = Site("q", 576, 576, depth=6, role="q", n_matrices=4, heads=9, kv_heads=9)
     network = config.network(site)
     (known,) = network.strategies
     starts, _ = known.table[training, base]
@@ -180,7 +182,7 @@ def test_over_4_bits_no_strategy_saves_more_than_the_activations_that_come_in(co
 
 
 def test_low_rank_methods_are_applied_as_low_rank_factors_and_dota_by_one_fused_weight():
-    site = Site("q", 576, 576, depth=6, role="q", slots=4, heads=9, kv_heads=9)
+    site = Site("q", 576, 576, depth=6, role="q", n_matrices=4, heads=9, kv_heads=9)
     for config in (LoTRConfig(r=8), LoRTAConfig(r=8), LoRETTAConfig(variant="rep")):
         chosen = choose_strategy(config.network(site), "dense", 512, training=True)
         shapes = [factor.shape for factor in chosen.factors]

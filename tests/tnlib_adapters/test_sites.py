@@ -25,17 +25,17 @@ ROLES = {
 def test_roles_layers_and_heads_of_an_architecture(name):
     with torch.device("meta"):
         sites = find_sites(MAKERS[name]())
-    layers = [site for site in sites.values() if site.stack]
+    layers = [site for site in sites.values() if site.container]
     assert {site.layer for site in layers} == {0, 1}
     assert {site.depth for site in layers} == {2}
     for role, path in ROLES[name].items():
         found = [site for site in layers if site.role == role]
         assert [site.path for site in found] == [path, path]
-        assert {site.slots for site in found} == {4}
+        assert {site.n_matrices for site in found} == {4}
     kv_heads = 2 if name in ("llama", "phi3", "qwen2") else 4
     assert {(site.heads, site.kv_heads) for site in layers} == {(4, kv_heads)}
     assert {site.interleaved for site in layers if site.role == "qkv"} <= {name == "deberta"}
-    outside = [site for site in sites.values() if not site.stack]
+    outside = [site for site in sites.values() if not site.container]
     assert all(not site.role and site.depth == 1 for site in outside)
 
 
@@ -47,8 +47,8 @@ def test_two_attentions_in_a_layer_and_two_stacks():
     sites = find_sites(model)
     queries = [site for site in sites.values() if site.role == "q"]
     assert len(queries) == 8
-    assert {site.slots for site in queries} == {8}
-    assert len({(site.layer, site.slot) for site in queries}) == 8
+    assert {site.n_matrices for site in queries} == {8}
+    assert len({(site.layer, site.matrix) for site in queries}) == 8
     assert {site.depth for site in queries} == {5}
     assert {site.role for site in sites.values() if site.path.endswith("wo")} == {""}
 
@@ -56,8 +56,8 @@ def test_two_attentions_in_a_layer_and_two_stacks():
 def test_weights_of_equal_widths_in_a_layer_are_numbered():
     with torch.device("meta"):
         sites = find_sites(MAKERS["llama"]())
-    slots = {site.path: site.slot for site in sites.values() if "mlp" in site.path}
-    assert slots == {"mlp.gate_proj": 0, "mlp.up_proj": 1, "mlp.down_proj": 2}
+    numbers = {site.path: site.matrix for site in sites.values() if "mlp" in site.path}
+    assert numbers == {"mlp.gate_proj": 0, "mlp.up_proj": 1, "mlp.down_proj": 2}
 
 
 def test_a_plain_model_without_a_configuration():

@@ -33,7 +33,7 @@ from tests.tolerances import assert_close, rounding
 from tnlib_adapters import Core, LoRTAConfig, LoTRConfig, Network, Site
 from tnlib_adapters.convert.write_lora import to_lora
 from tnlib_adapters.networks.builders import mpo_network
-from tnlib_adapters.networks.fused_projection import Stacked
+from tnlib_adapters.networks.fused_projection import FusedProjection
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 # Norms and errors of factors that are rounded to float32, a product of at most 48 terms.
@@ -70,14 +70,16 @@ def networks(draw):
         {leg: size for leg, size in sizes.items() if leg in used},
         tuple(out_legs),
         tuple(in_legs),
-        at={leg: index for leg, index in at.items() if leg in used},
+        fixed_indices={leg: index for leg, index in at.items() if leg in used},
         scale=draw(st.sampled_from([1.0, -0.5])),
     )
 
 
 def smallest_cut(network):
     """Smallest product of the legs between the two sides, over all ways to cut; None without."""
-    cores = [{leg for leg in core.legs if leg not in network.at} for core in network.cores]
+    cores = [
+        {leg for leg in core.legs if leg not in network.fixed_indices} for core in network.cores
+    ]
     large = {leg for leg, size in network.sizes.items() if size > 1}
     ranks = []
     for picks in itertools.product((0, 1), repeat=len(cores)):
@@ -112,7 +114,7 @@ def test_stacked_updates_keep_equal_rows_once(groups, rank, same):
         return Network(cores, sizes, out_legs=("out",), in_legs=("in",))
 
     rows = {"q": 8, "k": 4, "v": 2}
-    network = Stacked(
+    network = FusedProjection(
         tuple(part(name, n * groups, "all" if same else name) for name, n in rows.items()),
         groups=groups,
     )
@@ -132,7 +134,7 @@ def test_the_cheapest_cut_is_taken():
 
 
 def test_a_leg_that_many_cores_have_counts_once():
-    site = Site("q", 48, 48, role="q", slots=4, heads=4, kv_heads=4, depth=3, layer=1)
+    site = Site("q", 48, 48, role="q", n_matrices=4, heads=4, kv_heads=4, depth=3, layer=1)
     network = LoRTAConfig(r=5).network(site)
     _, A = network.low_rank_factors(random_cores(network))
     assert len(A) == 5
@@ -154,7 +156,7 @@ def test_an_anchored_network_has_twice_the_rank():
 
 
 def trained(method, name, **kwargs):
-    """An adapted model whose trainable values are anywhere."""
+    """An adapted model whose trainable parameters are anywhere."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         config = METHODS[method](**({"target_modules": TARGETS[name]} | kwargs))
@@ -229,8 +231,8 @@ print("done", len(sys.argv) - 1)
 
 def test_a_process_without_our_code_loads_the_folder(tmp_path):
     folders = []
-    for method, name in zip(EXACT, MODELS, strict=True):
-        folder = tmp_path / name
+    for method, name in zip(EXACT, itertools.cycle(MODELS), strict=False):
+        folder = tmp_path / f"{method}-{name}"
         model = trained(method, name)
         make(name).save_pretrained(folder / "base")
         to_lora(model, folder / "lora")
@@ -243,7 +245,7 @@ def test_a_process_without_our_code_loads_the_folder(tmp_path):
         [sys.executable, "-c", _PLAIN, *folders], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["done", "3"]
+    assert done.stdout.split() == ["done", str(len(EXACT))]
 
 
 @pytest.mark.parametrize("method", ["lorta", "rep", "dota"])

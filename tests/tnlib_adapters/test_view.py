@@ -8,7 +8,7 @@ import torch
 
 from tests.tnlib_adapters.models import make
 from tnlib import CP, TT, Tucker
-from tnlib_adapters import Core, DoTAConfig, Network, SharedCores, Stacked
+from tnlib_adapters import Core, DoTAConfig, FusedProjection, Network, SharedCores
 from tnlib_adapters.layers.update import Update
 
 SIZES = {"in": 6, "out": 5, "in_2": 2, "r": 3, "s": 2, "t": 4, "layer": 3}
@@ -38,12 +38,12 @@ def test_the_dense_form_is_the_update(name):
         {leg: size for leg, size in SIZES.items() if leg in used},
         out_legs=("out",),
         in_legs=("in", "in_2") if "in_2" in used else ("in",),
-        at={"layer": 1} if "layer" in used else {},
+        fixed_indices={"layer": 1} if "layer" in used else {},
         scale=0.5,
     )
     update = Update(network, dtype=torch.float64)
     torch.manual_seed(0)
-    update.start({key: core.double() for key, core in network.initial().items()})
+    update.initialize({key: core.double() for key, core in network.initial().items()})
     seen = update.view()
     torch.testing.assert_close(seen.to_dense(), update.delta())
     assert isinstance(seen.tensor, kind)
@@ -72,14 +72,14 @@ def test_roles_may_have_cores_of_their_own():
         )
         for role in "qv"
     )
-    update = Update(Stacked(parts), dtype=torch.float64)
-    update.start({key: core.double() for key, core in update.network.initial().items()})
+    update = Update(FusedProjection(parts), dtype=torch.float64)
+    update.initialize({key: core.double() for key, core in update.network.initial().items()})
     seen = update.view()
     torch.testing.assert_close(seen.to_dense(), update.delta())
     with pytest.raises(ValueError, match="the update has 2 blocks"):
         _ = seen.tensor
     with pytest.raises(ValueError, match="two parts have a core 'b_q'"):
-        Stacked((parts[0], parts[0]))
+        FusedProjection((parts[0], parts[0]))
 
 
 @pytest.mark.parametrize("name", ["cores", "delta", "training", "forward", "network"])

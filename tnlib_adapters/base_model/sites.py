@@ -1,4 +1,4 @@
-"""The places of a model that can be adapted: what a method may know about a weight.
+"""The weights of a model that can be adapted: what a method may know about them.
 
 Layers are the numbered containers of the model (``model.layers.3``), roles are read from names,
 heads from the model's configuration. Nothing here needs weights: a model on the meta device will
@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from tnlib.common.deprecation import renamed_fields
 from tnlib_adapters.base_model.adaptable import linear_layers
 from tnlib_adapters.base_model.linear_modules import original_modules
 
@@ -42,6 +43,7 @@ _BY_ROLE = ("chatglm",)
 _ANY_ORDER = ("in_proj", "query_key_value")
 
 
+@renamed_fields(stack="container", slot="matrix", slots="n_matrices")
 @dataclass(frozen=True)
 class Site:
     """A weight that can be adapted.
@@ -54,13 +56,13 @@ class Site:
         Its shape.
     path : str
         Its name inside its layer, such as ``self_attn.q_proj``.
-    stack : str
+    container : str
         Name of the container whose numbered layer it is in, empty outside of any.
     layer, depth : int
         Number of its layer, and how many layers the model has.
     role : str
         "q", "k", "v", "o", "qkv" for the three at once, empty for any other weight.
-    slot, slots : int
+    matrix, n_matrices : int
         Its number among the weights of a layer that can share a tensor with it, and how many
         those are: q, k, v, o of every attention, other weights of the same two widths.
     heads, kv_heads : int
@@ -74,7 +76,7 @@ class Site:
     >>> DoTAConfig(r=4).network(Site("q_proj", 576, 576)).n_params
     1604
     >>> site = Site("layers.3.q_proj", 576, 576, layer=3, depth=30, role="q", heads=9, kv_heads=3)
-    >>> LoRTAConfig(r=4).network(site).at
+    >>> LoRTAConfig(r=4).network(site).fixed_indices
     {'layer': 3, 'matrix': 0}
     """
 
@@ -82,12 +84,12 @@ class Site:
     out_features: int
     in_features: int
     path: str = ""
-    stack: str = ""
+    container: str = ""
     layer: int = 0
     depth: int = 1
     role: str = ""
-    slot: int = 0
-    slots: int = 1
+    matrix: int = 0
+    n_matrices: int = 1
     heads: int = 1
     kv_heads: int = 1
     interleaved: bool = False
@@ -115,39 +117,39 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     linear = list(linear_layers(model))
     modules = dict(original_modules(model))
     owners = {name: _Owner.of(name, modules) for name, _ in linear}
-    places = {name: _place(name) for name, _ in linear}
+    positions = {name: _position(name) for name, _ in linear}
     roles = {name: _role(name, out, owners[name]) for name, (out, _) in linear}
     # Layers are counted where there is attention, or everywhere if there is none.
-    attended = {places[name][0] for name, role in roles.items() if role and places[name][0]}
-    stacks = attended or {stack for stack, _, _ in places.values() if stack}
+    attended = {positions[name][0] for name, role in roles.items() if role and positions[name][0]}
+    containers = attended or {container for container, _, _ in positions.values() if container}
     layers: dict[tuple[str, int], int] = {}
-    for stack, number, _ in places.values():
-        if stack in stacks:
-            layers.setdefault((stack, number), len(layers))
-    counted = {name: not stacks or places[name][0] in stacks for name in places}
+    for container, number, _ in positions.values():
+        if container in containers:
+            layers.setdefault((container, number), len(layers))
+    counted = {name: not containers or positions[name][0] in containers for name in positions}
     roles = {name: role if counted[name] else "" for name, role in roles.items()}
     # Weights of one kind can share a tensor: those of a role, others of the same two widths.
     kinds: dict[str, Kind] = {
         name: roles[name] or (counted[name], *sorted(widths)) for name, widths in linear
     }
-    slots = _slots(kinds, {name: path or name for name, (_, _, path) in places.items()})
+    numbers = _numbers(kinds, {name: path or name for name, (_, _, path) in positions.items()})
     sites = {}
     for name, (out, width) in linear:
-        stack, number, path = places[name]
-        inside = stack in stacks
+        container, number, path = positions[name]
+        inside = container in containers
         role = roles[name]
-        slot, count = slots[name]
+        matrix, count = numbers[name]
         sites[name] = Site(
             name,
             out,
             width,
             path=path if inside else name,
-            stack=stack if inside else "",
-            layer=layers[stack, number] if inside else 0,
+            container=container if inside else "",
+            layer=layers[container, number] if inside else 0,
             depth=len(layers) if inside else 1,
             role=role,
-            slot=slot,
-            slots=count,
+            matrix=matrix,
+            n_matrices=count,
             heads=owners[name].heads,
             kv_heads=owners[name].kv_heads,
             interleaved=role == "qkv" and owners[name].kind in _INTERLEAVED,
@@ -155,7 +157,7 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     return sites
 
 
-def _place(name: str) -> tuple[str, int, str]:
+def _position(name: str) -> tuple[str, int, str]:
     """Container, number and path in the layer; the first number of a name is the layer's."""
     match = re.fullmatch(r"(?:(.*?)\.)?(\d+)\.(.+)", name)
     return (match[1] or ".", int(match[2]), match[3]) if match else ("", 0, "")
@@ -208,7 +210,7 @@ def _role(name: str, out: int, owner: _Owner) -> str:
     return role if known and whole and owner.kind != "codegen" else ""
 
 
-def _slots(kinds: Mapping[str, Kind], paths: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+def _numbers(kinds: Mapping[str, Kind], paths: Mapping[str, str]) -> dict[str, tuple[int, int]]:
     """Number of every weight among those of its kind in a layer, and their count."""
     # One list a kind: every path once, in the model's order.
     known: dict[Kind, list[str]] = defaultdict(list)
@@ -216,12 +218,12 @@ def _slots(kinds: Mapping[str, Kind], paths: Mapping[str, str]) -> dict[str, tup
         if paths[name] not in known[kind]:
             known[kind].append(paths[name])
     attentions = max((len(known[kind]) for kind in known if isinstance(kind, str)), default=1)
-    slots = {}
+    numbers = {}
     for name, kind in kinds.items():
         number = known[kind].index(paths[name])
         if isinstance(kind, str):
             first = 0 if kind == "qkv" else ROLES.index(kind)
-            slots[name] = (first + 4 * number, 4 * attentions)
+            numbers[name] = (first + 4 * number, 4 * attentions)
         else:
-            slots[name] = (number, len(known[kind]))
-    return slots
+            numbers[name] = (number, len(known[kind]))
+    return numbers

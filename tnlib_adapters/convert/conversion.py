@@ -62,10 +62,10 @@ class Conversion:
     ...     return ConvertedWeight(name, (64, 48), (4,), n_params=448, error=error, norm=norm)
     >>> found = Conversion((weight("q_proj", 0.3, 1.0), weight("v_proj", 0.0, 2.0)), 0, 4000)
     >>> print(found)
-    weight  shape  ranks  values  error
-    q_proj  64x48  4      448     3.00e-01
-    v_proj  64x48  4      448     0.00e+00
-    896 values; 4,000 bytes; relative error 0.134
+    weight  shape  ranks  parameters  error
+    q_proj  64x48  4      448         3.00e-01
+    v_proj  64x48  4      448         0.00e+00
+    896 parameters; 4,000 bytes; relative error 0.134
     """
 
     weights: tuple[ConvertedWeight, ...]
@@ -85,7 +85,7 @@ class Conversion:
         return off / total if total else max((w.error for w in self.weights), default=0.0)
 
     def __str__(self) -> str:
-        """A row a weight, and the sums."""
+        """A row per weight, and the sums."""
         rows = [
             (
                 weight.name,
@@ -96,9 +96,9 @@ class Conversion:
             )
             for weight in self.weights
         ]
-        table = aligned([("weight", "shape", "ranks", "values", "error"), *rows])
+        table = aligned([("weight", "shape", "ranks", "parameters", "error"), *rows])
         shared = f", {self.shared:,} of them shared" if self.shared else ""
         return (
-            f"{table}\n{self.n_params:,} values{shared}; {self.n_bytes:,} bytes; relative error "
-            f"{self.error:.3g}"
+            f"{table}\n{self.n_params:,} parameters{shared}; {self.n_bytes:,} bytes; "
+            f"relative error {self.error:.3g}"
         )

@@ -21,7 +21,7 @@ class Fitted:
     ----------
     config : NetworkConfig
         Configuration.
-    networks : dict of str to Network or Stacked
+    networks : dict of str to Network or FusedProjection
         Declarations by weight.
     cores : dict of str to dict of str to Tensor
         Values by weight and key; those of a group are the same in every weight. They are rounded

@@ -1,4 +1,4 @@
-"""LoRA folders of PEFT, read without PEFT's model: two factors a weight, and what came beside them.
+"""LoRA folders of PEFT, read without PEFT's model: two factors per weight, and what is beside them.
 
 A LoRA changes a weight by ``scale * B A`` with A (r, in) and B (out, r); ``scale`` is alpha / r,
 or alpha / sqrt(r) with rank-stabilised scaling, where r and alpha may differ by module.
@@ -89,7 +89,7 @@ def read_lora(folder: Path) -> LoRA:
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:
-    """Raise ValueError if the configuration says more than a product of two factors a weight."""
+    """Raise ValueError if the configuration says more than a product of two factors per weight."""
     if config.get("peft_type") != "LORA":
         raise ValueError(f"peft_type is {config.get('peft_type')!r}; only 'LORA' can be converted")
     for field, reason in MORE_THAN_TWO_FACTORS.items():

@@ -67,7 +67,7 @@ def low_rank(
 
     Parameters
     ----------
-    network : Network or Stacked
+    network : Network or FusedProjection
         Declaration of the update.
     cores, anchor : mapping of str to Tensor
         Values by key; no anchor where the network has none.

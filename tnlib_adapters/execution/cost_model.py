@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from tnlib import Plan, Roofline, plan_contraction
 from tnlib_adapters.execution.dense_forms import Full, TwoFactor
-from tnlib_adapters.execution.planned_einsum import Ordered
+from tnlib_adapters.execution.planned_einsum import PlannedEinsum
 
 # Measured with tnlib.measure_roofline on two cores of a server processor, in float32. Where the
 # fastest strategy changes depends on their ratios only, and weakly.
@@ -58,7 +58,7 @@ class Factor:
     """A matrix made of some cores: their numbers, how to contract them, and its shape."""
 
     cores: tuple[int, ...]
-    contraction: Ordered
+    contraction: PlannedEinsum
     shape: tuple[int, int]
 
 
@@ -70,7 +70,7 @@ class Strategy:
     ----------
     name : str
         "activations", "factors", "dense" or "fused"; "parts" where each part has its own.
-    steps : Ordered or None
+    steps : PlannedEinsum or None
         The contraction of the activations, the first operand, with the cores.
     factors : tuple of Factor
         The matrices of a chain that consists of matrix products.
@@ -81,7 +81,7 @@ class Strategy:
     """
 
     name: str
-    steps: Ordered | None = None
+    steps: PlannedEinsum | None = None
     factors: tuple[Factor, ...] = ()
     recomputed: bool = False
     scaled: int = 0

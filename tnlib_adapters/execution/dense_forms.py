@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tnlib_adapters.execution.planned_einsum import Ordered
+from tnlib_adapters.execution.planned_einsum import PlannedEinsum
 
 Operands = tuple[Tensor, ...]
 # Entries of an update that are formed at a time: 1 MiB of float32, about a core's cache.
@@ -48,7 +48,7 @@ class Form(Protocol):
 class Full:
     """The update as one contraction."""
 
-    contraction: Ordered
+    contraction: PlannedEinsum
     shape: tuple[int, int]
 
     def operands(self, values: Sequence[Tensor]) -> Operands:
@@ -76,8 +76,8 @@ class TwoFactor:
     """The update as a product of two factors, of (rows, columns) each."""
 
     cut: int
-    left: Ordered
-    right: Ordered
+    left: PlannedEinsum
+    right: PlannedEinsum
     summed: int
     rows: tuple[int, int]
     columns: tuple[int, int]

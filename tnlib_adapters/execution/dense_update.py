@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tnlib_adapters.execution.dense_forms import Form, Full, TwoFactor
-from tnlib_adapters.execution.planned_einsum import planned
+from tnlib_adapters.execution.planned_einsum import planned_einsum
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def dense_form(
     cuts = [form for form in found if form is not None]
     if cuts:
         return min(cuts, key=_flops)
-    contraction = planned(f"{','.join(terms)}->{rows}{columns}", *_shapes(terms, size))
+    contraction = planned_einsum(f"{','.join(terms)}->{rows}{columns}", *_shapes(terms, size))
     return Full(contraction, (_volume(rows, size), _volume(columns, size)))
 
 
@@ -84,8 +84,8 @@ def _two_factors(
         return None
     return TwoFactor(
         cut,
-        planned(f"{','.join(terms[:cut])}->{r0}{c0}{summed}", *_shapes(terms[:cut], size)),
-        planned(f"{','.join(terms[cut:])}->{summed}{r1}{c1}", *_shapes(terms[cut:], size)),
+        planned_einsum(f"{','.join(terms[:cut])}->{r0}{c0}{summed}", *_shapes(terms[:cut], size)),
+        planned_einsum(f"{','.join(terms[cut:])}->{summed}{r1}{c1}", *_shapes(terms[cut:], size)),
         _volume(summed, size),
         (_volume(r0, size), _volume(r1, size)),
         (_volume(c0, size), _volume(c1, size)),

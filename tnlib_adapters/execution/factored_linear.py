@@ -1,9 +1,9 @@
-"""A linear layer plus an update that is a product of thin matrices, as LoRA's is.
+"""A linear layer plus an update that is a product of low-rank factors, as LoRA's is.
 
 ``y = x W^T + b + x F_1 F_2 ... F_m``, where the product with the base weight receives the update in
 place, forward and backward: no array of the size of the activations is made for it. The
-activations and the thin intermediates x F_1, ... are kept; of half-precision activations no wider
-copy is.
+activations and the narrow intermediates x F_1, ... are saved; of half-precision activations no
+wider copy is.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def factored_linear(
     Tensor, shape (..., out_features)
         In the dtype of the factors, or autocast's.
     """
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        with torch.autocast(kind, enabled=False):
+    device_type = x.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
             return factored_linear(x.to(dtype), weight, bias, [f.to(dtype) for f in factors])
     if traced() or not torch.is_grad_enabled():
         return _plain(x, weight, bias, factors)
@@ -51,15 +51,15 @@ def factored_linear(
 def _plain(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor]
 ) -> Tensor:
-    thin = x.to(factors[0].dtype)
+    reduced = x.to(factors[0].dtype)
     for factor in factors[:-1]:
-        thin = thin @ factor
+        reduced = reduced @ factor
     if weight is None:
-        return thin @ factors[-1]
+        return reduced @ factors[-1]
     y = functional.linear(x, weight, bias)
     if torch.is_grad_enabled():
-        return y + thin @ factors[-1]
-    _rows(y).addmm_(_rows(thin), factors[-1])
+        return y + reduced @ factors[-1]
+    _rows(y).addmm_(_rows(reduced), factors[-1])
     return y
 
 
@@ -68,15 +68,15 @@ class _FactoredLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *factors: Tensor
     ) -> Tensor:
-        thin = [_rows(x).to(factors[0].dtype)]
+        reduced = [_rows(x).to(factors[0].dtype)]
         for factor in factors[:-1]:
-            thin.append(thin[-1] @ factor)
-        ctx.save_for_backward(x, weight, *thin[1:], *factors)
+            reduced.append(reduced[-1] @ factor)
+        ctx.save_for_backward(x, weight, *reduced[1:], *factors)
         ctx.has_bias = bias is not None
         if weight is None:
-            return (thin[-1] @ factors[-1]).view(*x.shape[:-1], factors[-1].shape[-1])
+            return (reduced[-1] @ factors[-1]).view(*x.shape[:-1], factors[-1].shape[-1])
         y = functional.linear(x, weight, bias)
-        _rows(y).addmm_(thin[-1], factors[-1])
+        _rows(y).addmm_(reduced[-1], factors[-1])
         return y
 
     @staticmethod
@@ -87,12 +87,12 @@ class _FactoredLinear(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return _again(wanted, grad, x, weight, factors)
-        thin = [_rows(x), *saved[: count - 1]]
+        reduced = [_rows(x), *saved[: count - 1]]
         flowing = _rows(grad)
         grads: list[Tensor | None] = [None] * count
         for k in reversed(range(count)):
             if wanted[3 + k]:
-                grads[k] = thin[k].mT.to(flowing.dtype) @ flowing
+                grads[k] = reduced[k].mT.to(flowing.dtype) @ flowing
             if k:
                 flowing = flowing @ factors[k].mT
         grad_x = None

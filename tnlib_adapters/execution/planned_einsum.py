@@ -15,7 +15,7 @@ Order = tuple[tuple[tuple[int, ...], str], ...]
 
 
 @dataclass(frozen=True)
-class Ordered:
+class PlannedEinsum:
     """A plan, and its steps as plain data; of one operand that is only permuted, the axes.
 
     Axes of size one that the result does not have come last then.
@@ -26,7 +26,7 @@ class Ordered:
     axes: tuple[int, ...] | None
 
     @classmethod
-    def of(cls, plan: Plan) -> Ordered:
+    def of(cls, plan: Plan) -> PlannedEinsum:
         """The steps of a plan as data."""
         terms, output = plan.network.terms, plan.network.output
         dropped = "".join(i for i in terms[0] if i not in output)
@@ -49,6 +49,6 @@ class Ordered:
 
 
 @lru_cache(maxsize=4096)
-def planned(equation: str, *shapes: tuple[int, ...]) -> Ordered:
+def planned_einsum(equation: str, *shapes: tuple[int, ...]) -> PlannedEinsum:
     """The order with fewest operations."""
-    return Ordered.of(plan_contraction(equation, *shapes))
+    return PlannedEinsum.of(plan_contraction(equation, *shapes))

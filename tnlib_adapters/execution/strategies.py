@@ -23,7 +23,7 @@ from typing import Protocol
 from tnlib import Plan, plan_contraction
 from tnlib_adapters.execution.base_weight import BaseKind
 from tnlib_adapters.execution.cost_model import Cost, Factor, Strategy, Subject, cost
-from tnlib_adapters.execution.planned_einsum import Ordered, planned
+from tnlib_adapters.execution.planned_einsum import PlannedEinsum, planned_einsum
 
 # Numbers of tokens for which orders are planned, and between which the strategies change.
 _PLANNED = (1, 32, 1024)
@@ -175,7 +175,7 @@ def strategies_of(subject: Subject) -> Strategies:
     found: list[Strategy] = []
     for plan in plans:
         factors = chain(plan)
-        steps = Ordered.of(plan)
+        steps = PlannedEinsum.of(plan)
         if len(factors) > 1:
             entries = [math.prod(factor.shape) for factor in factors]
             found.append(Strategy("factors", steps, factors, scaled=entries.index(min(entries))))
@@ -210,7 +210,7 @@ def chain(plan: Plan) -> tuple[Factor, ...]:
             return ()
         cores = tuple(sorted(below[step.inputs[place]]))
         equation = f"{','.join(terms[n] for n in cores)}->{legs}{kept}"
-        made = planned(equation, *(plan.shapes[n] for n in cores))
+        made = planned_einsum(equation, *(plan.shapes[n] for n in cores))
         shape = math.prod(sizes[i] for i in legs), math.prod(sizes[i] for i in kept)
         factors.append(Factor(tuple(n - 1 for n in cores), made, shape))
         number, legs = len(below) - 1, kept

@@ -104,9 +104,8 @@ def gathered(parts: Sequence[_Part]) -> list[Family]:
             for side in zip(*sides, strict=True)
         )
         network = same[0].network
-        layers, matrices = (
-            torch.tensor([part.network.at[leg] for part in same]) for leg in ("layer", "matrix")
-        )
+        fixed = [part.network.fixed_indices for part in same]
+        layers, matrices = (torch.tensor([f[leg] for f in fixed]) for leg in ("layer", "matrix"))
         families.append(Family(_keys(network), cut, whole, layers, matrices))
     return families
 
@@ -156,7 +155,7 @@ def balanced(
             used[key][slice(None) if rows is None else rows] = True
         picked = torch.cat([values[key][where] for key, where in used.items()])
         # A uniform distribution of half-width h has the deviation h / sqrt(3).
-        expected = cores[next(iter(used))].start.size * math.sqrt(len(picked) / 3)
+        expected = cores[next(iter(used))].initializer.size * math.sqrt(len(picked) / 3)
         lengths = torch.linalg.norm(picked, dim=0)
         stretch = torch.where(lengths > 0, expected / lengths.clamp_min(1e-300), 1.0)
         for key, where in used.items():

@@ -49,7 +49,7 @@ def _group(
     initial = {key: value.double() for key, value in first.initial(generator).items()}
     left, cores, right = tucker2(updates, first.shapes[u.key][1], generator)
     # The method starts with columns of about this length.
-    lengths = [core.start.size * math.sqrt(first.shapes[core.key][0]) for core in (u, v)]
+    lengths = [core.initializer.size * math.sqrt(first.shapes[core.key][0]) for core in (u, v)]
     full_u, full_v = initial[u.key], initial[v.key]
     full_u[:, : left.shape[1]] = left * lengths[0]
     full_v[:, : right.shape[1]] = right * lengths[1]

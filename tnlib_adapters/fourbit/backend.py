@@ -52,8 +52,8 @@ def dequantize(
     if backend == "torch" or not native or not whole:
         plain = blocks.dequantize(packed, absmax, quant_type, blocksize, count)
         return plain.to(dtype)
-    # A row a block: on CPUs the kernel of bitsandbytes 0.50 takes the scales of other blocks where
-    # rows are no multiple of a block, and is not used at all for blocks of 2048 and more.
+    # A row per block: on CPUs the kernel of bitsandbytes 0.50 takes the scales of other blocks
+    # where rows are no multiple of a block, and is not used at all for blocks of 2048 and more.
     row = min(blocksize, 1024)
     scales = absmax[: whole // blocksize].repeat_interleave(blocksize // row)
     operators: Any = torch.ops.bitsandbytes

@@ -15,7 +15,7 @@ from torch import nn
 from tnlib_adapters.fourbit.packed import Format, Nested, PackedWeight
 
 
-def is_foreign(module: nn.Module) -> bool:
+def is_bitsandbytes(module: nn.Module) -> bool:
     """Whether a module is a ``bitsandbytes.nn.Linear4bit``."""
     library = sys.modules.get("bitsandbytes")
     return library is not None and isinstance(module, library.nn.Linear4bit)
@@ -99,7 +99,7 @@ def prevent_repacking(model: nn.Module) -> None:
     False
     """
     for name, module in model.named_modules():
-        if is_foreign(module):
+        if is_bitsandbytes(module):
             try:
                 check_order(module)
             except ValueError as error:

@@ -1,4 +1,4 @@
-"""Four bits a value with one scale a block, in plain torch.
+"""Four bits per value with one scale per block, in plain torch.
 
 The layout is that of bitsandbytes, and so are all bits: values in row-major order, the one with the
 even index in the high half of a byte, each the index of a code in [-1, 1] times the largest
@@ -77,7 +77,7 @@ def quantize(values: Tensor, quant_type: str, blocksize: int) -> tuple[Tensor, T
     Returns
     -------
     packed : Tensor of uint8, shape (ceil(n / 2),)
-        Two values a byte; an odd n ends with half a byte of the code nearest to zero.
+        Two values per byte; an odd n ends with half a byte of the code nearest to zero.
     absmax : Tensor of float32, shape (ceil(n / blocksize),)
         Largest magnitude of every block.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlib_adapters.base_model.linear_modules import is_transposed
-from tnlib_adapters.fourbit.bitsandbytes import is_foreign, packed_of
+from tnlib_adapters.fourbit.bitsandbytes import is_bitsandbytes, packed_of
 from tnlib_adapters.fourbit.packed import Format, PackedWeight
 from tnlib_adapters.fourbit.product import check_activations, computing_dtype, packed_linear
 from tnlib_adapters.fourbit.stored import parts, read
@@ -94,7 +94,7 @@ class QuantizedLinear(nn.Linear):
         blocksize : int
             Values that share a scale: 32, 64, ..., 4096.
         double_quant : bool
-            Store the scales in 8 bits, for 4.13 bits a weight instead of 4.5 at blocks of 64.
+            Store the scales in 8 bits, for 4.13 bits per weight instead of 4.5 at blocks of 64.
         compute_dtype : torch.dtype, optional
             See the class.
 
@@ -214,7 +214,8 @@ class QuantizedLinear(nn.Linear):
         """Widths, format and memory."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, {self.format}, {self.bits_per_weight:.2f} bits a weight"
+            f"bias={self.bias is not None}, {self.format}, "
+            f"{self.bits_per_weight:.2f} bits per weight"
         )
 
 
@@ -228,7 +229,7 @@ def dense_weight_of(linear: nn.Module) -> Tensor:
     ValueError
         If it is quantised already.
     """
-    if isinstance(linear, QuantizedLinear) or is_foreign(linear):
+    if isinstance(linear, QuantizedLinear) or is_bitsandbytes(linear):
         raise ValueError(
             "the layer is in 4 bits already; quantise the layer in full precision, or leave this "
             "one out (skip=...)"
@@ -257,7 +258,7 @@ def packed_weight(layer: nn.Module) -> PackedWeight | None:
     """
     if isinstance(layer, QuantizedLinear):
         return layer.packed
-    return packed_of(layer) if is_foreign(layer) else None
+    return packed_of(layer) if is_bitsandbytes(layer) else None
 
 
 def check_compute_dtype(dtype: torch.dtype | None) -> None:

@@ -40,7 +40,7 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tenso
 
 
 def fused_product(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
-    """The product by bitsandbytes' kernel, which reads 4 bits a weight where it can."""
+    """The product by bitsandbytes' kernel, which reads 4 bits per weight where it can."""
     operators: Any = torch.ops.bitsandbytes
     result: Tensor = operators.gemm_4bit.default(
         x,

@@ -23,7 +23,7 @@ class CachedUpdate:
     Attributes
     ----------
     maps : tuple of sequence of Tensor
-        Chains of matrices: of the update, or of the maps of a :class:`Series`.
+        Chains of matrices: of the update, or of the maps of a :class:`BottleneckAdapter`.
     fused : Tensor or None
         Base weight plus update.
     base : tuple of (int, int)

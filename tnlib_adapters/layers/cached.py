@@ -47,7 +47,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
 def cached(model: nn.Module, *, progressbar: bool | None = None) -> Iterator[None]:
     """Fold factors and fuse weights once, for the calls without gradients in this context.
 
-    Low-rank updates are kept as two thin matrices. Of DoTA the sum with the base weight is kept,
+    Low-rank updates are cached as two factors. Of DoTA the sum with the base weight is cached,
     one dense copy of every adapted weight in float32 or wider; over other bases it is the dense
     update. All of that is held outside the modules' state and dropped at the end, and earlier by
     ``train()``, by loading and by moving the model. Calls that record gradients compute as ever,

@@ -42,7 +42,7 @@ class NetworkLinear(nn.Module):
     ----------
     base : torch.nn.Linear
         The layer to adapt. Its parameters are frozen, its weight is never changed.
-    network : Network, Stacked, Series or Replacement
+    network : Network, FusedProjection, BottleneckAdapter or ReplacedLinear
         Declaration of the update.
     cores : dict of str to Tensor
         Initial values by key; an anchored network keeps a frozen copy of them.
@@ -96,7 +96,7 @@ class NetworkLinear(nn.Module):
             shared = SharedCores()
         self.update = Update(network, shared, device=weight.device, dtype=computing([weight]))
         self.shared = shared
-        self.update.start(cores)
+        self.update.initialize(cores)
 
     @classmethod
     def from_linear(

@@ -25,14 +25,14 @@ class SharedCores(nn.Module):
     >>> shared, linears = SharedCores(), [torch.nn.Linear(64, 48) for _ in range(2)]
     >>> layers = [NetworkLinear.from_linear(x, LoTRConfig(r=4), shared=shared) for x in linears]
     >>> shared
-    SharedCores(u_48x64: 48x4, v_48x64: 64x4, values=448)
+    SharedCores(u_48x64: 48x4, v_48x64: 64x4, parameters=448)
     >>> layers[0].shared is layers[1].shared
     True
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.started: set[str] = set()
+        self.present: set[str] = set()
 
     def allocate(
         self, core: Core, shape: Sequence[int], device: torch.device | None, dtype: torch.dtype
@@ -54,17 +54,17 @@ class SharedCores(nn.Module):
             )
 
     @torch.no_grad()
-    def start(self, key: str, value: Tensor) -> None:
+    def initialize(self, key: str, value: Tensor) -> None:
         """Set a core to its initial value, once: the layers that come later find it started."""
-        if key not in self.started:
+        if key not in self.present:
             self.get(key).copy_(value)
-            self.started.add(key)
+            self.present.add(key)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.started |= {key for key, _ in self.named_values() if prefix + key in state_dict}
+        self.present |= {key for key, _ in self.named_values() if prefix + key in state_dict}
 
     def get(self, key: str) -> Tensor:
         """The core of a key."""
@@ -72,10 +72,10 @@ class SharedCores(nn.Module):
         return value
 
     def extra_repr(self) -> str:
-        """Cores with their shapes, and the number of trainable values."""
+        """Cores with their shapes, and the number of trainable parameters."""
         shapes = [f"{key}: {'x'.join(map(str, value.shape))}" for key, value in self.named_values()]
         count = sum(parameter.numel() for parameter in self.parameters(recurse=False))
-        return ", ".join([*shapes, f"values={count}"])
+        return ", ".join([*shapes, f"parameters={count}"])
 
     def named_values(self) -> list[tuple[str, Tensor]]:
         """All cores with their keys."""

@@ -35,7 +35,7 @@ class LayerPlan:
     base : str
         The base weight, to which the update may be added: "dense", "packed" for one that is made
         dense in every call, or "none" where it may not.
-    update : Network, Stacked, Series or Replacement
+    update : Network, FusedProjection, BottleneckAdapter or ReplacedLinear
         The declaration of which the network is a part.
     part : int
         Which of its networks.
@@ -103,7 +103,7 @@ class Plans:
         title = partial(_title, known=network.strategies[0].all)
         yield (
             f"{layer.layers} x {layer.name}, {network.out_features} x {network.in_features}, "
-            f"{network.n_params:,} values"
+            f"{network.n_params:,} parameters"
         )
         for training, word in ((True, "training"), (False, "inference")):
             chosen = layer.thresholds(training=training)
@@ -149,7 +149,7 @@ def plans(model: nn.Module, tokens: int = 512) -> Plans:
     >>> from tnlib_adapters import LoTRConfig, NetworkLinear, plans
     >>> layer = NetworkLinear.from_linear(torch.nn.Linear(768, 768), LoTRConfig(r=8))
     >>> print(plans(torch.nn.ModuleDict({"q_proj": layer}), tokens=512))
-    1 x q_proj, 768 x 768, 12,352 values
+    1 x q_proj, 768 x 768, 12,352 parameters
       training, by tokens: factors 768-8-8-768 from 1, factors 768-8-768 from 341
       inference, by tokens: factors 768-8-8-768 from 1, factors 768-8-768 from 769, fused from 2,466
       512 tokens                      forward   backward  saved   predicted

@@ -32,7 +32,7 @@ class Update(nn.Module):
 
     Parameters
     ----------
-    network : Network, Stacked, Series or Replacement
+    network : Network, FusedProjection, BottleneckAdapter or ReplacedLinear
         Declaration.
     shared : SharedCores, optional
         Where the cores of groups are; needed if the declaration has some.
@@ -72,9 +72,9 @@ class Update(nn.Module):
                 # On the device of the core, which is meta inside accelerate's context.
                 anchor = empty(shape, getattr(self, core.key).device, dtype)
                 self.register_buffer(ANCHOR + core.key, anchor)
-        network.planned()
+        network.plan_strategies()
         # Names of the values that were set or came from a file; and whether none is missing.
-        self.started: set[str] = set()
+        self.present: set[str] = set()
         self.initialized = False
         self._residual: tuple[State, Tensor] | None = None
         self._cached: CachedUpdate | None = None
@@ -118,7 +118,7 @@ class Update(nn.Module):
         }
 
     @torch.no_grad()
-    def start(self, values: Mapping[str, Tensor]) -> None:
+    def initialize(self, values: Mapping[str, Tensor]) -> None:
         """Set the cores to initial `values`, and the anchor to the same.
 
         An anchor that starts elsewhere is given as ``anchor_<name>``. Shared cores that another
@@ -132,7 +132,7 @@ class Update(nn.Module):
             if core.group is None:
                 getattr(self, core.key).copy_(values[core.key])
             else:
-                self._shared.start(core.key, values[core.key])  # type: ignore[union-attr,operator]
+                self._shared.initialize(core.key, values[core.key])  # type: ignore[union-attr,operator]
         for name, core_anchor in (self.anchor or {}).items():
             core_anchor.copy_(values.get(ANCHOR + name, values[name]))
         self.initialized = True
@@ -144,7 +144,7 @@ class Update(nn.Module):
             return
         anchor = {ANCHOR + key: value for key, value in (self.anchor or {}).items()}
         values = self.cores | anchor
-        known = self.started | (set() if self.shared is None else self.shared.started)
+        known = self.present | (set() if self.shared is None else self.shared.present)
         missing = [
             key
             for key, core in values.items()
@@ -178,7 +178,7 @@ class Update(nn.Module):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         own = [*self._parameters, *self._buffers]
-        self.started |= {key for key in own if prefix + key in state_dict}
+        self.present |= {key for key in own if prefix + key in state_dict}
         self.initialized = False
         self.forget()
 
@@ -280,7 +280,7 @@ class Update(nn.Module):
         return view(self.weight_network(), self.cores, self.anchor)
 
     def extra_repr(self) -> str:
-        """Cores with their shapes, and the number of trainable values."""
+        """Cores with their shapes, and the number of trainable parameters."""
         shapes = ", ".join(
             f"{name}: {'x'.join(map(str, shape))}" for name, shape in self.network.shapes.items()
         )

@@ -11,7 +11,7 @@ disabled adapter is the original model bit for bit, several adapters share one b
 adapter loads onto a fresh base without another decomposition.
 
 theta_0 is in the balanced gauge: the singular values of every bond are shared by both sides. With
-two modes a side and one bond this is PiSSA's A = U S^(1/2), B = S^(1/2) V^T.
+two modes per side and one bond this is PiSSA's A = U S^(1/2), B = S^(1/2) V^T.
 """
 
 from __future__ import annotations

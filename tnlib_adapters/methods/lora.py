@@ -44,7 +44,7 @@ class CountedLoRA(NetworkConfig, method="counted_lora"):
     r: int = 8
 
     def network(self, site: Site) -> Network:
-        """Two factors a weight."""
+        """Two factors per weight."""
         return Network(
             cores=(
                 Core("b", ("out", "rank"), zeros),
@@ -57,7 +57,7 @@ class CountedLoRA(NetworkConfig, method="counted_lora"):
 
 
 def declared(config: LoraConfig) -> CountedLoRA:
-    """The declaration of a LoRA with one rank and two factors a weight.
+    """The declaration of a LoRA with one rank and two factors per weight.
 
     Raises
     ------

@@ -26,7 +26,7 @@ from tnlib_adapters.networks.builders import clipped, middle_cuts, nominal, tt_l
 from tnlib_adapters.networks.declaration import AdditiveDeclaration, Declaration
 from tnlib_adapters.networks.default_modes import tt_modes
 from tnlib_adapters.networks.network import Network
-from tnlib_adapters.networks.nonlinear import Replacement, Series
+from tnlib_adapters.networks.nonlinear import BottleneckAdapter, ReplacedLinear
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.modules_to_save import norm_names, save_parts
 from tnlib_adapters.peft_plugin.targets import adapted_part
@@ -115,7 +115,7 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         """Q and v for rep; for adp the paper's two places of BERT, three of Llama."""
         if self.variant == "rep":
             return super().default_targets(sites, usual)
-        inner = [site for site in sites.values() if site.stack]
+        inner = [site for site in sites.values() if site.container]
         down = {s.path for s in inner if not s.role and s.in_features > s.out_features}
         gated = {s.path for s in inner if s.path.split(".")[-1] in _GATED}
         return down | (gated or {s.path for s in inner if s.role == "o"})
@@ -168,7 +168,7 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         if self.tt_head and _HEAD.fullmatch(site.name):
             modes = tt_modes(width, out, site.name)
             train = tt_layer("head", width, out, modes, clipped(modes, self.tt_rank))
-            return Replacement(train, self.additive_form)
+            return ReplacedLinear(train, self.additive_form)
         before = site.name.split(".")[-1] in _GATED
         if self.variant == "adp":
             width = out = width if before else out
@@ -182,6 +182,6 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         scale, dropout = self.update_scale, self.dropout or 0.0
         if self.variant == "adp":
             side = "input" if before else "output"
-            return Series(down, up, side, scale, dropout, self.additive_form)
+            return BottleneckAdapter(down, up, side, scale, dropout, self.additive_form)
         cores, sizes = (*down.cores, *up.cores), {**down.sizes, **up.sizes}
         return Network(cores, sizes, up.out_legs, down.in_legs, scale=scale, dropout=dropout)

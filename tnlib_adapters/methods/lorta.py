@@ -20,7 +20,7 @@ from tnlib_adapters.base_model.sites import ROLES, Site
 from tnlib_adapters.checks import choice, flag, positive_int, positive_number
 from tnlib_adapters.fitting.shared_cp import fit_shared_cp
 from tnlib_adapters.networks.core import Core
-from tnlib_adapters.networks.fused_projection import Stacked
+from tnlib_adapters.networks.fused_projection import FusedProjection
 from tnlib_adapters.networks.initializers import uniform, zeros
 from tnlib_adapters.networks.network import Network
 from tnlib_adapters.peft_plugin.config import NetworkConfig
@@ -30,8 +30,8 @@ from tnlib_adapters.peft_plugin.config import NetworkConfig
 class LoRTAConfig(NetworkConfig, method="lorta"):
     """Configuration of LoRTA.
 
-    With plain attention the trainable values are r (d + d/H + H + L + 4), whichever of q, k, v and
-    o are targeted. Other matrices of a layer form one CP tensor for every pair of widths, with
+    With plain attention the trainable parameters are r (d + d/H + H + L + 4), whichever of q, k, v
+    and o are targeted. Other matrices of a layer form one CP tensor for every pair of widths, with
     H = 1. Fused projections are split into q, k and v as the architecture lays them out.
 
     Beside these it has the attributes of :class:`NetworkConfig`.
@@ -58,7 +58,7 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
     Examples
     --------
     >>> from tnlib_adapters import Site
-    >>> site = Site("0.query", 768, 768, depth=12, role="q", slots=4, heads=12, kv_heads=12)
+    >>> site = Site("0.query", 768, 768, depth=12, role="q", n_matrices=4, heads=12, kv_heads=12)
     >>> LoRTAConfig(r=4).network(site).n_params
     3440
     """
@@ -96,7 +96,7 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
         roles = {site.path for site in sites.values() if site.role}
         return roles or super().default_targets(sites, usual)
 
-    def network(self, site: Site) -> Network | Stacked:
+    def network(self, site: Site) -> Network | FusedProjection:
         """The network of one weight: five shared factors, fixed at its layer and matrix."""
         if self.num_heads is not None:
             stated = site.kv_heads if site.heads > 1 else self.num_heads
@@ -105,16 +105,16 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
         if not site.role:
             return self._other(site)
         if site.role != "qkv":
-            return self._attention(site, site.role, site.out_features, site.slot)
+            return self._attention(site, site.role, site.out_features, site.matrix)
         head = site.out_features // (site.heads + 2 * site.kv_heads)
         counts = (site.heads, site.kv_heads, site.kv_heads)
         parts = tuple(
-            self._attention(site, role, count * head, site.slot + ROLES.index(role))
+            self._attention(site, role, count * head, site.matrix + ROLES.index(role))
             for role, count in zip("qkv", counts, strict=True)
         )
-        return Stacked(parts, groups=site.kv_heads if site.interleaved else 1)
+        return FusedProjection(parts, groups=site.kv_heads if site.interleaved else 1)
 
-    def _attention(self, site: Site, role: str, out: int, slot: int) -> Network:
+    def _attention(self, site: Site, role: str, out: int, matrix: int) -> Network:
         on_output = self.heads == "output" or (self.heads == "auto" and role != "o")
         heads = site.kv_heads if on_output and role in "kv" else site.heads
         cut, whole = (out, site.in_features) if on_output else (site.in_features, out)
@@ -123,15 +123,15 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
                 f"{heads} heads do not divide the {'output' if on_output else 'input'} width {cut}"
                 "; set num_heads, or heads='input' or 'output'"
             )
-        return self._cp(site, "attention", slot, whole, cut, heads, on_output)
+        return self._cp(site, "attention", matrix, whole, cut, heads, on_output)
 
     def _other(self, site: Site) -> Network:
         narrow, wide = sorted((site.out_features, site.in_features))
-        group = f"{'layers' if site.stack else 'outside'}_{narrow}x{wide}"
-        return self._cp(site, group, site.slot, narrow, wide, 1, site.out_features == wide)
+        group = f"{'layers' if site.container else 'outside'}_{narrow}x{wide}"
+        return self._cp(site, group, site.matrix, narrow, wide, 1, site.out_features == wide)
 
     def _cp(
-        self, site: Site, group: str, slot: int, whole: int, cut: int, heads: int, on_output: bool
+        self, site: Site, group: str, matrix: int, whole: int, cut: int, heads: int, on_output: bool
     ) -> Network:
         c, legs = uniform(math.sqrt(6 / self.r)), (("head", "width"), ("whole",))
         return Network(
@@ -147,11 +147,11 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
                 "width": cut // heads,
                 "head": heads,
                 "layer": site.depth,
-                "matrix": site.slots,
+                "matrix": site.n_matrices,
                 "rank": self.r,
             },
             out_legs=legs[not on_output],
             in_legs=legs[on_output],
-            at={"layer": site.layer, "matrix": slot},
+            fixed_indices={"layer": site.layer, "matrix": matrix},
             scale=self.update_scale,
         )

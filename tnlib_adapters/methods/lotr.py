@@ -24,7 +24,7 @@ from tnlib_adapters.peft_plugin.config import NetworkConfig
 class LoTRConfig(NetworkConfig, method="lotr"):
     """Configuration of LoTR.
 
-    The trainable values are (d_in + d_out) r + n r^2 for n matrices of one shape; matrices of
+    The trainable parameters are (d_in + d_out) r + n r^2 for n matrices of one shape; matrices of
     another shape (grouped keys and values, the feed-forward part) form a sharing group of their
     own.
 
@@ -49,7 +49,7 @@ class LoTRConfig(NetworkConfig, method="lotr"):
     --------
     >>> from tnlib_adapters import Site
     >>> print(LoTRConfig(r=8).network(Site("query", 768, 768)))
-    Network 768 x 768, 12,352 values
+    Network 768 x 768, 12,352 parameters
       u(out 768, rank_out 8)  768x768, N(0, 0.0361^2)
       g(rank_out 8, rank_in 8)  this weight, zeros
       v(in 768, rank_in 8)  768x768, N(0, 0.0361^2)

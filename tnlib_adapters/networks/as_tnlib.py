@@ -61,7 +61,7 @@ class UpdateView:
     blocks : tuple of Block
         One a network: the roles of a fused projection, otherwise a single one.
     groups : int
-        How the rows of several blocks take turns; see :class:`Stacked`.
+        How the rows of several blocks take turns; see :class:`FusedProjection`.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def view(network: AdditiveDeclaration, cores: Cores, anchor: Cores | None = None
 
     Parameters
     ----------
-    network : Network or Stacked
+    network : Network or FusedProjection
         Its declaration.
     cores, anchor : mapping of str to Tensor
         Values by key, and the initial ones of an anchored network.
@@ -265,7 +265,7 @@ def _in_order(nodes: Sequence[Node]) -> list[Node]:
 
 
 def _legs(network: Network, k: int) -> tuple[str, ...]:
-    return tuple(leg for leg in network.cores[k].legs if leg not in network.at)
+    return tuple(leg for leg in network.cores[k].legs if leg not in network.fixed_indices)
 
 
 def _open(network: Network) -> set[str]:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tnlib.common.deprecation import renamed_fields
 from tnlib_adapters.execution.base_weight import BaseWeight, DenseWeight
 from tnlib_adapters.execution.cost_model import Strategy
 from tnlib_adapters.execution.dense_update import DenseUpdate
 from tnlib_adapters.execution.factored_linear import factored_linear
 from tnlib_adapters.execution.recomputed_linear import recomputed_linear
 from tnlib_adapters.execution.strategies import Strategies, choose_strategy
-from tnlib_adapters.networks.initializers import Start, normal, somewhere
+from tnlib_adapters.networks.initializers import Initializer, nonzero, normal
 
 Cores = Mapping[str, Tensor]
 # Chains of matrices, one for each map of an adapter.
@@ -26,6 +27,7 @@ Maps = tuple[Sequence[Tensor], ...]
 Factors = tuple[Tensor, Tensor]
 
 
+@renamed_fields(start="initializer")
 @dataclass(frozen=True)
 class Core:
     """One core of a network.
@@ -36,7 +38,7 @@ class Core:
         Its name, an identifier.
     legs : tuple of str
         Names of its legs, in the order of its axes.
-    start : Start
+    initializer : Initializer
         Distribution of its initial values.
     group : str, optional
         None for a core of one weight; otherwise the name of a sharing group, for example "model":
@@ -48,13 +50,13 @@ class Core:
     --------
     >>> from tnlib_adapters import normal
     >>> core = Core("u", ("out", "rank"), normal(0.02), group="768x768")
-    >>> core.key, str(core.start), core.frozen
+    >>> core.key, str(core.initializer), core.frozen
     ('u_768x768', 'N(0, 0.02^2)', False)
     """
 
     name: str
     legs: tuple[str, ...]
-    start: Start = normal()  # noqa: RUF009 (an immutable value)
+    initializer: Initializer = normal()  # noqa: RUF009 (an immutable value)
     group: str | None = None
     frozen: bool = False
 
@@ -68,6 +70,13 @@ class Core:
     def key(self) -> str:
         """The name under which its values are kept: with the group, where it has one."""
         return self.name if self.group is None else f"{self.name}_{self.group}"
+
+    def initialized(
+        self, shape: tuple[int, ...], generator: torch.Generator | None, *, zeros: bool
+    ) -> Tensor:
+        """Draw it; without `zeros`, small values in the place of zeros."""
+        drawn = self.initializer if zeros else nonzero(self.initializer, shape)
+        return drawn.draw(shape, generator)
 
 
 class State(Protocol):
@@ -139,7 +148,7 @@ class Declared:
 
     @property
     def n_params(self) -> int:
-        """Trainable values: those of its cores, shared ones in full, without the anchor."""
+        """Trainable parameters: those of its cores, shared ones in full, without the anchor."""
         shapes = self.shapes
         return sum(math.prod(shapes[core.key]) for core in self.cores if not core.frozen)
 
@@ -149,9 +158,7 @@ class Declared:
         """Draw initial cores, by key; without `zeros`, small values in the place of zeros."""
         shapes = self.shapes
         return {
-            core.key: (core.start if zeros else somewhere(core.start, shapes[core.key])).draw(
-                shapes[core.key], generator
-            )
+            core.key: core.initialized(shapes[core.key], generator, zeros=zeros)
             for core in self.cores
         }
 

@@ -23,7 +23,7 @@ def balanced(width: int, count: int, name: str = "") -> tuple[int, ...]:
 
 
 def tt_modes(width: int, out: int, name: str = "") -> tuple[int, ...]:
-    """Modes of a tensor-train layer: one a width up to 16, two up to 256, three above.
+    """Modes of a tensor-train layer: one per width up to 16, two up to 256, three above.
 
     Those of the input ascend, those of the output descend.
     """

@@ -29,7 +29,7 @@ def draw(declaration: Declaration) -> Figure:
 
     Parameters
     ----------
-    declaration : Network, Stacked, Series or Replacement
+    declaration : Network, FusedProjection, BottleneckAdapter or ReplacedLinear
         Such as ``config.network(site)``.
 
     Returns
@@ -47,7 +47,7 @@ def draw(declaration: Declaration) -> Figure:
     >>> from tnlib_adapters import DoTAConfig, Site, draw
     >>> figure = draw(DoTAConfig(r=16).network(Site("q_proj", 576, 576)))
     >>> figure.axes[0].get_title()
-    '576 x 576, 18,704 values'
+    '576 x 576, 18,704 parameters'
     """
     try:
         from matplotlib.figure import Figure
@@ -101,15 +101,16 @@ def _draw(network: Network, ax: Axes) -> None:
         hanging = [
             leg
             for leg in core.legs
-            if leg in network.at or (len(holders[leg]) == 1 and not _trivial(network, leg))
+            if leg in network.fixed_indices
+            or (len(holders[leg]) == 1 and not _trivial(network, leg))
         ]
         for k, leg in enumerate(hanging):
             x, y = place[core.name]
             end = (x + 0.75 * (k - (len(hanging) - 1) / 2), y - 0.9)
             _line(ax, (x, y), end)
             text = f"{leg}\n{network.sizes[leg]}"
-            if leg in network.at:
-                text = f"{leg}\n{network.at[leg]} of {network.sizes[leg]}"
+            if leg in network.fixed_indices:
+                text = f"{leg}\n{network.fixed_indices[leg]} of {network.sizes[leg]}"
                 ax.plot(*end, "ks", markersize=5)
             ax.annotate(
                 text, end, (0, -5), textcoords="offset points", fontsize=8, ha="center", va="top"
@@ -120,7 +121,8 @@ def _draw(network: Network, ax: Axes) -> None:
         above = (place[core.name], (0, 15))
         ax.annotate(core.name, *above, textcoords="offset points", fontsize=8, ha="center")
     ax.set_title(
-        f"{network.out_features} x {network.in_features}, {network.n_params:,} values", fontsize=9
+        f"{network.out_features} x {network.in_features}, {network.n_params:,} parameters",
+        fontsize=9,
     )
     ax.set_xlim(-1.0, 1.6 * (len(order) - 1) + 1.0)
     ax.set_ylim(-1.9, 1.8 + 0.5 * max(len(joints) - 1, 0) if joints else 1.2)

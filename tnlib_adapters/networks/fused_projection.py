@@ -22,7 +22,7 @@ from tnlib_adapters.networks.network import Network
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Stacked(WeightUpdate):
+class FusedProjection(WeightUpdate):
     """Networks whose updates are the rows of one weight.
 
     Attributes
@@ -44,7 +44,7 @@ class Stacked(WeightUpdate):
     >>> def lora(role):
     ...     cores = Core(f"A_{role}", ("r", "in")), Core(f"B_{role}", ("out", "r"), zeros)
     ...     return Network(cores, {"in": 64, "out": 48, "r": 4}, ("out",), ("in",))
-    >>> qkv = Stacked((lora("q"), lora("k"), lora("v")))
+    >>> qkv = FusedProjection((lora("q"), lora("k"), lora("v")))
     >>> qkv.out_features, qkv.delta(qkv.initial()).shape
     (144, torch.Size([144, 64]))
     """
@@ -101,10 +101,10 @@ class Stacked(WeightUpdate):
         """The networks that are contracted, with what tells them apart."""
         return tuple((f", part {k}", part) for k, part in enumerate(self.parts))
 
-    def planned(self) -> None:
+    def plan_strategies(self) -> None:
         """Work out all strategies now."""
         for part in self.parts:
-            part.planned()
+            part.plan_strategies()
         _ = self.strategies, self.dense
 
     @cached_property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Start:
+class Initializer:
     """The distribution of a core's initial entries.
 
     Attributes
@@ -59,11 +59,11 @@ class Start:
         return names.get(self.kind, self.kind)
 
 
-zeros = Start("zeros")
-ones = Start("ones")
+zeros = Initializer("zeros")
+ones = Initializer("ones")
 
 
-def normal(deviation: float = 1.0) -> Start:
+def normal(deviation: float = 1.0) -> Initializer:
     """Independent normal entries of mean zero.
 
     Examples
@@ -73,10 +73,10 @@ def normal(deviation: float = 1.0) -> Start:
     >>> round(sample.std().item(), 3)
     0.02
     """
-    return Start("normal", deviation)
+    return Initializer("normal", deviation)
 
 
-def uniform(width: float) -> Start:
+def uniform(width: float) -> Initializer:
     """Independent entries between ``-width`` and ``width``.
 
     Examples
@@ -86,9 +86,9 @@ def uniform(width: float) -> Start:
     >>> round(sample.min().item(), 3), round(sample.max().item(), 3)
     (-0.1, 0.1)
     """
-    return Start("uniform", width)
+    return Initializer("uniform", width)
 
 
-def somewhere(start: Start, shape: Sequence[int]) -> Start:
-    """`start`, or a small normal distribution in the place of zeros."""
-    return normal(0.1 / math.sqrt(max(shape[-1], 1))) if start == zeros else start
+def nonzero(initializer: Initializer, shape: Sequence[int]) -> Initializer:
+    """`initializer`, or a small normal distribution in the place of zeros."""
+    return normal(0.1 / math.sqrt(max(shape[-1], 1))) if initializer == zeros else initializer

@@ -43,7 +43,7 @@ class Contraction(Protocol):
         """Open legs of the columns."""
 
     @property
-    def at(self) -> Mapping[str, int]:
+    def fixed_indices(self) -> Mapping[str, int]:
         """Indices of the legs that are fixed."""
 
     @property
@@ -59,7 +59,7 @@ class _Cut:
     """Numbers of the cores on the output side, and the legs that cross to the input side."""
 
     outer: frozenset[int]
-    joint: tuple[str, ...]
+    crossing: tuple[str, ...]
     rank: int
 
 
@@ -81,7 +81,9 @@ def cut_factors(network: Contraction, cores: Cores, anchor: Cores | None = None)
 def _open_and_joining(network: Contraction) -> list[tuple[str, ...]]:
     """Legs of every core that count: neither fixed nor of size 1."""
     return [
-        tuple(leg for leg in core.legs if leg not in network.at and network.sizes[leg] > 1)
+        tuple(
+            leg for leg in core.legs if leg not in network.fixed_indices and network.sizes[leg] > 1
+        )
         for core in network.cores
     ]
 
@@ -100,10 +102,10 @@ def _smallest_cut(network: Contraction) -> _Cut | None:
         left = frozenset(outer | {k for k, picked in zip(free, picks, strict=True) if picked})
         ours = {leg for k in left for leg in legs[k]}
         theirs = {leg for k in numbers if k not in left for leg in legs[k]}
-        joint = tuple(leg for leg in network.sizes if leg in ours & theirs)
-        rank = math.prod(network.sizes[leg] for leg in joint)
+        crossing = tuple(leg for leg in network.sizes if leg in ours & theirs)
+        rank = math.prod(network.sizes[leg] for leg in crossing)
         if best is None or rank < best.rank:
-            best = _Cut(left, joint, rank)
+            best = _Cut(left, crossing, rank)
     return best
 
 
@@ -126,7 +128,7 @@ def _side(
     if not members:
         return values[0].new_ones(1, cut.rank)
     symbol = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate(network.sizes)}
-    kept = [leg for leg in (*open_legs, *cut.joint) if network.sizes[leg] > 1]
+    kept = [leg for leg in (*open_legs, *cut.crossing) if network.sizes[leg] > 1]
     terms = ",".join("".join(symbol[leg] for leg in legs[k]) for k in members)
     operands = [values[k].reshape([network.sizes[leg] for leg in legs[k]]) for k in members]
     plan = plan_contraction(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tnlib.common.deprecation import renamed_fields
 from tnlib_adapters.execution.cost_model import Strategy, Subject
 from tnlib_adapters.execution.dense_forms import Full, TwoFactor
 from tnlib_adapters.execution.dense_update import DenseUpdate, dense_form
@@ -30,6 +31,7 @@ from tnlib_adapters.networks.core import Core, Cores, Factors, WeightUpdate
 from tnlib_adapters.networks.low_rank import cut_factors
 
 
+@renamed_fields(at="fixed_indices")
 @dataclass(frozen=True, eq=False, repr=False)
 class Network(WeightUpdate):
     """A tensor network whose open legs are the rows and columns of a weight update.
@@ -42,7 +44,7 @@ class Network(WeightUpdate):
         Size of every leg.
     out_legs, in_legs : tuple of str
         Open legs, slowest first, whose sizes multiply to the output and input width.
-    at : mapping of str to int
+    fixed_indices : mapping of str to int
         Legs at which the network is fixed, with the index: the layer of a core that holds all.
     scale : float
         Factor of the update.
@@ -52,7 +54,7 @@ class Network(WeightUpdate):
         Whether the network's value at its frozen initial cores is subtracted, so that the update
         starts at zero from any initial cores: N(theta) - N(theta_0).
     residual : bool
-        Whether a layer also keeps W - N(theta_0), for an anchored network: one product less a
+        Whether a layer also keeps W - N(theta_0), for an anchored network: one product less per
         step, one dense copy of the weight more.
 
     Raises
@@ -70,7 +72,7 @@ class Network(WeightUpdate):
     ...     in_legs=("in",),
     ... )
     >>> print(lora)
-    Network 48 x 64, 448 values
+    Network 48 x 64, 448 parameters
       A(r 4, in 64)  this weight, N(0, 0.02^2)
       B(out 48, r 4)  this weight, zeros
     """
@@ -79,7 +81,7 @@ class Network(WeightUpdate):
     sizes: Mapping[str, int]
     out_legs: tuple[str, ...]
     in_legs: tuple[str, ...]
-    at: Mapping[str, int] = field(default_factory=dict)
+    fixed_indices: Mapping[str, int] = field(default_factory=dict)
     scale: float = 1.0
     dropout: float = 0.0
     anchored: bool = False
@@ -99,15 +101,15 @@ class Network(WeightUpdate):
             raise ValueError(f"legs without a size: {unknown}; add them to sizes")
         if not all(isinstance(size, int) and size >= 1 for size in self.sizes.values()):
             raise ValueError(f"every leg's size must be an int, at least 1, got {dict(self.sizes)}")
-        for leg, index in self.at.items():
+        for leg, index in self.fixed_indices.items():
             if not (leg in legs and 0 <= index < self.sizes[leg]):
                 raise ValueError(f"cannot be fixed at {leg}={index}: sizes are {dict(self.sizes)}")
         open_legs = (*self.out_legs, *self.in_legs)
         if len(set(open_legs)) != len(open_legs):
             raise ValueError(f"a leg can be open once, got {open_legs}")
-        both = sorted(set(open_legs) & set(self.at))
+        both = sorted(set(open_legs) & set(self.fixed_indices))
         if both:
-            raise ValueError(f"legs cannot be open and fixed by at: {both}")
+            raise ValueError(f"legs cannot be open and have a fixed index: {both}")
         loose = sorted(set(open_legs) - legs)
         if loose:
             raise ValueError(f"open legs that no core has: {loose}")
@@ -231,8 +233,8 @@ class Network(WeightUpdate):
         for core in self.cores:
             value = cores[core.key]
             for axis in reversed(range(len(core.legs))):
-                if core.legs[axis] in self.at:
-                    value = value.select(axis, self.at[core.legs[axis]])
+                if core.legs[axis] in self.fixed_indices:
+                    value = value.select(axis, self.fixed_indices[core.legs[axis]])
             taken.append(value)
         return taken
 
@@ -263,18 +265,18 @@ class Network(WeightUpdate):
         return (strategies_of(subject),)
 
     def __repr__(self) -> str:
-        """One line a core, and the count."""
-        lines = [f"Network {self.out_features} x {self.in_features}, {self.n_params:,} values"]
+        """One line per core, and the count."""
+        lines = [f"Network {self.out_features} x {self.in_features}, {self.n_params:,} parameters"]
         for core in self.cores:
             legs = ", ".join(f"{leg} {self.sizes[leg]}" for leg in core.legs)
-            kept = "frozen" if core.frozen else str(core.start)
+            kept = "frozen" if core.frozen else str(core.initializer)
             lines.append(f"  {core.name}({legs})  {core.group or 'this weight'}, {kept}")
         return "\n".join(lines)
 
     def _legs(self, core: Core) -> tuple[str, ...]:
-        return tuple(leg for leg in core.legs if leg not in self.at)
+        return tuple(leg for leg in core.legs if leg not in self.fixed_indices)
 
-    def planned(self) -> None:
+    def plan_strategies(self) -> None:
         """Work out all strategies now: a graph that is compiled cannot."""
         _ = self.strategies[0].table
         _ = self.out_features, self.in_features, self._in_sizes

@@ -21,7 +21,7 @@ from tnlib_adapters.networks.network import Network
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Series(Declared):
+class BottleneckAdapter(Declared):
     """A series adapter, h + scale * up(relu(down(dropout(h)))), both maps with a bias.
 
     Attributes
@@ -101,10 +101,10 @@ class Series(Declared):
         maps = None if state.cached is None else state.cached.maps
         return self.shift(h, state.cores, maps, training=state.training)
 
-    def planned(self) -> None:
+    def plan_strategies(self) -> None:
         """Work out all strategies now."""
-        self.down.planned()
-        self.up.planned()
+        self.down.plan_strategies()
+        self.up.plan_strategies()
 
     def maps(self, cores: Cores, anchor: Cores | None = None) -> Maps:
         """The matrices of either map, for :meth:`shift`."""
@@ -128,13 +128,12 @@ class Series(Declared):
 
     def __repr__(self) -> str:
         """Both maps in turn."""
-        return (
-            f"Series adapter on the {self.side}, {self.n_params:,} values\n{self.down}\n{self.up}"
-        )
+        title = f"Bottleneck adapter on the {self.side}, {self.n_params:,} parameters"
+        return f"{title}\n{self.down}\n{self.up}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Replacement(Declared):
+class ReplacedLinear(Declared):
     """A layer whose weight is a network, with a bias, in the place of the base layer.
 
     Attributes
@@ -150,7 +149,7 @@ class Replacement(Declared):
     >>> from tnlib_adapters import LoRETTAConfig, Site
     >>> layer = LoRETTAConfig(tt_head=True).network(Site("pooler.dense", 64, 64))
     >>> type(layer).__name__, layer.n_params
-    ('Replacement', 544)
+    ('ReplacedLinear', 544)
     >>> layer.replace(torch.randn(2, 64), layer.initial()).shape
     torch.Size([2, 64])
     """
@@ -187,9 +186,9 @@ class Replacement(Declared):
         maps = None if state.cached is None else state.cached.maps
         return self.replace(x, state.cores, maps).to(y.dtype)
 
-    def planned(self) -> None:
+    def plan_strategies(self) -> None:
         """Work out all strategies now."""
-        self.network.planned()
+        self.network.plan_strategies()
 
     def maps(self, cores: Cores, anchor: Cores | None = None) -> Maps:
         """The matrices of the weight, for :meth:`replace`."""
@@ -204,7 +203,7 @@ class Replacement(Declared):
 
     def __repr__(self) -> str:
         """The network of the weight."""
-        return f"Replaced layer, {self.n_params:,} values\n{self.network}"
+        return f"Replaced linear layer, {self.n_params:,} parameters\n{self.network}"
 
 
 def mapped(network: Network, x: Tensor, cores: Cores, matrices: Sequence[Tensor] | None) -> Tensor:

@@ -90,8 +90,8 @@ def initialise(
 
     A configuration that was read from a file says "saved": the file has the values. An adapter
     that is added by it, and not loaded, starts where the saved one did: what is frozen is that of
-    an adapter of the same declaration, where the layer has one. So trained values that are copied
-    from there, as TRL does for its reference model, mean the same function.
+    an adapter of the same declaration, where the layer has one. So trained parameters that are
+    copied from there, as TRL does for its reference model, mean the same function.
     """
     again = config.init_weights == "saved"
     if again:
@@ -106,7 +106,7 @@ def initialise(
             if _on_meta(update, layer):
                 continue
             if twin is not None and twin.anchor is not None:
-                update.start(twin.anchor | {ANCHOR + key: v for key, v in twin.anchor.items()})
+                update.initialize(twin.anchor | {ANCHOR + key: v for key, v in twin.anchor.items()})
                 continue
             weight = layer.oriented_base_weight().detach() if config.uses_weight else None
             values = config.initial_cores(update.network, weight)
@@ -114,7 +114,7 @@ def initialise(
                 values |= {
                     core.key: twin.cores[core.key] for core in twin.network.cores if core.frozen
                 }
-            update.start(values)
+            update.initialize(values)
             if name == layers[0][0] and config.init_weights is True:
                 _check_start(update, layer, config)
 

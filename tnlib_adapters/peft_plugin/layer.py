@@ -23,7 +23,13 @@ from tnlib_adapters.layers.update import Update
 from tnlib_adapters.networks.as_tnlib import UpdateView
 from tnlib_adapters.networks.core import computing
 from tnlib_adapters.networks.declaration import Declaration
-from tnlib_adapters.peft_plugin.merging import Losses, Merged, MergeInto, losses, merged_layer
+from tnlib_adapters.peft_plugin.merging import (
+    Merged,
+    MergeInto,
+    RoundingErrors,
+    merged_layer,
+    rounding_errors,
+)
 from tnlib_adapters.peft_plugin.store import AdapterPart, CoreStore
 
 
@@ -52,7 +58,7 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
         self.out_features, self.in_features = _features(inner)
         # What the casts of merging took; what merging makes of a base that cannot take the update;
         # whether another module has the same weight; and the base that a merged layer stands for.
-        self.rounding: list[Losses] = []
+        self.rounding: list[RoundingErrors] = []
         self.merging = MergeInto()
         self.tied = False
         self._set_aside: list[nn.Module] = []
@@ -231,7 +237,7 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
                 self.base_layer = merged.layer
             else:
                 self.set_base_weight(merged.weight)
-            self.rounding += merged.lost
+            self.rounding += merged.rounding
             self.merged_adapters += names
 
     @torch.no_grad()
@@ -255,7 +261,7 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
             if merged.dtype == total.dtype:
                 return Merged(merged)
             forms = {str(merged.dtype): merged}
-            return Merged(merged, lost=[losses(forms, total, self._oriented(delta))])
+            return Merged(merged, rounding=[rounding_errors(forms, total, self._oriented(delta))])
         dense = self.dense_of(base)
         delta = self._sum_of(names, dense.device)
         total = dense.to(computing([dense, delta])) + delta
@@ -268,7 +274,7 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
         if into.requantize:
             forms["quantised"] = self.dense_of(made)
         exact = not into.requantize and into.dtype == total.dtype
-        return Merged(total, made, [] if exact else [losses(forms, total, delta)])
+        return Merged(total, made, [] if exact else [rounding_errors(forms, total, delta)])
 
     def unmerge(self) -> None:
         """Subtract all merged updates from the base weight, or put the base layer back."""

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
-from tnlib_adapters.peft_plugin.merging import MergeInto, told
+from tnlib_adapters.peft_plugin.merging import MergeInto, rounding_report
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts
 from tnlib_adapters.peft_plugin.naming import naming
 from tnlib_adapters.peft_plugin.store import STORE
@@ -192,7 +192,7 @@ class Merging(BaseTuner):
     def _report_rounding(self, layers: list[NetworkLayer]) -> None:
         lost = [value for layer in layers for value in layer.rounding]
         if any(error for found in lost for pair in found.values() for error in pair):
-            warnings.warn(told(lost), stacklevel=3)
+            warnings.warn(rounding_report(lost), stacklevel=3)
 
     def _all_layers(self) -> list[tuple[str, NetworkLayer]]:
         return [(k, m) for k, m in self.model.named_modules() if isinstance(m, NetworkLayer)]

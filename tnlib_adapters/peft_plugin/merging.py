@@ -38,7 +38,7 @@ class MergeInto:
 
 
 # Relative Frobenius errors by form: of the update, and of the merged weight.
-Losses = dict[str, tuple[float, float]]
+RoundingErrors = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Merged:
         The merged weight.
     layer : torch.nn.Module or None
         What takes the place of the base layer, where it cannot take the weight.
-    lost : list of Losses
+    rounding : list of RoundingErrors
         What the rounding of the weight takes; empty where nothing is rounded.
     """
 
     weight: Tensor
     layer: nn.Module | None = None
-    lost: list[Losses] = field(default_factory=list)
+    rounding: list[RoundingErrors] = field(default_factory=list)
 
 
 def merged_layer(layer: Any, base: nn.Module, total: Tensor, into: MergeInto) -> nn.Module:
@@ -119,7 +119,7 @@ def _twin(base: nn.Module) -> nn.Module:
     return twin
 
 
-def losses(forms: Mapping[str, Tensor], total: Tensor, delta: Tensor) -> Losses:
+def rounding_errors(forms: Mapping[str, Tensor], total: Tensor, delta: Tensor) -> RoundingErrors:
     """What is lost of a merged weight `total`, of which `delta` is the update, in some forms."""
     of_delta, of_total = (float(torch.linalg.norm(part)) for part in (delta, total))
     found = {}
@@ -130,17 +130,17 @@ def losses(forms: Mapping[str, Tensor], total: Tensor, delta: Tensor) -> Losses:
     return found
 
 
-def told(losses: list[Losses]) -> str:
+def rounding_report(errors: list[RoundingErrors]) -> str:
     """One sentence about what was lost in layers that became the same: median and worst."""
-    errs = {}
-    for form in losses[0]:
-        update, weight = zip(*(loss[form] for loss in losses if form in loss), strict=True)
-        errs[form] = (
+    said = {}
+    for form in errors[0]:
+        update, weight = zip(*(error[form] for error in errors if form in error), strict=True)
+        said[form] = (
             f"errs by {share(sorted(update)[len(update) // 2])} in the median layer and by "
             f"{share(max(update))} in the worst (relative Frobenius norm; {max(weight):.2%} of the "
             "weight)"
         )
-    (dtype, cast), *again = errs.items()
+    (dtype, cast), *again = said.items()
     if again:
         return (
             f"merged and quantised again, which {again[0][1]}; {dtype} {cast}: merge into float32, "

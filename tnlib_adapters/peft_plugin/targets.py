@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from tnlib_adapters.base_model.linear_modules import bare_experts, features
 from tnlib_adapters.base_model.names import ALL_TASK_HEADS
 from tnlib_adapters.base_model.sites import find_sites
-from tnlib_adapters.fourbit.bitsandbytes import is_foreign
+from tnlib_adapters.fourbit.bitsandbytes import is_bitsandbytes
 from tnlib_adapters.fourbit.layer import QuantizedLinear
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def check_saved(saved: Collection[str] | None, model: nn.Module) -> None:
     for name, module in model.named_modules():
         if any(name == entry or name.endswith(f".{entry}") for entry in saved or ()):
             for inner, layer in module.named_modules():
-                if isinstance(layer, QuantizedLinear) or is_foreign(layer):
+                if isinstance(layer, QuantizedLinear) or is_bitsandbytes(layer):
                     raise ValueError(
                         f"modules_to_save names {name}, whose layer {inner or name} is in 4 bits "
                         "and cannot be trained; leave it out of quantising: skip=[...] of "

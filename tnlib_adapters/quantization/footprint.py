@@ -107,10 +107,9 @@ class Footprint:
             )
             for row in self.rows
         ]
-        head = ("layers", "shape", "format", "bits a weight", "MB", "off W by")
-        return (
-            f"{aligned([head, *lines])}\n{self.nbytes / 1e6:,.2f} MB, {self.bits:.3f} bits a weight"
-        )
+        head = ("layers", "shape", "format", "bits per weight", "MB", "off W by")
+        total = f"{self.nbytes / 1e6:,.2f} MB, {self.bits:.3f} bits per weight"
+        return f"{aligned([head, *lines])}\n{total}"
 
 
 def footprint(model: nn.Module) -> Footprint:
@@ -134,10 +133,10 @@ def footprint(model: nn.Module) -> Footprint:
     >>> from tnlib_adapters.quantization import footprint, quantize_base
     >>> layers = {"q_proj": torch.nn.Linear(256, 128), "score": torch.nn.Linear(256, 2)}
     >>> print(footprint(quantize_base(torch.nn.ModuleDict(layers))))
-    layers      shape    format                                  bits a weight  MB    off W by
-    1 x q_proj  128x256  nf4, blocks of 64, double quantisation  4.128          0.02  9...%
-    1 x score   2x256    float32                                 32.000         0.00
-    0.02 MB, 4.557 bits a weight
+    layers      shape    format                                  bits per weight  MB    off W by
+    1 x q_proj  128x256  nf4, blocks of 64, double quantisation  4.128            0.02  9...%
+    1 x score   2x256    float32                                 32.000           0.00
+    0.02 MB, 4.557 bits per weight
     """
     found: dict[tuple[str, tuple[int, int], str], list[tuple[int, float]]] = {}
     for name, module in model.named_modules():

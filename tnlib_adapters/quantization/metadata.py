@@ -63,7 +63,7 @@ def difference(saved: dict[str, Any] | None, base: dict[str, Any] | None) -> str
     )
 
 
-def note(
+def record(
     model: nn.Module,
     form: Format,
     *,

@@ -17,8 +17,8 @@ from tnlib_adapters.fourbit.packed import Format
 from tnlib_adapters.layers.base_layer import dense_weight
 from tnlib_adapters.layers.residual_base import ResidualLinear
 from tnlib_adapters.progress import is_shown
-from tnlib_adapters.quantization.metadata import forget, note
-from tnlib_adapters.quantization.selection import is_tuned, places, skipped
+from tnlib_adapters.quantization.metadata import forget, record
+from tnlib_adapters.quantization.selection import is_tuned, layers_to_quantize, skipped
 
 
 def quantize_base(
@@ -55,7 +55,7 @@ def quantize_base(
     blocksize : int
         Values that share a scale: 32, 64, 128, ..., 4096.
     double_quant : bool
-        Store the scales in 8 bits: 4.13 bits a weight instead of 4.5 at blocks of 64.
+        Store the scales in 8 bits: 4.13 bits per weight instead of 4.5 at blocks of 64.
     compute_dtype : torch.dtype, optional
         In which activations and weights are multiplied; by default that of the activations.
     progressbar : bool, optional
@@ -82,15 +82,15 @@ def quantize_base(
     >>> model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU())
     >>> quantize_base(model)[0]
     QuantizedLinear(in_features=256, out_features=256, bias=True, nf4, blocks of 64, double \
-quantisation, 4.13 bits a weight)
+quantisation, 4.13 bits per weight)
     """
     form = Format(quant_type, blocksize, double_quant)
     check_compute_dtype(compute_dtype)
-    found = list(places(_module(model), skipped(model, skip)))
+    found = list(layers_to_quantize(_module(model), skipped(model, skip)))
     if not found:
         raise ValueError(f"this {type(model).__name__} has no linear layer that can be quantised")
-    for place in found:
-        place.check()
+    for chosen in found:
+        chosen.check()
     prevent_repacking(model)
     bare = bare_experts(model)
     if bare:
@@ -99,7 +99,7 @@ quantisation, 4.13 bits a weight)
             f"{' and others' if len(bare) > 3 else ''}",
             stacklevel=2,
         )
-    work = sum(place.layer.weight.numel() for place in found)  # type: ignore[operator,misc]
+    work = sum(chosen.layer.weight.numel() for chosen in found)  # type: ignore[operator,misc]
     shown = is_shown(progressbar, work)
     moved = []
     # A layer that stands at several places stays one layer.
@@ -107,15 +107,15 @@ quantisation, 4.13 bits a weight)
     with tqdm(total=len(found), desc="quantising", disable=not shown, unit="layer") as bar:
         while found:
             # Nothing may refer to a layer that was replaced, or its weight would stay in memory.
-            place = found.pop()
-            layer = made.get(place.layer) or place.quantized(form, compute_dtype)
+            chosen = found.pop()
+            layer = made.get(chosen.layer) or chosen.quantized(form, compute_dtype)
             if isinstance(layer, ResidualLinear):
                 moved.append(layer.deviation)
-            if place.repeated:
-                made[place.layer] = layer
-            setattr(place.parent, place.child, layer)
+            if chosen.repeated:
+                made[chosen.layer] = layer
+            setattr(chosen.parent, chosen.child, layer)
             bar.update()
-    note(model, form, residual=bool(moved))
+    record(model, form, residual=bool(moved))
     if moved:
         warnings.warn(
             "the weights were quantised without their initial operators: disabled, the model is "
@@ -201,7 +201,7 @@ def _module(model: object) -> nn.Module:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, nn.Linear) or is_transposed(model):
         raise ValueError(
-            "the model is itself one linear layer, which cannot be replaced in place; use "
+            "the model is itself one linear layer, which cannot be replaced in chosen; use "
             "QuantizedLinear.from_linear(layer)"
         )
     return model

@@ -1,4 +1,4 @@
-"""Which layers of a model are put into 4 bits, and what takes their places."""
+"""Which layers of a model are put into 4 bits, and what takes their place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from tnlib_adapters.base_model.adaptable import uncalled
 from tnlib_adapters.base_model.linear_modules import is_transposed, original_modules
 from tnlib_adapters.base_model.names import ALL_TASK_HEADS, public_name
-from tnlib_adapters.fourbit.bitsandbytes import is_foreign
+from tnlib_adapters.fourbit.bitsandbytes import is_bitsandbytes
 from tnlib_adapters.fourbit.layer import QuantizedLinear, dense_weight_of
 from tnlib_adapters.fourbit.packed import Format, check_values
 from tnlib_adapters.layers.base_layer import has_hooks
@@ -24,7 +24,7 @@ from tnlib_adapters.layers.update import Update
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerToQuantize:
     """A layer to quantise: where it is, and which updates it has."""
 
     name: str
@@ -77,7 +77,7 @@ class Place:
         )
 
 
-def places(model: nn.Module, skip: Collection[str]) -> Iterator[Place]:
+def layers_to_quantize(model: nn.Module, skip: Collection[str]) -> Iterator[LayerToQuantize]:
     """The layers to quantise, those below adapters included, and what is trained in full not."""
     passed: tuple[str, ...] = ()
     owners = {
@@ -113,14 +113,14 @@ def places(model: nn.Module, skip: Collection[str]) -> Iterator[Place]:
                 f"{name}: adapter {merged[0]!r} is merged into the weight; unmerge_adapter() "
                 "first, or merge_and_unload()"
             )
-        quantized = isinstance(module, QuantizedLinear) or is_foreign(module)
+        quantized = isinstance(module, QuantizedLinear) or is_bitsandbytes(module)
         plain = type(module) is nn.Linear or is_transposed(module) or quantized
         if not name or not plain or id(module) in read or _matches(public_name(name), skip):
             continue
         parent, _, child = name.rpartition(".")
         updates = owners.get(id(module), ())
         again = counts[id(module)] > 1
-        yield Place(name, model.get_submodule(parent), child, module, updates, again)
+        yield LayerToQuantize(name, model.get_submodule(parent), child, module, updates, again)
 
 
 def _has_adapted(model: nn.Module) -> bool:
