@@ -31,15 +31,15 @@ PATHS = ("tests/tnlib", "tests/tnlib_adapters", "tnlib", "tnlib_adapters")
 # time would.
 NOT_NUMERIC = (
     "tests/tnlib/contraction/test_arguments.py",
-    "tests/tnlib/test_files.py",
-    "tests/tnlib_adapters/test_bad_configs.py",
-    "tests/tnlib_adapters/test_cli.py",
-    "tests/tnlib_adapters/test_compile.py",
-    "tests/tnlib_adapters/test_distributed.py",
-    "tests/tnlib_adapters/test_exchange_errors.py",
-    "tests/tnlib_adapters/test_golden_counts.py",
-    "tests/tnlib_adapters/test_oldest_peft.py",
-    "tests/tnlib_adapters/test_picture.py",
+    "tests/tnlib/io/test_files.py",
+    "tests/tnlib_adapters/peft_plugin/test_bad_configs.py",
+    "tests/tnlib_adapters/commands/test_cli.py",
+    "tests/tnlib_adapters/layers/test_compile.py",
+    "tests/tnlib_adapters/peft_plugin/test_distributed.py",
+    "tests/tnlib_adapters/convert/test_exchange_errors.py",
+    "tests/tnlib_adapters/methods/test_golden_counts.py",
+    "tests/tnlib_adapters/peft_plugin/test_oldest_peft.py",
+    "tests/tnlib_adapters/networks/test_drawing.py",
 )
 # Prints what each library has chosen; the lines of MKL and oneDNN are their own.
 PROBE = """

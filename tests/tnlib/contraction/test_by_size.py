@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tnlib.contraction.networks import networks, operator_and_batch
-from tests.tnlib.contraction.test_roofline import RATES
+from tests.tnlib.contraction.rates import RATES
 from tnlib import plan_by_size, plan_contraction
 from tnlib.contraction.network import parsed
 

@@ -21,7 +21,7 @@ from tests.tnlib.contraction.networks import (
     operator_and_batch,
     regular,
 )
-from tests.tnlib.contraction.test_roofline import RATES
+from tests.tnlib.contraction.rates import RATES
 from tnlib import plan_contraction
 
 

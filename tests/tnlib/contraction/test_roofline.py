@@ -8,21 +8,8 @@ import itertools
 import pytest
 
 from tests.tnlib.contraction.networks import operator_and_batch
+from tests.tnlib.contraction.rates import RATES
 from tnlib import Roofline, measure_roofline, plan_contraction
-
-RATES = Roofline(
-    library="torch",
-    device="cpu",
-    dtype="float32",
-    itemsize=4,
-    flops_per_second=1e11,
-    read_bytes_per_second=1e10,
-    write_bytes_per_second=1e10,
-    fresh_bytes_per_second=1e10,
-    move_bytes_per_second=1e9,
-    seconds_per_step=1e-5,
-    seconds_per_batch=1e-7,
-)
 
 
 def test_one_product_takes_overhead_arithmetic_and_writing():
