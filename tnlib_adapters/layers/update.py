@@ -252,7 +252,7 @@ class Update(nn.Module):
         if not network.additive:
             instead = f"; set {network.additive_form}" if network.additive_form else ""
             raise TypeError(
-                f"a {type(network).__name__.lower()} adapter is not a change of the weight: "
+                f"a {network.title} is not a change of the weight: "
                 f"it has no dense form and cannot be merged or exported{instead}"
             )
         return network  # type: ignore[return-value]

@@ -140,6 +140,8 @@ class Declared:
 
     # Whether it is an update of the weight, so that it has a dense form and merges.
     additive: ClassVar[bool] = False
+    # What it is called in errors.
+    title = "network"
     # What to set for an update of the weight, where it is none.
     additive_form = ""
     # Whether the value at the frozen initial cores is subtracted, and W minus it cached.

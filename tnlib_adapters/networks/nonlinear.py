@@ -57,6 +57,8 @@ class BottleneckAdapter(Declared):
     dropout: float = 0.0
     additive_form: str = ""
 
+    title = "bottleneck adapter"
+
     @cached_property
     def cores(self) -> tuple[Core, ...]:
         """The cores of both maps, and their biases."""
@@ -156,6 +158,8 @@ class ReplacedLinear(Declared):
 
     network: Network
     additive_form: str = ""
+
+    title = "replaced layer"
 
     @cached_property
     def cores(self) -> tuple[Core, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import math
 
@@ -15,14 +14,13 @@ from peft import LoraConfig
 
 from tests.tnlib_adapters.adapters import saved_base
 from tests.tnlib_adapters.forms import FITTED, METHODS
+from tests.tnlib_adapters.low_rank_updates import norm, tails
 from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
 from tests.tolerances import assert_close, rounding
 from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, find_sites
 from tnlib_adapters.convert.from_lora import from_lora
 from tnlib_adapters.convert.read_lora import read_lora
-from tnlib_adapters.fitting import coupled_cp, shared_cp
-from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
-from tnlib_adapters.fitting.tucker import tucker2
+from tnlib_adapters.fitting import shared_cp
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -31,8 +29,6 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
 FILE = "adapter_model.safetensors"
 # What a change of weights loses in a file, where each of its cores, twelve at most, is rounded.
 ROUNDED = rounding(torch.float32, 12)
-# Squared errors that are differences of squared norms, of a few thousand numbers each.
-FLOOR = rounding(torch.float64, 4096) ** 0.5
 
 
 @pytest.fixture(autouse=True)
@@ -67,18 +63,6 @@ def changes(model):
             cores = {key: value.detach().double() for key, value in update.cores.items()}
             found[name] = update.network.delta(cores)
     return found
-
-
-def norm(tensor):
-    return float(torch.linalg.norm(tensor))
-
-
-def low_rank(shape, rank, seed):
-    generator = torch.Generator().manual_seed(seed)
-    left = torch.randn(shape[0], rank, generator=generator, dtype=torch.float64)
-    return LowRankUpdate(
-        left, torch.randn(rank, shape[1], generator=generator, dtype=torch.float64)
-    )
 
 
 # What is reported, written and loaded.
@@ -379,23 +363,6 @@ def test_ranks_that_hold_the_lora_lose_nothing(config, tmp_path):
     assert found.error < ROUNDED
 
 
-def tails(matrix, rank):
-    """Norm of the singular values beyond a rank: the least error of an unfolding."""
-    return norm(torch.linalg.svdvals(matrix)[rank:])
-
-
-@pytest.mark.parametrize("rank", [1, 3, 7, 11])
-def test_tucker_errors_are_within_the_bounds_of_the_unfoldings(rank):
-    updates = [low_rank((20, 16), 3, seed) for seed in range(4)]
-    stack = torch.stack([update.dense() for update in updates])
-    u, cores, v = tucker2(updates, rank, torch.Generator().manual_seed(0))
-    off = norm(torch.einsum("or,nrs,is->noi", u, cores, v) - stack)
-    unfoldings = stack.permute(1, 0, 2).flatten(1), stack.permute(2, 0, 1).flatten(1)
-    least = [tails(unfolding, rank) for unfolding in unfoldings]
-    assert max(least) * (1 - 1e-9) <= off <= math.hypot(*least) * (1 + 1e-9) + 1e-9
-    torch.testing.assert_close(u.mT @ u, torch.eye(u.shape[1], dtype=u.dtype))
-
-
 def test_lotr_starts_at_the_scale_of_training_and_fills_what_is_free(tmp_path):
     lora("bert", tmp_path / "lora", target_modules=["query"], r=2)
     from_lora(tmp_path / "lora", tmp_path / "new", LoTRConfig(r=10), base=make("bert"))
@@ -425,103 +392,6 @@ def test_train_errors_are_within_the_bounds_of_the_unfoldings(bottleneck, rank, 
         ]
         assert max(least) / weight.norm <= weight.error + 1e-6
         assert weight.error <= math.hypot(*least) / weight.norm + 1e-6
-
-
-def problem(rank, seed=0):
-    """Families of a grouped attention with LoRTA's own updates, and the factors they are of."""
-    sites = {n: site for n, site in find_sites(make("llama")).items() if site.role}
-    networks = {name: LoRTAConfig(r=rank).network(site) for name, site in sites.items()}
-    generator = torch.Generator().manual_seed(seed)
-    values = {}
-    for network in networks.values():
-        fresh = {key: value.double() for key, value in network.initial(generator).items()}
-        values = fresh | values
-    values = {
-        key: torch.randn(value.shape, generator=generator, dtype=value.dtype)
-        for key, value in values.items()
-    }
-    updates = {}
-    for name, network in networks.items():
-        u, s, vh = torch.linalg.svd(network.delta(values))
-        kept = int((s > 1e-10 * s[0]).sum())
-        updates[name] = LowRankUpdate(u[:, :kept] * s[:kept], vh[:kept])
-    parts = [p for name in networks for p in shared_cp._parts(networks[name], updates[name])]
-    scale = next(iter(networks.values())).scale
-    b = {key for key in values if key.startswith("b_")}
-    truth = {key: value * scale if key in b else value for key, value in values.items()}
-    return networks, updates, shared_cp.gathered(parts), truth
-
-
-def test_families_share_what_grouped_queries_share():
-    _, _, families, _ = problem(2)
-    assert len(families) == 2
-    differing = [role for role, key in families[0].keys.items() if families[1].keys[role] != key]
-    assert differing == ["c_head"]
-
-
-def test_the_residual_is_that_of_the_dense_updates():
-    networks, updates, families, values = problem(3)
-    other = {key: value + 0.3 for key, value in values.items()}
-    cores = {k: v / networks_scale(networks) if k[:2] == "b_" else v for k, v in other.items()}
-    off = [norm(networks[n].delta(cores) - updates[n].dense()) for n in networks]
-    total = [norm(update.dense()) for update in updates.values()]
-    expected = math.hypot(*off) / math.hypot(*total)
-    assert coupled_cp.error(families, other) == pytest.approx(expected, rel=1e-9)
-    assert coupled_cp.error(families, values) < FLOOR
-
-
-def networks_scale(networks):
-    return next(iter(networks.values())).scale
-
-
-def test_every_factor_is_solved_to_where_the_gradient_vanishes():
-    _, _, families, values = problem(3)
-    values = {key: value + 0.3 for key, value in values.items()}
-    for role in coupled_cp.ROLES:
-        for key in {family.keys[role] for family in families}:
-            sharing = [family for family in families if family.keys[role] == key]
-            found = [family.equations(values, role) for family in sharing]
-            normal, right = sum(n for n, _ in found), sum(r for _, r in found)
-            leaf = values[key].clone().requires_grad_()
-            b = values | {key: leaf}
-            loss = sum(residual(family, b) for family in families)
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            product = leaf @ normal if normal.ndim == 2 else (leaf[:, None] @ normal)[:, 0]
-            torch.testing.assert_close(gradient, 2 * (product - right), rtol=1e-9, atol=1e-6)
-
-
-def residual(family, values):
-    """Squared distance, from the definition."""
-    b, a, heads, layers, matrices = family.factors(values)
-    model = torch.einsum("wr,ir,hr,nr,nr->nhwi", b, a, heads, layers, matrices)
-    return ((torch.einsum("nhws,nis->nhwi", family.cut, family.whole) - model) ** 2).sum()
-
-
-def test_sweeps_never_raise_the_error_and_recover_from_a_near_start():
-    _, _, families, values = problem(3)
-    generator = torch.Generator().manual_seed(5)
-    near = {
-        key: value + 0.05 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
-        for key, value in values.items()
-    }
-    _, trace = coupled_cp.polish(families, near, sweeps=400, tol=0.0)
-    assert all(after <= before + FLOOR for before, after in itertools.pairwise(trace))
-    assert trace[0] > 0.05
-    assert trace[-1] < 1e-4
-
-
-def test_balancing_keeps_the_tensor_and_gives_the_lengths_of_the_start():
-    networks, _, families, values = problem(4)
-    scale = networks_scale(networks)
-    found = shared_cp.balanced(list(networks.values()), families, values, 1.0)
-    assert coupled_cp.error(families, found) < FLOOR
-    scaled = shared_cp.balanced(list(networks.values()), families, values, scale)
-    for key in found:
-        torch.testing.assert_close(scaled[key], found[key] / (scale if key[:2] == "b_" else 1))
-    a = next(found[key] for key in found if key[:2] == "a_")
-    deviation = 4**-0.5 / math.sqrt(3)
-    expected = torch.full((4,), deviation * math.sqrt(len(a)), dtype=torch.float64)
-    torch.testing.assert_close(torch.linalg.norm(a, dim=0), expected)
 
 
 def test_lorta_gets_closer_with_rank(tmp_path):

@@ -14,13 +14,10 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from tests.tnlib_adapters.adapters import moved
-from tests.tnlib_adapters.declarations import LORA, random_cores
 from tests.tnlib_adapters.forms import MERGEABLE, METHODS
 from tests.tnlib_adapters.models import (
     TARGETS,
@@ -31,129 +28,14 @@ from tests.tnlib_adapters.models import (
     tokens,
 )
 from tests.tolerances import assert_close, rounding
-from tnlib_adapters import Core, LoRTAConfig, LoTRConfig, Network, Site
+from tnlib_adapters import LoTRConfig
 from tnlib_adapters.convert.write_lora import to_lora
-from tnlib_adapters.networks.builders import mpo_network
-from tnlib_adapters.networks.fused_projection import FusedProjection
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 # Norms and errors of factors that are rounded to float32, a product of at most 48 terms.
 ROUNDED = rounding(torch.float32, 48)
 EXACT = [form for form in MERGEABLE if METHODS[form]().low_rank]
 MODELS = ["bert", "llama", "gpt2"]
-
-
-@st.composite
-def networks(draw):
-    """Networks with any joints: legs of size 1, legs that many cores have, fixed legs."""
-    number = draw(st.integers(1, 6))
-    sizes, at = {}, {}
-    legs = [[] for _ in range(number)]
-    out_legs, in_legs = [], []
-    for k in range(draw(st.integers(0, 3))):
-        sizes[f"o{k}"] = draw(st.integers(1, 4))
-        out_legs.append(f"o{k}")
-        legs[draw(st.integers(0, number - 1))].append(f"o{k}")
-    for k in range(draw(st.integers(0, 3))):
-        sizes[f"i{k}"] = draw(st.integers(1, 4))
-        in_legs.append(f"i{k}")
-        legs[draw(st.integers(0, number - 1))].append(f"i{k}")
-    for k in range(draw(st.integers(0, 5))):
-        members = draw(st.sets(st.integers(0, number - 1), min_size=min(2, number)))
-        sizes[f"j{k}"] = draw(st.integers(1, 3)) if len(members) > 1 else 1
-        for member in sorted(members):
-            legs[member].append(f"j{k}")
-        if draw(st.integers(0, 3)) == 0 and members:
-            at[f"j{k}"] = draw(st.integers(0, sizes[f"j{k}"] - 1))
-    used = {leg for own in legs for leg in own}
-    return Network(
-        tuple(Core(f"c{k}", tuple(own)) for k, own in enumerate(legs)),
-        {leg: size for leg, size in sizes.items() if leg in used},
-        tuple(out_legs),
-        tuple(in_legs),
-        fixed_indices={leg: index for leg, index in at.items() if leg in used},
-        scale=draw(st.sampled_from([1.0, -0.5])),
-    )
-
-
-def smallest_cut(network):
-    """Smallest product of the legs between the two sides, over all ways to cut; None without."""
-    cores = [
-        {leg for leg in core.legs if leg not in network.fixed_indices} for core in network.cores
-    ]
-    large = {leg for leg, size in network.sizes.items() if size > 1}
-    ranks = []
-    for picks in itertools.product((0, 1), repeat=len(cores)):
-        sides = [set(), set()]
-        for side, legs in zip(picks, cores, strict=True):
-            sides[side] |= legs & large
-        if not (sides[0] & set(network.in_legs) or sides[1] & set(network.out_legs)):
-            ranks.append(math.prod(network.sizes[leg] for leg in sides[0] & sides[1]))
-    return min(ranks, default=None)
-
-
-@settings(max_examples=100)
-@given(networks())
-def test_exact_factors_are_the_update_in_any_network(network):
-    cores = random_cores(network)
-    delta = network.delta(cores)
-    found, rank = network.low_rank_factors(cores), smallest_cut(network)
-    if rank is None or rank > min(delta.shape):
-        assert found is None
-        return
-    B, A = found
-    assert (tuple(B.shape), tuple(A.shape)) == ((len(delta), rank), (rank, delta.shape[1]))
-    scale = float(torch.linalg.norm(B) * torch.linalg.norm(A))
-    assert float(torch.linalg.norm(B @ A - delta)) <= 1e-12 * scale
-
-
-@given(st.integers(1, 3), st.integers(1, 3), st.booleans())
-def test_stacked_updates_keep_equal_rows_once(groups, rank, same):
-    def part(name, out, group):
-        cores = (Core("a", ("r", "in"), group=group), Core(name, ("out", "r")))
-        sizes = {"out": out, "in": 20, "r": rank}
-        return Network(cores, sizes, out_legs=("out",), in_legs=("in",))
-
-    rows = {"q": 8, "k": 4, "v": 2}
-    network = FusedProjection(
-        tuple(part(name, n * groups, "all" if same else name) for name, n in rows.items()),
-        groups=groups,
-    )
-    cores = random_cores(network)
-    B, A = network.low_rank_factors(cores)
-    if same:
-        assert len(A) == rank
-    torch.testing.assert_close(B @ A, network.delta(cores), rtol=1e-12, atol=1e-12)
-
-
-def test_the_cheapest_cut_is_taken():
-    sizes = {"out": 9, "in": 9, "wide": 8, "narrow": 2}
-    cores = (Core("a", ("in", "wide")), Core("g", ("wide", "narrow")), Core("b", ("out", "narrow")))
-    network = Network(cores, sizes, out_legs=("out",), in_legs=("in",))
-    B, A = network.low_rank_factors(random_cores(network))
-    assert (tuple(B.shape), tuple(A.shape)) == ((9, 2), (2, 9))
-
-
-def test_a_leg_that_many_cores_have_counts_once():
-    site = Site("q", 48, 48, role="q", n_matrices=4, heads=4, kv_heads=4, depth=3, layer=1)
-    network = LoRTAConfig(r=5).network(site)
-    _, A = network.low_rank_factors(random_cores(network))
-    assert len(A) == 5
-
-
-def test_networks_without_a_cut_have_no_factors():
-    operator = mpo_network((2, 3), (3, 2), (1, 2, 1))
-    assert operator.low_rank_factors(random_cores(operator)) is None
-    wide = replace(LORA, sizes={**LORA.sizes, "bond": 6})
-    assert wide.low_rank_factors(random_cores(wide)) is None
-
-
-def test_an_anchored_network_has_twice_the_rank():
-    network = replace(LORA, anchored=True)
-    cores, anchor = random_cores(network), random_cores(network, seed=1)
-    B, A = network.low_rank_factors(cores, anchor)
-    assert len(A) == 4
-    torch.testing.assert_close(B @ A, network.delta(cores, anchor), rtol=1e-12, atol=1e-12)
 
 
 def trained(method, name, **kwargs):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tnlib_adapters.declarations import method_networks, mpo_networks, networks, random_cores
-from tests.tolerances import assert_close
 from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, Site
 from tnlib_adapters.execution.base_weight import DenseWeight
 from tnlib_adapters.execution.factored_linear import factored_linear
@@ -67,21 +64,6 @@ def test_every_strategy_has_the_values_and_gradients_of_the_dense_update(network
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * size)
 
 
-@settings(max_examples=60)
-@given(st.one_of(networks(), method_networks()))
-def test_folded_matrices_multiply_to_the_update(network):
-    cores = random_cores(network)
-    anchor = random_cores(network, seed=1) if network.anchored else None
-    product = torch.eye(network.in_features, dtype=torch.float64)
-    (matrices,) = network.maps(cores, anchor)
-    for matrix in matrices:
-        product = product @ matrix
-    expected = network.delta(cores, anchor).mT
-    scale = max(float(expected.abs().max()), 1.0)
-    torch.testing.assert_close(product, expected, rtol=1e-10, atol=1e-10 * scale)
-    assert sum(m.numel() for m in matrices) <= network.in_features * network.out_features
-
-
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("base", ["none", "dense"])
 @pytest.mark.parametrize(
@@ -133,44 +115,3 @@ def test_low_rank_methods_are_applied_as_low_rank_factors_and_dota_by_one_fused_
         network = DoTAConfig(r=rank).network(site)
         assert choose_strategy(network, "dense", 512, training=True).name == "fused"
         assert choose_strategy(network, "dense", 1, training=False).name == "activations"
-
-
-def test_nothing_but_thin_arrays_is_kept_of_a_low_rank_update():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(50, 24, generator=generator, requires_grad=True)
-    weight = torch.randn(36, 24, generator=generator)
-    first = torch.randn(24, 3, generator=generator, requires_grad=True)
-    second = torch.randn(3, 36, generator=generator, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        factored_linear(x, weight, None, [first, second])
-    others = {t.data_ptr() for t in (x, weight, first, second)}
-    sizes = [tuple(t.shape) for t in kept if t.data_ptr() not in others]
-    assert sizes == [(50, 3)]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_activations_meet_float32_factors_in_float32(dtype):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(9, 24, generator=generator).to(dtype).requires_grad_()
-    factors = [torch.randn(shape, generator=generator) for shape in ((24, 3), (3, 36))]
-    y = factored_linear(x, None, None, factors)
-    assert y.dtype == torch.float32
-    (grad,) = torch.autograd.grad(y.sum(), x)
-    assert grad.dtype == dtype
-    expected = x.detach().float() @ factors[0] @ factors[1]
-    assert_close(y, expected, operations=24 + 3)
-
-
-def test_predicted_costs_count_what_is_saved_and_what_is_computed_again():
-    site = Site("q", 576, 576)
-    (known,) = DoTAConfig(r=8).network(site).strategies
-    kept = next(one for one in known.all if one.name == "activations")
-    again = next(one for one in known.all if one.recomputed)
-    first, second = (known.cost(one, 512, training=True) for one in (kept, again))
-    assert first.saved_bytes > 0 == second.saved_bytes
-    assert second.backward_flops == first.backward_flops + first.flops
-    fused = known.cost(known.all[-1], 512, training=True)
-    assert fused.saved_bytes == 0
-    product = 2 * 512 * math.prod((576, 576))
-    assert fused.backward_flops > product
