@@ -20,19 +20,29 @@ Fit = Callable[..., dict[str, dict[str, Tensor]]]
 
 
 class MethodBase:
-    """A configuration by its method; the fields are those of the subclasses."""
+    """A configuration by its method; the fields are those of the subclasses.
+
+    Attributes
+    ----------
+    uses_weight : bool
+        Whether the initial cores depend on the base weight.
+    size_field : str
+        The field that sets its size.
+    low_rank : bool
+        Whether its update is a product of two factors of a rank below the widths.
+    additive_form : str
+        What to set for an update of weights, where not every configuration is one.
+    fit_updates : callable, optional
+        How its cores are fitted to the low-rank updates of a LoRA: see
+        :mod:`tnlib_adapters.fitting`.
+    """
 
     method: ClassVar[str] = ""
     starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")
-    # Whether the initial cores depend on the base weight.
     uses_weight: ClassVar[bool] = False
-    # The field that sets its size.
     size_field: ClassVar[str] = "r"
-    # Whether its update is a product of two factors of a rank below the widths.
     low_rank: ClassVar[bool] = True
-    # What to set for an update of weights, where not every configuration is one.
     additive_form: ClassVar[str] = ""
-    # How its cores are fitted to the updates of a LoRA, see tnlib_adapters.fitting.
     fit_updates: ClassVar[Fit | None] = None
     init_weights: bool | str
 
