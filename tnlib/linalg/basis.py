@@ -15,7 +15,7 @@ from tnlib.linalg import lapack
 Vector: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 # Directions that hold less than this many unit roundoffs are rounding, not data.
-NOISE = 8
+_ROUNDOFFS = 8
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,14 @@ def is_single(matrix: Array) -> bool:
     return backend.dtype_name(matrix.dtype) in ("float32", "complex64")
 
 
+def resolution(dtype: Any) -> float:
+    """Size, relative to the whole, below which a direction in arithmetic of `dtype` is rounding."""
+    return _ROUNDOFFS * backend.unit_roundoff(dtype)
+
+
 def rounding_energy(array: Array, energy: float) -> float:
     """Energy that is only rounding in an array of the given energy and the dtype of `array`."""
-    return (NOISE * backend.unit_roundoff(array.dtype)) ** 2 * energy
+    return resolution(array.dtype) ** 2 * energy
 
 
 def tails(squared: Vector) -> Vector:

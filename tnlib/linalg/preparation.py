@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 
 from tnlib.arrays import backend
 from tnlib.arrays.backend import Array
-from tnlib.linalg.basis import NOISE, is_single
+from tnlib.linalg.basis import is_single, resolution
 
 S = TypeVar("S", bound=tuple[Any, ...])
 
@@ -106,7 +106,7 @@ def budget(eps: float | None, count: int, prepared: Prepared) -> float | None:
         return None
     root = math.sqrt(count)
     rounding = root * backend.unit_roundoff(prepared.out)
-    arithmetic = root * NOISE * backend.unit_roundoff(prepared.data.dtype)
+    arithmetic = root * resolution(prepared.data.dtype)
     floor = rounding + arithmetic
     if eps <= floor:
         raise ValueError(

@@ -21,7 +21,7 @@ from tnlib.arrays import backend
 from tnlib.arrays.backend import Array
 from tnlib.common.progress import bar
 from tnlib.linalg import gram_matrices, truncated_basis
-from tnlib.linalg.basis import NOISE
+from tnlib.linalg.basis import resolution
 from tnlib.linalg.preparation import Prepared
 from tnlib.ranks.parameter_counts import ChainCount, Count, TuckerCount
 
@@ -142,14 +142,16 @@ def _spectra(
         rank = limit if asked is None else min(limit, asked)
         found.append(_energies(matrix, rank, prepared.energy, rng))
     arrays = math.sqrt(len(unfoldings) + 1)
-    unit = backend.unit_roundoff(prepared.data.dtype)
+    floor = max(backend.unit_roundoff(prepared.out), resolution(prepared.data.dtype))
     return Spectra(
         count,
         tuple(values for values, _ in found),
         tuple(rest for _, rest in found),
         prepared.energy,
         prepared.exponent,
-        arrays * max(backend.unit_roundoff(prepared.out), NOISE * unit) if prepared.energy else 0.0,
+        arrays * max(backend.unit_roundoff(prepared.out), resolution(prepared.data.dtype))
+        if prepared.energy
+        else 0.0,
     )
 
 

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from tnlib.arrays import backend
 from tnlib.arrays.backend import Array
 from tnlib.linalg import lapack
-from tnlib.linalg.basis import NOISE, orthogonal_factors
+from tnlib.linalg.basis import orthogonal_factors, resolution
 from tnlib.trains import core_algebra, scaled_cores
 
 
@@ -204,7 +204,7 @@ def balance(cores: Sequence[Array], center: int | None) -> tuple[Array, ...]:
 
 def resolved(xp: Any, values: Array) -> int:
     """How many descending singular values are more than rounding; at least one."""
-    floor = values[0] * (NOISE * backend.unit_roundoff(values.dtype))
+    floor = values[0] * resolution(values.dtype)
     return max(int(xp.count_nonzero(values > floor)), 1)
 
 

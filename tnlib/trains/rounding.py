@@ -19,7 +19,7 @@ from tnlib.arrays.arithmetic import own_arithmetic
 from tnlib.arrays.backend import Array
 from tnlib.common.keywords import keywords_named
 from tnlib.common.type_aliases import RNG, DType, Method
-from tnlib.linalg.basis import NOISE
+from tnlib.linalg.basis import resolution
 from tnlib.linalg.preparation import Prepared, binds, budget, verify, within
 from tnlib.ranks.budget import bond_ranks, checked
 from tnlib.ranks.parameter_counts import ChainCount
@@ -167,4 +167,4 @@ def uncertainty(cores: Sequence[Array], total: float, exponent: int) -> float:
     if squared == 0 or total == 0.0:
         return math.inf if squared else 0.0
     size = math.log2(float(squared) / total) / 2 + int(power) / 2 - exponent
-    return NOISE * math.pow(2.0, min(size, 1000.0) - 53)
+    return resolution("float64") * math.pow(2.0, min(size, 1000.0))

@@ -18,7 +18,7 @@ from array_api_compat import array_namespace
 
 from tnlib.arrays import backend
 from tnlib.arrays.backend import Array
-from tnlib.linalg.basis import NOISE
+from tnlib.linalg.basis import resolution
 from tnlib.linalg.preparation import Prepared
 from tnlib.tucker.format import Tucker, computed, multiplied
 
@@ -103,7 +103,7 @@ def iterate(
             guess, steps = filled(data, mask, model), 0
             continue
         change = trace[-1] - error if best is not None else math.inf
-        still = abs(change) <= tolerance or error <= NOISE * backend.unit_roundoff(data.dtype)
+        still = abs(change) <= tolerance or error <= resolution(data.dtype)
         settled = settled + 1 if still else 0
         trace.append(error)
         momentum = steps / (steps + 3)

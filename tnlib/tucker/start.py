@@ -14,7 +14,7 @@ from tnlib.arrays import array_checks, backend, checks
 from tnlib.arrays.backend import Array
 from tnlib.common.type_aliases import Start
 from tnlib.linalg import lapack
-from tnlib.linalg.basis import NOISE
+from tnlib.linalg.basis import resolution
 from tnlib.linalg.preparation import Prepared
 from tnlib.tucker.format import Tucker, by_mode
 from tnlib.tucker.hosvd import st_hosvd
@@ -129,7 +129,7 @@ def _spanned(factor: Array) -> tuple[Array, Array]:
     """An orthonormal basis Q of the columns of a factor F, and B with ``F B = Q``."""
     left, values, right = lapack.svd(factor)
     sizes = backend.to_numpy(values)
-    noise = NOISE * math.sqrt(max(factor.shape)) * backend.unit_roundoff(factor.dtype)
+    noise = math.sqrt(max(factor.shape)) * resolution(factor.dtype)
     kept = max(int(np.count_nonzero(sizes > noise * sizes[0])), 1)
     scale = values[:kept] if sizes[0] > 0 else values[:kept] + 1
     return left[:, :kept], backend.adjoint(right[:kept]) / scale
