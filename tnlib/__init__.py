@@ -16,7 +16,7 @@ from tnlib.io.files import load, save
 from tnlib.mode_sizes import factorize, quantized_dims
 from tnlib.ranks.allocate import Allocation, allocate_ranks
 from tnlib.ranks.profile import RankProfile
-from tnlib.ranks.profiling import rank_profile
+from tnlib.ranks.profile_array import rank_profile
 from tnlib.result import Info
 from tnlib.trains.batch import mpo_decompose_batch
 from tnlib.trains.mpo import MPO, mpo_decompose

@@ -15,8 +15,8 @@ from torch import nn
 
 from tnlib.common.table import aligned
 from tnlib_adapters.base_model.adaptable import unusable
-from tnlib_adapters.base_model.names import TASK_HEADS
 from tnlib_adapters.base_model.sites import find_sites
+from tnlib_adapters.base_model.task_heads import TASK_HEADS
 from tnlib_adapters.methods.lora import declared
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.config import NetworkConfig

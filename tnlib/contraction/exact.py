@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tnlib.contraction.ways import Way, Ways
+from tnlib.contraction.costed_trees import Way, Ways
 
 # Trade-offs kept for each subset, and ways kept where the score is a model of time.
 _FRONT, _ALTERNATIVES = 32, 3

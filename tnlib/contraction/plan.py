@@ -11,9 +11,9 @@ from tnlib.arrays.backend import Array
 from tnlib.common.type_aliases import ArrayT, Scalar
 from tnlib.contraction import report
 from tnlib.contraction.arithmetic import arrays_of, compiling, has_symbols, library
-from tnlib.contraction.call import prepared
 from tnlib.contraction.constants import Constants
 from tnlib.contraction.planned_steps import PlannedSteps
+from tnlib.contraction.prepared_call import prepared
 
 
 @dataclass(frozen=True, eq=False, repr=False)

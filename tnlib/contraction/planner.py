@@ -18,6 +18,7 @@ from tnlib.contraction.arguments import (
     positions,
     shape_of,
 )
+from tnlib.contraction.costed_trees import Way, Ways
 from tnlib.contraction.interleaved import equation_of
 from tnlib.contraction.network import Network, Shape, parsed
 from tnlib.contraction.objective import OBJECTIVES, Minimize, Objective
@@ -26,7 +27,6 @@ from tnlib.contraction.report import number
 from tnlib.contraction.roofline import Roofline
 from tnlib.contraction.search import candidates
 from tnlib.contraction.tree import steps_of
-from tnlib.contraction.ways import Way, Ways
 
 # Ways whose time is predicted step by step, copies included.
 _RANKED = 8

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from tnlib.contraction.costed_trees import Way, Ways
 from tnlib.contraction.exact import best
-from tnlib.contraction.ways import Way, Ways
 
 _PASSES = 8
 

@@ -19,11 +19,11 @@ import numpy as np
 import opt_einsum
 
 from tnlib.contraction.bisection import bisected
+from tnlib.contraction.costed_trees import Way, Ways
 from tnlib.contraction.exact import best
 from tnlib.contraction.network import Network
 from tnlib.contraction.repair import repaired
 from tnlib.contraction.tree import Tree, tree_of
-from tnlib.contraction.ways import Way, Ways
 
 # Operands up to which every order is tried, and up to which opt_einsum's dynamic programming is
 # quick for any network.

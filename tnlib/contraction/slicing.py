@@ -16,10 +16,10 @@ import numpy as np
 
 from tnlib.arrays.backend import Array
 from tnlib.contraction.cost import Cost
+from tnlib.contraction.costed_trees import Way, Ways
 from tnlib.contraction.network import Network
 from tnlib.contraction.objective import Objective
 from tnlib.contraction.search import candidates
-from tnlib.contraction.ways import Way, Ways
 
 
 def inner(network: Network, sliced: Sequence[str]) -> Network:

@@ -16,9 +16,9 @@ from tnlib.common.progress import bar
 from tnlib.common.table import aligned
 from tnlib.common.type_aliases import RNG, AnyArray
 from tnlib.linalg.preparation import prepare
-from tnlib.ranks.optimize import Task, choose, equal
+from tnlib.ranks.array_as_format import RankFormat, Reading, reading
+from tnlib.ranks.choose_ranks import Task, choose, equal
 from tnlib.ranks.parameter_counts import Ranks, ceilings
-from tnlib.ranks.unfolded import RankFormat, Reading, reading
 
 K = TypeVar("K")
 

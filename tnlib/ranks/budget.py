@@ -12,7 +12,7 @@ from tnlib.arrays.backend import Array
 from tnlib.linalg import gram_matrices, lapack
 from tnlib.linalg.basis import orthogonal_factors
 from tnlib.linalg.preparation import Prepared
-from tnlib.ranks.optimize import Task, choose
+from tnlib.ranks.choose_ranks import Task, choose
 from tnlib.ranks.parameter_counts import ChainCount, Count, Ranks, TuckerCount, ceilings
 from tnlib.ranks.spectra import Spectra, chain_spectra, mode_spectra
 

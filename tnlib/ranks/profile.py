@@ -10,10 +10,10 @@ import numpy as np
 
 from tnlib.arrays import checks
 from tnlib.common.table import aligned
-from tnlib.ranks.optimize import Task, choose
+from tnlib.ranks.array_as_format import RankFormat
+from tnlib.ranks.choose_ranks import Task, choose
 from tnlib.ranks.parameter_counts import Ranks
 from tnlib.ranks.spectra import Spectra
-from tnlib.ranks.unfolded import RankFormat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -149,9 +149,7 @@ def _spectra(
         tuple(rest for _, rest in found),
         prepared.energy,
         prepared.exponent,
-        arrays * max(backend.unit_roundoff(prepared.out), resolution(prepared.data.dtype))
-        if prepared.energy
-        else 0.0,
+        arrays * floor if prepared.energy else 0.0,
     )
 
 

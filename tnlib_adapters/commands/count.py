@@ -12,7 +12,7 @@ from torch import nn
 
 from tnlib.common.byte_sizes import size
 from tnlib.common.table import aligned
-from tnlib_adapters.commands.methods import configuration, names
+from tnlib_adapters.commands.method_argument import configuration, names
 from tnlib_adapters.convert.candidates import TASKS
 from tnlib_adapters.parameter_count import count, skeleton
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from tnlib_adapters.commands.methods import CONFIGS, WrongMethod, configuration, written_fields
+from tnlib_adapters.commands.method_argument import (
+    CONFIGS,
+    WrongMethod,
+    configuration,
+    written_fields,
+)
 from tnlib_adapters.convert.from_lora import COPIED, from_lora
 from tnlib_adapters.convert.merge import merge
 from tnlib_adapters.convert.write_lora import to_lora

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from tnlib_adapters.base_model.names import PREFIX
+from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.candidates import candidates
 from tnlib_adapters.convert.conversion import Conversion

@@ -15,11 +15,11 @@ import torch
 from tqdm.auto import tqdm
 
 from tnlib.common.atomic import read_json
-from tnlib_adapters.convert.adapter import Adapter, adapter_of
 from tnlib_adapters.convert.checkpoint import FLOATING, INDEX, copy_files, read_checkpoint, rewrite
 from tnlib_adapters.convert.folder import check_free, whole
 from tnlib_adapters.convert.merge_plan import MergePlan
-from tnlib_adapters.peft_plugin.merging import share
+from tnlib_adapters.convert.trained_adapter import Adapter, adapter_of
+from tnlib_adapters.peft_plugin.merged_layer import share
 from tnlib_adapters.progress import is_shown
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tnlib_adapters.base_model.linear_modules import is_transposed
-from tnlib_adapters.convert.adapter import Adapter
 from tnlib_adapters.convert.checkpoint import FLOATING, Change, Checkpoint
-from tnlib_adapters.convert.names import names_in_checkpoint
+from tnlib_adapters.convert.checkpoint_names import names_in_checkpoint
+from tnlib_adapters.convert.trained_adapter import Adapter
 from tnlib_adapters.networks.core import computing
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 

@@ -19,10 +19,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from tnlib.common.atomic import read_json
-from tnlib_adapters.base_model.names import PREFIX
+from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.methods.lora import MORE_THAN_TWO_FACTORS
-from tnlib_adapters.peft_plugin.adapter_files import shapes_in
+from tnlib_adapters.peft_plugin.adapter_file_checks import shapes_in
 
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 # Starts that take something out of the base weight, so that B A alone is not the change.

@@ -15,7 +15,7 @@ from torch import Tensor
 from tnlib import tt_svd
 from tnlib_adapters.checks import positive_int
 from tnlib_adapters.networks.core import Cores, Factors
-from tnlib_adapters.networks.declaration import AdditiveDeclaration
+from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
 
 # Rounding two balanced factors to float32 moves their product by less than this share of it.
 ROUNDING = 2.0**-23

@@ -9,11 +9,11 @@ import safetensors.torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from tnlib_adapters.base_model.names import PREFIX
+from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.convert.fitted import Fitted
 from tnlib_adapters.convert.folder import whole
 from tnlib_adapters.peft_plugin.config import NetworkConfig
-from tnlib_adapters.peft_plugin.store import STORE
+from tnlib_adapters.peft_plugin.core_store import STORE
 from tnlib_adapters.peft_plugin.tuner import NetworkTuner
 
 _CARD = """---

@@ -22,10 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnlib_adapters.base_model.linear_modules import is_transposed
-from tnlib_adapters.base_model.names import PREFIX
-from tnlib_adapters.convert.adapter import Adapter, adapter_of
+from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
 from tnlib_adapters.convert.folder import check_free, whole
+from tnlib_adapters.convert.trained_adapter import Adapter, adapter_of
 from tnlib_adapters.convert.truncation import check_target, low_rank
 from tnlib_adapters.progress import is_shown
 

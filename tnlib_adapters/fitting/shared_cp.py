@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from tnlib import cp_als
 from tnlib_adapters.execution.dense_forms import interleaved
-from tnlib_adapters.fitting.coupled_cp import ROLES, Family, Values, polish
+from tnlib_adapters.fitting.coupled_cp_als import ROLES, Family, Values, polish
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
-from tnlib_adapters.networks.declaration import AdditiveDeclaration
+from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
 from tnlib_adapters.networks.initializers import normal
 from tnlib_adapters.networks.network import Network
 

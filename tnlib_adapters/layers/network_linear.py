@@ -20,7 +20,7 @@ from tnlib_adapters.layers.shared_cores import SharedCores
 from tnlib_adapters.layers.update import Update
 from tnlib_adapters.networks.as_tnlib import UpdateView
 from tnlib_adapters.networks.core import computing
-from tnlib_adapters.networks.declaration import Declaration
+from tnlib_adapters.networks.declaration_kinds import Declaration
 
 
 class Method(Protocol):

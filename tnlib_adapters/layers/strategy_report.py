@@ -10,13 +10,13 @@ from functools import partial
 from torch import nn
 
 from tnlib.common.table import aligned
-from tnlib_adapters.base_model.names import public_name
+from tnlib_adapters.base_model.peft_names import public_name
 from tnlib_adapters.execution.base_weight import BaseKind
 from tnlib_adapters.execution.cost_model import Cost, Strategy
 from tnlib_adapters.execution.strategies import thresholds
 from tnlib_adapters.layers.base_layer import fusible_weight
 from tnlib_adapters.layers.cached import adapted_layers
-from tnlib_adapters.networks.declaration import Declaration
+from tnlib_adapters.networks.declaration_kinds import Declaration
 from tnlib_adapters.networks.network import Network
 
 

@@ -1,6 +1,6 @@
 """The trainable state of one adapter of a layer: its cores, their anchor, and what is cached.
 
-How it is applied is the declaration's, see :mod:`tnlib_adapters.networks.core`.
+How it is applied is the declaration's, see :mod:`tnlib_adapters.networks.weight_update`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from tnlib_adapters.base_model.offloaded import settle
 from tnlib_adapters.execution.base_weight import BaseWeight, DenseWeight
 from tnlib_adapters.layers.base_layer import base_weight, fusible_weight, state_of
-from tnlib_adapters.layers.cache import CachedUpdate, State
+from tnlib_adapters.layers.cached_update import CachedUpdate, State
 from tnlib_adapters.layers.shared_cores import SharedCores, empty, hold
 from tnlib_adapters.networks.as_tnlib import UpdateView, view
 from tnlib_adapters.networks.core import Cores, Maps
-from tnlib_adapters.networks.declaration import AdditiveDeclaration, Declaration
+from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration, Declaration
 
 ANCHOR = "anchor_"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tnlib import CP, MPO, TT, Tucker, contract
 from tnlib_adapters.execution.dense_forms import interleaved
 from tnlib_adapters.networks.core import Cores
-from tnlib_adapters.networks.declaration import AdditiveDeclaration
+from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
 from tnlib_adapters.networks.network import Network
 
 Node = tuple[tuple[str, ...], Tensor]

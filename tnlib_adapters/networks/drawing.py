@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tnlib_adapters.networks.declaration import Declaration
+    from tnlib_adapters.networks.declaration_kinds import Declaration
 
 _OWN, _SHARED, _FROZEN = "#99ccee", "#ffbb99", "#cccccc"
 

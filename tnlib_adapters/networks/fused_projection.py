@@ -16,9 +16,10 @@ from tnlib_adapters.execution.cost_model import Strategy
 from tnlib_adapters.execution.dense_forms import Rows, interleaved
 from tnlib_adapters.execution.dense_update import DenseUpdate
 from tnlib_adapters.execution.strategies import Strategies
-from tnlib_adapters.networks.core import Core, Cores, Factors, WeightUpdate
+from tnlib_adapters.networks.core import Core, Cores, Factors
 from tnlib_adapters.networks.low_rank import stacked_factors
 from tnlib_adapters.networks.network import Network
+from tnlib_adapters.networks.weight_update import WeightUpdate
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -27,8 +27,9 @@ from tnlib_adapters.execution.dense_update import DenseUpdate, dense_form
 from tnlib_adapters.execution.factored_linear import factored_linear
 from tnlib_adapters.execution.recomputed_linear import recomputed_linear
 from tnlib_adapters.execution.strategies import Strategies, choose_strategy, strategies_of
-from tnlib_adapters.networks.core import Core, Cores, Factors, WeightUpdate
+from tnlib_adapters.networks.core import Core, Cores, Factors
 from tnlib_adapters.networks.low_rank import cut_factors
+from tnlib_adapters.networks.weight_update import WeightUpdate
 
 
 @renamed_fields(at="fixed_indices")

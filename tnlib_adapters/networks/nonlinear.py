@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from tnlib_adapters.execution.factored_linear import factored_linear
 from tnlib_adapters.execution.strategies import Strategies
-from tnlib_adapters.networks.core import Core, Cores, Declared, Maps, State
+from tnlib_adapters.networks.core import Core, Cores, Maps
+from tnlib_adapters.networks.declaration import Declared, State
 from tnlib_adapters.networks.initializers import zeros
 from tnlib_adapters.networks.network import Network
 

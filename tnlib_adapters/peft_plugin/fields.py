@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from peft.config import PeftConfig
 
 from tnlib_adapters.checks import choice, unknown_field
-from tnlib_adapters.peft_plugin.adapter_files import mention_import, shapes_in
+from tnlib_adapters.peft_plugin.adapter_file_checks import mention_import, shapes_in
 from tnlib_adapters.peft_plugin.method import MethodBase
 from tnlib_adapters.peft_plugin.peft_type import peft_type, saved_type
 

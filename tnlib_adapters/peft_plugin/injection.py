@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from tnlib_adapters.base_model.offloaded import onloaded
 from tnlib_adapters.layers.update import ANCHOR, Update
+from tnlib_adapters.peft_plugin.core_store import AdapterPart
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts
 from tnlib_adapters.peft_plugin.naming import naming
-from tnlib_adapters.peft_plugin.store import AdapterPart
 from tnlib_adapters.progress import is_shown
 
 if TYPE_CHECKING:

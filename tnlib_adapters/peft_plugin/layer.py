@@ -22,15 +22,15 @@ from tnlib_adapters.layers.shared_cores import SharedCores
 from tnlib_adapters.layers.update import Update
 from tnlib_adapters.networks.as_tnlib import UpdateView
 from tnlib_adapters.networks.core import computing
-from tnlib_adapters.networks.declaration import Declaration
-from tnlib_adapters.peft_plugin.merging import (
+from tnlib_adapters.networks.declaration_kinds import Declaration
+from tnlib_adapters.peft_plugin.core_store import AdapterPart, CoreStore
+from tnlib_adapters.peft_plugin.merged_layer import (
     Merged,
     MergeInto,
     RoundingErrors,
     merged_layer,
     rounding_errors,
 )
-from tnlib_adapters.peft_plugin.store import AdapterPart, CoreStore
 
 
 class NetworkLayer(AdapterPart, BaseTunerLayer):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlib_adapters.base_model.sites import Site
-from tnlib_adapters.networks.declaration import AdditiveDeclaration, Declaration
+from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration, Declaration
 
 # Cores by weight and key, of networks and low-rank updates by weight.
 Fit = Callable[..., dict[str, dict[str, Tensor]]]

@@ -14,9 +14,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
+from tnlib_adapters.peft_plugin.core_store import CoreStore
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.peft_type import peft_type, saved_type
-from tnlib_adapters.peft_plugin.store import CoreStore
 from tnlib_adapters.peft_plugin.tuner import NetworkTuner
 
 OLDEST_PEFT = "0.21"

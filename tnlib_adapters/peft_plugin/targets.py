@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from tnlib_adapters.base_model.linear_modules import bare_experts, features
-from tnlib_adapters.base_model.names import ALL_TASK_HEADS
 from tnlib_adapters.base_model.sites import find_sites
+from tnlib_adapters.base_model.task_heads import ALL_TASK_HEADS
 from tnlib_adapters.fourbit.bitsandbytes import is_bitsandbytes
 from tnlib_adapters.fourbit.layer import QuantizedLinear
 

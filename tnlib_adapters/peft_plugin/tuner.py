@@ -19,24 +19,24 @@ from torch import Tensor, nn
 
 from tnlib_adapters.base_model.adaptable import unusable
 from tnlib_adapters.base_model.linear_modules import check_output
-from tnlib_adapters.base_model.names import PREFIX
 from tnlib_adapters.base_model.offloaded import device_of
+from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.fourbit.bitsandbytes import prevent_repacking
 from tnlib_adapters.layers.strategy_report import plans
 from tnlib_adapters.peft_plugin import targets
-from tnlib_adapters.peft_plugin.adapter_files import (
+from tnlib_adapters.peft_plugin.adapter_file_checks import (
     check_file,
     check_loaded,
     is_resized,
     own_names,
     plain_key,
 )
+from tnlib_adapters.peft_plugin.core_store import STORE, AdapterPart, CoreStore
 from tnlib_adapters.peft_plugin.injection import Before, check_name, initialise, refuse_second
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
-from tnlib_adapters.peft_plugin.merge_tuner import Merging
+from tnlib_adapters.peft_plugin.merge_model import Merging
 from tnlib_adapters.peft_plugin.naming import naming
-from tnlib_adapters.peft_plugin.store import STORE, AdapterPart, CoreStore
 from tnlib_adapters.peft_plugin.trained_norms import narrow_norms, widen_norms
 from tnlib_adapters.quantization.metadata import described, difference
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from tnlib.common.table import aligned
 from tnlib_adapters.base_model.linear_modules import features, is_transposed
-from tnlib_adapters.base_model.names import public_name
+from tnlib_adapters.base_model.peft_names import public_name
 from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight
 from tnlib_adapters.layers.base_layer import base_weight
 

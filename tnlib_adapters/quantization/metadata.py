@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tnlib_adapters.base_model.linear_modules import is_transposed
-from tnlib_adapters.base_model.names import public_name
+from tnlib_adapters.base_model.peft_names import public_name
 from tnlib_adapters.fourbit.dense_layers import DenseConv1D, DenseLinear
 from tnlib_adapters.fourbit.layer import QuantizedLinear, packed_weight
 from tnlib_adapters.fourbit.packed import Format

@@ -13,7 +13,8 @@ from torch import nn
 
 from tnlib_adapters.base_model.adaptable import uncalled
 from tnlib_adapters.base_model.linear_modules import is_transposed, original_modules
-from tnlib_adapters.base_model.names import ALL_TASK_HEADS, public_name
+from tnlib_adapters.base_model.peft_names import public_name
+from tnlib_adapters.base_model.task_heads import ALL_TASK_HEADS
 from tnlib_adapters.fourbit.bitsandbytes import is_bitsandbytes
 from tnlib_adapters.fourbit.layer import QuantizedLinear, dense_weight_of
 from tnlib_adapters.fourbit.packed import Format, check_values

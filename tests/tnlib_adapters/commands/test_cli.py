@@ -24,12 +24,12 @@ import tnlib_adapters as ta
 import tnlib_adapters_cli as cli
 from tests.tnlib_adapters.forms import METHODS
 from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
-from tnlib_adapters.base_model import names
-from tnlib_adapters.commands.methods import CONFIGS, configuration
+from tnlib_adapters.base_model import peft_names
+from tnlib_adapters.commands.method_argument import CONFIGS, configuration
 from tnlib_adapters.convert import folder as exchange_folder
 from tnlib_adapters.convert import merge as merging
 from tnlib_adapters.layers.update import ANCHOR
-from tnlib_adapters.peft_plugin.store import STORE
+from tnlib_adapters.peft_plugin.core_store import STORE
 from tnlib_adapters.quantization import quantize_base
 from tnlib_adapters_cli import inspection
 
@@ -366,7 +366,7 @@ def test_inspect_imports_neither_torch_nor_peft(folder):
 
 def test_the_words_of_files_are_the_librarys():
     """They stand in two places, since one is read without the package."""
-    assert inspection.PREFIX == names.PREFIX
+    assert inspection.PREFIX == peft_names.PREFIX
     assert (inspection.STORE, inspection.ANCHOR) == (STORE, ANCHOR)
     common = {field.name for field in dataclasses.fields(ta.NetworkConfig)}
     assert common == set(inspection._COMMON)

@@ -12,7 +12,7 @@ from tests.tnlib_adapters.low_rank_updates import norm
 from tests.tnlib_adapters.models import make
 from tests.tolerances import rounding
 from tnlib_adapters import LoRTAConfig, find_sites
-from tnlib_adapters.fitting import coupled_cp, shared_cp
+from tnlib_adapters.fitting import coupled_cp_als, shared_cp
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 
 # Squared errors that are differences of squared norms, of a few thousand numbers each.
@@ -58,8 +58,8 @@ def test_the_residual_is_that_of_the_dense_updates():
     off = [norm(networks[n].delta(cores) - updates[n].dense()) for n in networks]
     total = [norm(update.dense()) for update in updates.values()]
     expected = math.hypot(*off) / math.hypot(*total)
-    assert coupled_cp.error(families, other) == pytest.approx(expected, rel=1e-9)
-    assert coupled_cp.error(families, values) < FLOOR
+    assert coupled_cp_als.error(families, other) == pytest.approx(expected, rel=1e-9)
+    assert coupled_cp_als.error(families, values) < FLOOR
 
 
 def networks_scale(networks):
@@ -69,7 +69,7 @@ def networks_scale(networks):
 def test_every_factor_is_solved_to_where_the_gradient_vanishes():
     _, _, families, values = problem(3)
     values = {key: value + 0.3 for key, value in values.items()}
-    for role in coupled_cp.ROLES:
+    for role in coupled_cp_als.ROLES:
         for key in {family.keys[role] for family in families}:
             sharing = [family for family in families if family.keys[role] == key]
             found = [family.equations(values, role) for family in sharing]
@@ -96,7 +96,7 @@ def test_sweeps_never_raise_the_error_and_recover_from_a_near_start():
         key: value + 0.05 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
         for key, value in values.items()
     }
-    _, trace = coupled_cp.polish(families, near, sweeps=400, tol=0.0)
+    _, trace = coupled_cp_als.polish(families, near, sweeps=400, tol=0.0)
     assert all(after <= before + FLOOR for before, after in itertools.pairwise(trace))
     assert trace[0] > 0.05
     assert trace[-1] < 1e-4
@@ -106,7 +106,7 @@ def test_balancing_keeps_the_tensor_and_gives_the_lengths_of_the_start():
     networks, _, families, values = problem(4)
     scale = networks_scale(networks)
     found = shared_cp.balanced(list(networks.values()), families, values, 1.0)
-    assert coupled_cp.error(families, found) < FLOOR
+    assert coupled_cp_als.error(families, found) < FLOOR
     scaled = shared_cp.balanced(list(networks.values()), families, values, scale)
     for key in found:
         torch.testing.assert_close(scaled[key], found[key] / (scale if key[:2] == "b_" else 1))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tnlib.common import atomic
 from tnlib.common.safetensors_header import read_header
-from tnlib_adapters.base_model.names import PREFIX
-from tnlib_adapters.peft_plugin.store import AdapterPart
+from tnlib_adapters.base_model.peft_names import PREFIX
+from tnlib_adapters.peft_plugin.core_store import AdapterPart
 
 Shape = tuple[int, ...]
 

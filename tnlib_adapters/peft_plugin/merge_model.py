@@ -12,11 +12,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from tnlib_adapters.fourbit.layer import packed_weight
+from tnlib_adapters.peft_plugin.core_store import STORE
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
-from tnlib_adapters.peft_plugin.merging import MergeInto, rounding_report
+from tnlib_adapters.peft_plugin.merged_layer import MergeInto, rounding_report
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts
 from tnlib_adapters.peft_plugin.naming import naming
-from tnlib_adapters.peft_plugin.store import STORE
 from tnlib_adapters.peft_plugin.trained_norms import narrow_norms
 from tnlib_adapters.quantization.metadata import refresh
 

@@ -13,12 +13,12 @@ from tnlib.arrays.arithmetic import own_arithmetic
 from tnlib.common.keywords import keywords_named
 from tnlib.common.type_aliases import RNG, AnyArray
 from tnlib.linalg.preparation import prepare
+from tnlib.ranks.array_as_format import RankFormat, Reading, reading
 from tnlib.ranks.budget import checked
-from tnlib.ranks.optimize import Task, choose
+from tnlib.ranks.choose_ranks import Task, choose
 from tnlib.ranks.parameter_counts import Ranks, ceilings
 from tnlib.ranks.profile import RankProfile
 from tnlib.ranks.spectra import Spectra
-from tnlib.ranks.unfolded import RankFormat, Reading, reading
 
 
 @own_arithmetic()

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from tnlib.common.atomic import read_json
 from tnlib_adapters.base_model.linear_modules import original_modules
-from tnlib_adapters.base_model.names import PREFIX
+from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.convert.candidates import candidates
-from tnlib_adapters.peft_plugin.adapter_files import shapes_in
+from tnlib_adapters.peft_plugin.adapter_file_checks import shapes_in
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.core_store import AdapterPart
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
-from tnlib_adapters.peft_plugin.store import AdapterPart
 
 
 @dataclass(frozen=True)
