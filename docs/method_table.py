@@ -14,6 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import tnlib_adapters
 from tnlib_adapters.methods import METHODS
+from tnlib_adapters.networks.facts import facts
 
 HEADER = ("method", "what it is", "trained parameters", "merges", "exact LoRA", "from a LoRA")
 
@@ -25,6 +26,7 @@ def rows() -> list[tuple[str, ...]]:
     found = []
     for kind in METHODS.values():
         config = kind()
+        known = facts([config.network(tnlib_adapters.Site("", 768, 768))])
         doc = sys.modules[kind.__module__].__doc__ or ""
         title, paper = re.match(r"(.*?) \(arXiv ([\d.]+)\)", doc, re.DOTALL).groups()
         name, idea = title.split(": ", 1)
@@ -35,8 +37,8 @@ def rows() -> list[tuple[str, ...]]:
                 f":class:`{name} <tnlib_adapters.{kind.__name__}>`",
                 f"{idea} (`paper <https://arxiv.org/abs/{paper}>`__)",
                 f"{parameters:,}",
-                f"yes{form}" if config.merges else "no",
-                "yes" if config.low_rank else "truncated",
+                f"yes{form}" if known["merges"] else "no",
+                "yes" if known["low_rank"] else "truncated",
                 "yes" if kind.fit_updates else "no",
             )
         )

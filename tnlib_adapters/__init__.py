@@ -4,7 +4,7 @@ Importing the package makes the methods known to PEFT; a program that loads a sa
 import it first.
 """
 
-from typing import Any as _Any
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from tnlib_adapters import requirements as requirements  # first: says what is to be installed
 
@@ -65,13 +65,18 @@ __all__ = [
 ]
 __all__ += methods.__all__
 
-_EARLIER = {
-    "Replacement": ReplacedLinear,
-    "Series": BottleneckAdapter,
-    "Stacked": FusedProjection,
-    "Start": Initializer,
-}
+if _TYPE_CHECKING:
+    Replacement = ReplacedLinear
+    Series = BottleneckAdapter
+    Stacked = FusedProjection
+    Start = Initializer
+else:
+    _EARLIER = {
+        "Replacement": ReplacedLinear,
+        "Series": BottleneckAdapter,
+        "Stacked": FusedProjection,
+        "Start": Initializer,
+    }
 
-
-def __getattr__(name: str) -> _Any:
-    return _renamed(__name__, name, _EARLIER)
+    def __getattr__(name: str) -> object:
+        return _renamed(__name__, name, _EARLIER)

@@ -1,4 +1,4 @@
-"""How many values a method trains in a model, from declarations alone."""
+"""How many parameters a method trains in a model, from declarations alone."""
 
 from __future__ import annotations
 

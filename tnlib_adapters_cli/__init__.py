@@ -151,9 +151,9 @@ def _count(commands: Any) -> None:
         ("tnlib_adapters.commands.count", "run"),
         "what methods would train in a model, without its weights",
         f"""{_SPEC}
-Targets are those of each method unless --targets or target_modules name others. File: the values of
-an adapter in float32, with DoTA's frozen start, without the file's header. Gradients take 4 bytes a
-trained value, the state of AdamW 8.
+Targets are those of each method unless --targets or target_modules name others. File: the
+parameters of an adapter in float32, with DoTA's frozen start, without the file's header. Gradients
+take 4 bytes per trained parameter, the state of AdamW 8.
 
 examples:
   tnlib-adapters count config.json lora:r=8 lotr:r=8 lorta:r=8 dota loretta

@@ -6,6 +6,7 @@ Neither torch nor PEFT is needed for it, so that it answers at once.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 from collections import Counter
@@ -145,14 +146,34 @@ def _settings(config: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def _described(config: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """What the method says of itself: the factor of the update, whether it merges and is a LoRA."""
-    if method != "lora":
-        return config.get("described") or {}
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    known = {"merges": True, "low_rank": True}
-    if not rank or not alpha:
-        return known
-    return known | {"scale": alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)}
+    """The factor of the updates, whether they merge and whether they are of low rank."""
+    if method == "lora":
+        rank, alpha = config.get("r"), config.get("lora_alpha")
+        known: dict[str, Any] = {"merges": True, "low_rank": True}
+        if not rank or not alpha:
+            return known
+        return known | {"scale": alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)}
+    described = config.get("described")
+    if described is None:
+        return _asked(config, method)
+    kinds: dict[str, Any] = {"scale": int | float, "merges": bool, "low_rank": bool}
+    if not isinstance(described, dict) or not all(
+        value is None or isinstance(value, kinds.get(name, object))
+        for name, value in described.items()
+    ):
+        raise ValueError(f"described must have scale, merges and low_rank, got {described!r}")
+    return described
+
+
+def _asked(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """What the method declares, for files that do not say; nothing where it is not installed."""
+    try:
+        package = importlib.import_module("tnlib_adapters.commands.described")
+    except ImportError:
+        return {}
+    fields = {name: config[name] for name in config.keys() - _COMMON}
+    found: dict[str, Any] = package.described(method, fields)
+    return found
 
 
 def _start(config: Mapping[str, Any], anchored: bool) -> str:

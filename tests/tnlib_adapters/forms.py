@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from tnlib_adapters import methods
+from tnlib_adapters import Site, methods
+from tnlib_adapters.networks.low_rank import cut_rank
 
 # Names of the forms, with their method and what it is given; others are tried at size 4.
 _FORMS = {
@@ -25,7 +26,9 @@ def _made(form, **kwargs):
     return methods.METHODS[method](**(fields | kwargs))
 
 
+SITE = Site("", 64, 64)
 METHODS = {form: partial(_made, form) for form in _FORMS | _OTHERS}
-# Forms that a LoRA can become.
-FITTED = [f for f in METHODS if METHODS[f]().merges and METHODS[f]().fit_updates]
-MERGEABLE = [form for form in METHODS if METHODS[form]().merges]
+# Updates of weights, those that a LoRA can become, and those with exact factors.
+MERGEABLE = [form for form in METHODS if METHODS[form]().network(SITE).additive]
+FITTED = [form for form in MERGEABLE if METHODS[form]().fit_updates]
+EXACT = [form for form in MERGEABLE if cut_rank(METHODS[form]().network(SITE)) is not None]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tnlib_adapters.base_model.peft_names import PREFIX
@@ -126,8 +126,10 @@ def from_lora(
 
     def fitted(config: NetworkConfig) -> Fitted:
         networks: dict[str, Any] = {name: config.network(site) for name, site in sites.items()}
+        _check_networks(networks)
         assert config.fit_updates is not None
         cores = config.fit_updates(networks, source.updates, drawn, show=show)
+        _check_cores(networks, cores, config)
         return Fitted(config, networks, cores, source)
 
     found = fitted(largest) if eps is None else _smallest(fitted, largest, eps, show=show)
@@ -141,11 +143,32 @@ def _check_config(config: object) -> None:
         raise TypeError(
             f"config must be {', '.join(names)} or {last}, got a {type(config).__name__}"
         )
-    if not config.merges:
-        raise ValueError(
-            f"this {type(config).__name__} is not a change of weights; a LoRA can become "
-            f"{config.additive_form}"
+    if not hasattr(config, config.size_field):
+        raise TypeError(
+            f"{type(config).__name__} has no field {config.size_field!r}; name the field that sets "
+            "its size: size_field"
         )
+
+
+def _check_networks(networks: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all networks are updates of weights."""
+    for name, network in networks.items():
+        if not network.additive:
+            form = f"; a LoRA can become {network.additive_form}" if network.additive_form else ""
+            raise ValueError(f"{name}: a {network.title} is not a change of weights{form}")
+
+
+def _check_cores(
+    networks: Mapping[str, Any], cores: Mapping[str, Mapping[str, Tensor]], config: NetworkConfig
+) -> None:
+    """Raise ValueError unless a fit gives what the networks need."""
+    for name, network in networks.items():
+        found = {key: tuple(cores[name][key].shape) for key in network.shapes if key in cores[name]}
+        if found != network.shapes:
+            raise ValueError(
+                f"{name}: fit_updates of {type(config).__name__} gives cores of shapes {found}, "
+                f"the network needs {network.shapes}"
+            )
 
 
 def _model(source: LoRA, config: NetworkConfig, base: Any) -> tuple[nn.Module, dict[str, Site]]:

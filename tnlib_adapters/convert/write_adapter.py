@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.convert.fitted import Fitted
 from tnlib_adapters.convert.folder import whole
+from tnlib_adapters.networks.facts import facts
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.core_store import STORE
 from tnlib_adapters.peft_plugin.tuner import NetworkTuner
@@ -44,6 +45,7 @@ def write_adapter(folder: Path, fitted: Fitted, model: nn.Module) -> int:
         If PEFT would not load it into the model.
     """
     config = fitted.config
+    config.described = facts(fitted.networks.values())
     tensors = {PREFIX + name: value for name, value in _named(fitted)} | fitted.lora.others
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with whole(folder) as place:

@@ -26,7 +26,7 @@ class BaseWeight:
         """The sum with a dense update; differentiable in the update."""
         raise NotImplementedError
 
-    def memory(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def dense_and_out(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The dense weight, and where its sum with an update of `dtype` goes; maybe the same."""
         raise NotImplementedError
 
@@ -35,7 +35,7 @@ class BaseWeight:
         """Tensors that must not change between the forward and the backward pass."""
         return ()
 
-    def holding(self, watched: Sequence[Tensor]) -> BaseWeight:
+    def with_watched(self, watched: Sequence[Tensor]) -> BaseWeight:
         """The same weight, with the watched tensors as the backward pass finds them."""
         return self
 
@@ -61,7 +61,7 @@ class DenseWeight(BaseWeight):
         """The sum with a dense update; differentiable in the update."""
         return update + self.weight
 
-    def memory(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def dense_and_out(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The weight itself, and new memory of the wider of both dtypes."""
         dtype = torch.promote_types(self.weight.dtype, dtype)
         return self.weight, torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
@@ -71,9 +71,10 @@ class DenseWeight(BaseWeight):
         """The weight."""
         return (self.weight,)
 
-    def holding(self, watched: Sequence[Tensor]) -> DenseWeight:
+    @classmethod
+    def with_watched(cls, watched: Sequence[Tensor]) -> DenseWeight:
         """The same weight, with the watched tensors as the backward pass finds them."""
-        return DenseWeight(*watched)
+        return cls(*watched)
 
 
 class PackedBase(BaseWeight):
@@ -89,7 +90,7 @@ class PackedBase(BaseWeight):
         """The sum with a dense update; differentiable in the update."""
         return update + self.dequantize(update.dtype)
 
-    def memory(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def dense_and_out(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The dense weight, which the sum may overwrite."""
         dense = self.dequantize(dtype)
         return dense, dense

@@ -74,7 +74,7 @@ class Strategy:
         The contraction of the activations, the first operand, with the cores.
     factors : tuple of Factor
         The matrices of a chain that consists of matrix products.
-    recomputed : bool
+    checkpointed : bool
         Whether the backward pass computes the intermediate arrays again instead of saving them.
     scaled : int
         Number of the smallest factor, which takes the factor of the update.
@@ -83,7 +83,7 @@ class Strategy:
     name: str
     steps: PlannedEinsum | None = None
     factors: tuple[Factor, ...] = ()
-    recomputed: bool = False
+    checkpointed: bool = False
     scaled: int = 0
 
 
@@ -127,7 +127,7 @@ def _chain_cost(
     saved = 0
     if training and strategy.factors:
         saved = tokens * sum(factor.shape[1] for factor in strategy.factors[:-1]) * NOMINAL.itemsize
-    elif training and strategy.recomputed:
+    elif training and strategy.checkpointed:
         seconds += len(own) * plan.predicted(NOMINAL, *shapes, requires_grad=())
         backward += flops
     elif training:

@@ -8,7 +8,7 @@ it, and the update is added to that memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,15 +52,19 @@ def recomputed_linear(
             x.to(dtype), total.to(dtype), None if bias is None else bias.to(dtype)
         )
     with torch.autocast(device_type, enabled=False):
+        # Tensors are arguments, whatever saves or traces a graph sees them; what else the weight is
+        # made of is bound to how it is put together again.
+        watched = () if base is None else base.watched
         result: Tensor = _RecomputedLinear.apply(  # type: ignore[no-untyped-call]
             x.to(dtype),
             bias,
-            base,
+            None if base is None else base.with_watched,
             update.form,
             update.scale,
-            len(update.values),
+            (len(update.values), len(update.anchor)),
             *update.values,
             *update.anchor,
+            *watched,
         )
     return result
 
@@ -71,17 +75,17 @@ class _RecomputedLinear(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         bias: Tensor | None,
-        base: BaseWeight | None,
+        with_watched: Callable[[Sequence[Tensor]], BaseWeight] | None,
         form: Form,
         scale: float,
-        count: int,
-        *cores: Tensor,
+        counts: tuple[int, int],
+        *tensors: Tensor,
     ) -> Tensor:
-        ctx.base, ctx.form, ctx.scale, ctx.count = base, form, scale, count
-        ctx.n_cores = len(cores)
-        ctx.save_for_backward(x, *cores, *(() if base is None else base.watched))
+        ctx.with_watched, ctx.form, ctx.scale, ctx.counts = with_watched, form, scale, counts
+        ctx.save_for_backward(x, *tensors)
         ctx.has_bias = bias is not None
-        total = _total(form, scale, form.operands(cores[:count]), cores[count:], base)
+        values, anchor, base = _parts(ctx, tensors)
+        total = _total(form, scale, form.operands(values), anchor, base)
         return functional.linear(x, total.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
@@ -92,24 +96,23 @@ class _RecomputedLinear(torch.autograd.Function):
 
     @staticmethod
     def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, *saved = ctx.saved_tensors
-        cores, watched = saved[: ctx.n_cores], saved[ctx.n_cores :]
-        base = None if ctx.base is None else ctx.base.holding(watched)
-        form, scale, count = ctx.form, ctx.scale, ctx.count
+        x, *tensors = ctx.saved_tensors
+        values, anchor, base = _parts(ctx, tensors)
+        form, scale, count = ctx.form, ctx.scale, len(values)
         flat = grad.reshape(-1, grad.shape[-1])
         wanted = ctx.needs_input_grad[6 : 6 + count]
-        leaves = [v.detach().requires_grad_(w) for v, w in zip(cores, wanted, strict=False)]
+        leaves = [v.detach().requires_grad_(w) for v, w in zip(values, wanted, strict=True)]
         with torch.enable_grad():
             operands = form.operands(leaves)
         known = tuple(operand.detach() for operand in operands)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            total = _total(form, scale, known, cores[count:], base)
+            total = _total(form, scale, known, anchor, base)
             grad_x = grad @ total.to(grad.dtype)
             # The gradient of the weight may have its memory.
             del total
         grad_bias = flat.sum(0) if ctx.has_bias and ctx.needs_input_grad[1] else None
-        grads: list[Tensor | None] = [None] * len(cores)
+        grads: list[Tensor | None] = [None] * len(tensors)
         if any(wanted):
             grad_total = (flat.mT @ x.reshape(-1, x.shape[-1])).to(known[0].dtype)
             reached = form.gradients(grad_total, known, scale)
@@ -119,6 +122,15 @@ class _RecomputedLinear(torch.autograd.Function):
             found = iter(torch.autograd.grad(ends, trained, starts))
             grads[:count] = [next(found) if want else None for want in wanted]
         return grad_x, grad_bias, None, None, None, None, *grads
+
+
+def _parts(
+    ctx: Any, tensors: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor], BaseWeight | None]:
+    """Values, anchor and base weight, of the tensors of a call."""
+    first, second = ctx.counts[0], sum(ctx.counts)
+    base = None if ctx.with_watched is None else ctx.with_watched(tensors[second:])
+    return tensors[:first], tensors[first:second], base
 
 
 def _total(
@@ -132,5 +144,5 @@ def _total(
     fixed = form.operands(anchor) if anchor else None
     if base is None:
         return form.update(operands, fixed, scale)
-    weight, out = base.memory(operands[0].dtype)
+    weight, out = base.dense_and_out(operands[0].dtype)
     return form.added(operands, fixed, scale, weight, out)

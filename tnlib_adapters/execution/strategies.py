@@ -58,7 +58,7 @@ class Strategies:
             strategy
             for strategy in self.all
             if (base != "none" or strategy.name != "fused")
-            and (training or not strategy.recomputed)
+            and (training or not strategy.checkpointed)
         )
 
     def cost(self, strategy: Strategy, n_tokens: int, *, training: bool) -> Cost:
@@ -180,7 +180,7 @@ def strategies_of(subject: Subject) -> Strategies:
             entries = [math.prod(factor.shape) for factor in factors]
             found.append(Strategy("factors", steps, factors, scaled=entries.index(min(entries))))
         elif not factors:
-            recomputed = Strategy("activations", steps, recomputed=True)
+            recomputed = Strategy("activations", steps, checkpointed=True)
             found += [Strategy("activations", steps), recomputed]
     return Strategies(subject, (*found, Strategy("dense"), Strategy("fused")))
 

@@ -135,6 +135,6 @@ def _is_hooked(base: nn.Module) -> bool:
     return has_hooks(base) or any(getattr(modules, f"_global_{name}") for name in _OF_ALL_MODULES)
 
 
-def state_of(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+def versions_of(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """What changes when one of some tensors gets other values."""
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)

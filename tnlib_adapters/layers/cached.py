@@ -81,10 +81,10 @@ def cached(model: nn.Module, *, progressbar: bool | None = None) -> Iterator[Non
     shown = is_shown(progressbar, work)
     made: list[Update] = []
     try:
-        for base, updates in tqdm(layers, desc="folding", disable=not shown, unit="layer"):
+        for base, updates in tqdm(layers, desc="caching", disable=not shown, unit="layer"):
             for update in updates:
-                if not update.is_cached:
-                    update.cache(base)
+                if not update.has_cached_update:
+                    update.compute_cached(base)
                     made.append(update)
         yield
     finally:

@@ -25,10 +25,12 @@ def adapted_forward(
     fused, y = None, None
     if weight is not None:
         bias: Any = base.bias
-        inner = x.to(computing_dtype(base, x.dtype, device_type))
+        # A dense weight is there only where the layer computes in the dtype of x.
+        packed = weight.kind == "packed"
+        inner = x.to(computing_dtype(base, x.dtype, device_type)) if packed else x
         with torch.autocast(device_type, enabled=False):
             for fused in updates:
-                y = fused.network.fused_forward(inner, weight, bias, fused)
+                y = fused.network.forward_with_base(inner, weight, bias, fused)
                 if y is not None:
                     y = y.to(x.dtype)
                     break

@@ -96,7 +96,7 @@ class NetworkLinear(nn.Module):
             shared = SharedCores()
         self.update = Update(network, shared, device=weight.device, dtype=computing([weight]))
         self.shared = shared
-        self.update.initialize(cores)
+        self.update.set_initial(cores)
 
     @classmethod
     def from_linear(

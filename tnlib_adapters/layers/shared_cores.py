@@ -32,7 +32,7 @@ class SharedCores(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.present: set[str] = set()
+        self._set_keys: set[str] = set()
 
     def allocate(
         self, core: Core, shape: Sequence[int], device: torch.device | None, dtype: torch.dtype
@@ -56,15 +56,15 @@ class SharedCores(nn.Module):
     @torch.no_grad()
     def initialize(self, key: str, value: Tensor) -> None:
         """Set a core to its initial value, once: the layers that come later find it started."""
-        if key not in self.present:
+        if key not in self._set_keys:
             self.get(key).copy_(value)
-            self.present.add(key)
+            self._set_keys.add(key)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.present |= {key for key, _ in self.named_values() if prefix + key in state_dict}
+        self._set_keys |= {key for key, _ in self.named_values() if prefix + key in state_dict}
 
     def get(self, key: str) -> Tensor:
         """The core of a key."""

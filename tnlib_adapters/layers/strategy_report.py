@@ -115,7 +115,7 @@ class Plans:
                 rows.append(
                     (
                         f"  {'training' if training else 'inference'}: {title(one)}"
-                        f"{', recomputed' if one.recomputed else ''}",
+                        f"{', checkpointed' if one.checkpointed else ''}",
                         f"{cost.flops:.3g}",
                         f"{cost.backward_flops:.3g}" if training else "",
                         f"{cost.saved_bytes / 1024:,.0f} KiB" if training else "",

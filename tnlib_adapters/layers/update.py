@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tnlib_adapters.base_model.offloaded import settle
 from tnlib_adapters.execution.base_weight import BaseWeight, DenseWeight
-from tnlib_adapters.layers.base_layer import base_weight, fusible_weight, state_of
-from tnlib_adapters.layers.cached_update import CachedUpdate, State
+from tnlib_adapters.layers.base_layer import base_weight, fusible_weight, versions_of
+from tnlib_adapters.layers.cached_update import CachedUpdate, Versions
 from tnlib_adapters.layers.shared_cores import SharedCores, empty, hold
 from tnlib_adapters.networks.as_tnlib import UpdateView, view
 from tnlib_adapters.networks.core import Cores, Maps
@@ -59,6 +59,11 @@ class Update(nn.Module):
         self.network = network
         # Not a submodule: the container is registered once, for all layers.
         object.__setattr__(self, "_shared", shared)
+        # Names of the values that were set or came from a file; and whether none is missing.
+        self._set_keys: set[str] = set()
+        self._initialized = False
+        self._residual: tuple[Versions, Tensor] | None = None
+        self._cached: CachedUpdate | None = None
         for core, shape in zip(network.cores, network.shapes.values(), strict=True):
             if hasattr(type(self), core.key) or core.key in self.__dict__:
                 raise ValueError(f"a core cannot be called {core.key!r}; choose another name")
@@ -73,11 +78,6 @@ class Update(nn.Module):
                 anchor = empty(shape, getattr(self, core.key).device, dtype)
                 self.register_buffer(ANCHOR + core.key, anchor)
         network.plan_strategies()
-        # Names of the values that were set or came from a file; and whether none is missing.
-        self.present: set[str] = set()
-        self.initialized = False
-        self._residual: tuple[State, Tensor] | None = None
-        self._cached: CachedUpdate | None = None
 
     @property
     def additive(self) -> bool:
@@ -118,7 +118,7 @@ class Update(nn.Module):
         }
 
     @torch.no_grad()
-    def initialize(self, values: Mapping[str, Tensor]) -> None:
+    def set_initial(self, values: Mapping[str, Tensor]) -> None:
         """Set the cores to initial `values`, and the anchor to the same.
 
         An anchor that starts elsewhere is given as ``anchor_<name>``. Shared cores that another
@@ -135,16 +135,16 @@ class Update(nn.Module):
                 self._shared.initialize(core.key, values[core.key])  # type: ignore[union-attr,operator]
         for name, core_anchor in (self.anchor or {}).items():
             core_anchor.copy_(values.get(ANCHOR + name, values[name]))
-        self.initialized = True
+        self._initialized = True
         self.forget()
 
     def check_initialized(self) -> None:
         """Raise RuntimeError if a core was allocated and never set or loaded."""
-        if self.initialized or torch.compiler.is_compiling():
+        if self._initialized or torch.compiler.is_compiling():
             return
         anchor = {ANCHOR + key: value for key, value in (self.anchor or {}).items()}
         values = self.cores | anchor
-        known = self.present | (set() if self.shared is None else self.shared.present)
+        known = self._set_keys | (set() if self.shared is None else self.shared._set_keys)
         missing = [
             key
             for key, core in values.items()
@@ -156,9 +156,9 @@ class Update(nn.Module):
                 "has none for this layer, being of another model; or a new adapter was made with "
                 "init_weights='saved', which saved configurations say: set init_weights=True"
             )
-        self.initialized = True
+        self._initialized = True
 
-    def fixed(self, base: BaseWeight) -> tuple[BaseWeight, Cores | None]:
+    def base_and_anchor(self, base: BaseWeight) -> tuple[BaseWeight, Cores | None]:
         """A weight that stays while the cores train, and the anchor to subtract from them."""
         without = base.without_anchor()
         if without is not None:
@@ -166,7 +166,7 @@ class Update(nn.Module):
         residual = self.network.residual and base.kind == "dense"
         if not residual or torch.compiler.is_compiling():
             return base, self.anchor
-        state = state_of(base.watched)
+        state = versions_of(base.watched)
         if self._residual is None or self._residual[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 removed = self.weight_network().bound(self.anchor or {}, None).dense()
@@ -178,8 +178,8 @@ class Update(nn.Module):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         own = [*self._parameters, *self._buffers]
-        self.present |= {key for key in own if prefix + key in state_dict}
-        self.initialized = False
+        self._set_keys |= {key for key in own if prefix + key in state_dict}
+        self._initialized = False
         self.forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Update:
@@ -195,7 +195,7 @@ class Update(nn.Module):
         return self
 
     @torch.no_grad()
-    def cache(self, base: nn.Module) -> None:
+    def compute_cached(self, base: nn.Module) -> None:
         """Compute what depends on the cores alone, for calls without gradients.
 
         Of an update of the weight the low-rank factors are cached where it has some, else its sum
@@ -208,28 +208,28 @@ class Update(nn.Module):
             made = self.network.maps(cores, self.anchor)
             maps: Maps = tuple([matrix.detach() for matrix in matrices] for matrices in made)
             fused: Tensor | None = None
-            state: State = ()
+            versions: Versions = ()
             if self.additive and len(maps[0]) == 1:
                 update = maps[0][0]
                 weight = fusible_weight(base)
                 if isinstance(weight, DenseWeight):
-                    fused, state = weight.plus(update.mT).detach(), state_of(weight.watched)
+                    fused, versions = weight.plus(update.mT).detach(), versions_of(weight.watched)
                     maps = ()
                 else:
                     # A dense copy as wide as the base computes, not as it is trained.
                     maps = ([update.to(_width(base, update.dtype))],)
             made_of = tuple(cores.values())
-            self._cached = CachedUpdate(maps, fused, state, made_of, state_of(made_of))
+            self._cached = CachedUpdate(maps, fused, versions, made_of, versions_of(made_of))
 
     @property
-    def cached(self) -> CachedUpdate | None:
-        """What :meth:`cache` made, where no gradients are recorded and the cores are the same."""
+    def cached_update(self) -> CachedUpdate | None:
+        """What :meth:`compute_cached` made, without gradients and while the cores are the same."""
         cached = self._cached
         return None if cached is None or torch.is_grad_enabled() or not cached.holds else cached
 
     @property
-    def is_cached(self) -> bool:
-        """Whether :meth:`cache` has made something."""
+    def has_cached_update(self) -> bool:
+        """Whether :meth:`compute_cached` has made something."""
         return self._cached is not None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -79,8 +79,6 @@ class DoTAConfig(NetworkConfig, method="dota"):
 
     starts: ClassVar[tuple[bool | str, ...]] = (True, False, "random", "saved")
     uses_weight: ClassVar[bool] = True
-    low_rank: ClassVar[bool] = False
-    update_scale = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -133,16 +133,6 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
                 )
             save_parts(self, [], instead=heads, model=model)
 
-    @property
-    def merges(self) -> bool:
-        """Whether the adapter is an update of weights."""
-        return self.variant == "rep" and not self.tt_head
-
-    @property
-    def update_scale(self) -> float:
-        """Factor of what is added."""
-        return (self.alpha or 1.0) / (self.bottleneck or 1)
-
     def resized(self, size: int) -> LoRETTAConfig:
         """The same configuration with another rank of the trains."""
         bottleneck = self.bottleneck
@@ -155,6 +145,11 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
 
     def for_fitting(self, **fields: Any) -> LoRETTAConfig:
         """A copy with other fields, of an adapter that is fitted to a LoRA: without norms."""
+        if self.variant != "rep" or self.tt_head:
+            raise ValueError(
+                f"LoRETTAConfig(variant={self.variant!r}, tt_head={self.tt_head}) is not a change "
+                f"of weights; a LoRA can become {self.additive_form}"
+            )
         return replace(self, train_norms=False, **fields)
 
     def weight_ranks(self, network: AdditiveDeclaration) -> tuple[int, ...]:
@@ -179,7 +174,7 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         down = tt_layer("down", width, b, shapes[0], ranks[0], ("in", "mid"), cuts)
         zero = self.init == "identity"
         up = tt_layer("up", b, out, shapes[1], ranks[1], ("mid", "out"), cuts, last_zero=zero)
-        scale, dropout = self.update_scale, self.dropout or 0.0
+        scale, dropout = (self.alpha or 1.0) / b, self.dropout or 0.0
         if self.variant == "adp":
             side = "input" if before else "output"
             return BottleneckAdapter(down, up, side, scale, dropout, self.additive_form)

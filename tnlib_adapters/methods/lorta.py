@@ -84,11 +84,6 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
         if self.num_kv_heads is not None and self.num_heads is None:
             raise ValueError("num_kv_heads is given without num_heads; give both")
 
-    @property
-    def update_scale(self) -> float:
-        """Factor of the update."""
-        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
-
     def default_targets(
         self, sites: Mapping[str, Site], usual: set[str] | str | None
     ) -> set[str] | str:
@@ -153,5 +148,5 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
             out_legs=legs[not on_output],
             in_legs=legs[on_output],
             fixed_indices={"layer": site.layer, "matrix": matrix},
-            scale=self.update_scale,
+            scale=self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r),
         )

@@ -67,11 +67,6 @@ class LoTRConfig(NetworkConfig, method="lotr"):
         positive_number("alpha", self.alpha)
         choice("init", self.init, ("scaled", "normal"))
 
-    @property
-    def update_scale(self) -> float:
-        """Factor of the update."""
-        return self.alpha / self.r
-
     def network(self, site: Site) -> Network:
         """The network of one weight: two shared factors around its own core."""
         out, width = site.out_features, site.in_features
@@ -86,5 +81,5 @@ class LoTRConfig(NetworkConfig, method="lotr"):
             sizes={"out": out, "in": width, "rank_out": self.r, "rank_in": self.r},
             out_legs=("out",),
             in_legs=("in",),
-            scale=self.update_scale,
+            scale=self.alpha / self.r,
         )

@@ -11,6 +11,7 @@ from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.checks import check_dims, positive_int, positive_number
 from tnlib_adapters.fitting.train import fit_train
 from tnlib_adapters.networks.builders import matrix_train
+from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
 from tnlib_adapters.networks.default_modes import matrix_modes
 from tnlib_adapters.networks.network import Network
 from tnlib_adapters.peft_plugin.config import NetworkConfig
@@ -47,10 +48,9 @@ class TTLoRAConfig(NetworkConfig, method="ttlora"):
         positive_number("alpha", self.alpha)
         check_dims(self.dims)
 
-    @property
-    def update_scale(self) -> float:
-        """Factor of the update."""
-        return self.alpha
+    def weight_ranks(self, network: AdditiveDeclaration) -> tuple[int, ...]:
+        """The bonds of a train."""
+        return tuple(shape[-1] for shape in network.shapes.values())[:-1]
 
     def network(self, site: Site) -> Network:
         """The train of one weight; its first core starts at zero."""

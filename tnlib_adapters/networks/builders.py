@@ -52,12 +52,13 @@ def matrix_train(
     Parameters
     ----------
     rows, columns : sequence of int
-        Sizes of the modes.
+        Sizes of the modes; those of 1 are left out, but one per side.
     rank : int
         Rank of every bond, or what it can hold if that is less.
     scale : float
         Factor of the update.
     """
+    rows, columns = ([m for m in modes if m > 1] or [1] for modes in (rows, columns))
     out_legs, in_legs = (
         tuple(f"{side}_{k}" for k in range(len(modes)))
         for side, modes in (("out", rows), ("in", columns))

@@ -26,21 +26,21 @@ class State(Protocol):
         """Initial values, where the declaration is anchored."""
 
     @property
-    def cached(self) -> Cached | None:
+    def cached_update(self) -> Precomputed | None:
         """What was computed of the values beforehand, where they are still the same."""
 
-    def fixed(self, base: BaseWeight) -> tuple[BaseWeight, Cores | None]:
+    def base_and_anchor(self, base: BaseWeight) -> tuple[BaseWeight, Cores | None]:
         """A weight that stays while the values train, and the initial values to subtract."""
 
 
-class Cached(Protocol):
+class Precomputed(Protocol):
     """What is computed once for many calls."""
 
     @property
     def maps(self) -> Maps:
         """Chains of matrices, one for each map; empty where they are part of a weight."""
 
-    def fused_forward(self, x: Tensor, base: BaseWeight, bias: Tensor | None) -> Tensor | None:
+    def forward_with_base(self, x: Tensor, base: BaseWeight, bias: Tensor | None) -> Tensor | None:
         """The base layer and the update in one go; None where they do not fit each other."""
 
 
@@ -73,6 +73,8 @@ class Declared:
 
     # Whether it is an update of the weight, so that it has a dense form and merges.
     additive: ClassVar[bool] = False
+    # Factor of what it adds; of a fused projection that of its parts.
+    scale = 1.0
     # What it is called in errors.
     title = "network"
     # What to set for an update of the weight, where it is none.
@@ -101,7 +103,7 @@ class Declared:
         """What the base layer gets instead of ``x``."""
         return x
 
-    def fused_forward(
+    def forward_with_base(
         self, x: Tensor, base: BaseWeight, bias: Tensor | None, state: State
     ) -> Tensor | None:
         """The base layer and the adapter in one go; None where they are better computed apart."""

@@ -57,7 +57,7 @@ class FusedProjection(WeightUpdate):
         if len({part.in_features for part in self.parts}) != 1:
             raise ValueError(f"parts need one input width, got {self.parts}")
         if any(part.anchored or part.dropout != self.parts[0].dropout for part in self.parts):
-            raise ValueError("stacked networks are not anchored and have one dropout")
+            raise ValueError("the parts of a projection are not anchored and have one dropout")
         if any(part.out_features % self.groups for part in self.parts):
             rows = [part.out_features for part in self.parts]
             raise ValueError(f"rows {rows} cannot be cut into {self.groups} groups")

@@ -78,6 +78,12 @@ def cut_factors(network: Contraction, cores: Cores, anchor: Cores | None = None)
     return torch.cat([outer, -outer_0], 1), torch.cat([inner, inner_0])
 
 
+def cut_rank(network: Contraction) -> int | None:
+    """The rank of the smallest cut; None where no cut separates the sides."""
+    cut = _smallest_cut(network)
+    return None if cut is None else cut.rank
+
+
 def _open_and_joining(network: Contraction) -> list[tuple[str, ...]]:
     """Legs of every core that count: neither fixed nor of size 1."""
     return [

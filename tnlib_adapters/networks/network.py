@@ -208,7 +208,7 @@ class Network(WeightUpdate):
             return steps([batch, *cores])
 
         batch = x.to(values[0].dtype).reshape(-1, *self._in_sizes)
-        if strategy.recomputed and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if strategy.checkpointed and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             y: Tensor = checkpoint(
                 through, batch, *values, use_reentrant=False, preserve_rng_state=False
             )

@@ -101,7 +101,8 @@ class BottleneckAdapter(Declared):
         return y if self.side == "input" else self._shifted(y, state)
 
     def _shifted(self, h: Tensor, state: State) -> Tensor:
-        maps = None if state.cached is None else state.cached.maps
+        cached = state.cached_update
+        maps = None if cached is None else cached.maps
         return self.shift(h, state.cores, maps, training=state.training)
 
     def plan_strategies(self) -> None:
@@ -188,7 +189,8 @@ class ReplacedLinear(Declared):
 
     def transform_output(self, x: Tensor, y: Tensor, state: State) -> Tensor:
         """What the layer gives instead of the base layer's ``y`` on ``x``."""
-        maps = None if state.cached is None else state.cached.maps
+        cached = state.cached_update
+        maps = None if cached is None else cached.maps
         return self.replace(x, state.cores, maps).to(y.dtype)
 
     def plan_strategies(self) -> None:
@@ -212,7 +214,7 @@ class ReplacedLinear(Declared):
 
 
 def mapped(network: Network, x: Tensor, cores: Cores, matrices: Sequence[Tensor] | None) -> Tensor:
-    """The network's product with ``x``, by its folded matrices where they are given."""
+    """The network's product with ``x``, by the matrices of the cache where they are given."""
     if matrices is None:
         return network.apply(x, cores)
     return factored_linear(x, None, None, matrices)

@@ -47,18 +47,19 @@ class WeightUpdate(Declared):
         def cut_factors(self, cores: Cores, anchor: Cores | None = None) -> Factors | None:
             """B and A with ``B @ A`` the update, of any rank; None where no cut gives such."""
 
-    def fused_forward(
+    def forward_with_base(
         self, x: Tensor, base: BaseWeight, bias: Tensor | None, state: State
     ) -> Tensor | None:
         """The base layer and the update in one go; None where they are better computed apart."""
         if self.dropout and state.training:
             return None
-        if state.cached is not None:
-            return state.cached.fused_forward(x, base, bias)
+        cached = state.cached_update
+        if cached is not None:
+            return cached.forward_with_base(x, base, bias)
         n_tokens, training = x.shape[:-1].numel(), torch.is_grad_enabled()
         strategy = choose_strategy(self, base.kind, n_tokens, training=training)
         if strategy.name == "fused":
-            fixed, anchor = state.fixed(base)
+            fixed, anchor = state.base_and_anchor(base)
             return recomputed_linear(x, fixed, bias, self.bound(state.cores, anchor))
         if strategy.factors and isinstance(base, DenseWeight) and not self.anchored:
             matrices = self.matrices(strategy, state.cores)
@@ -71,8 +72,9 @@ class WeightUpdate(Declared):
         return y + self._applied(x, state).to(y.dtype)
 
     def _applied(self, x: Tensor, state: State) -> Tensor:
-        if state.cached is not None and state.cached.maps:
-            return factored_linear(x, None, None, *state.cached.maps)
+        cached = state.cached_update
+        if cached is not None and cached.maps:
+            return factored_linear(x, None, None, *cached.maps)
         cores = {key: core.to(x.device) for key, core in state.cores.items()}
         x = functional.dropout(x, self.dropout, state.training)
         # Half precision would round away the difference of the two terms.

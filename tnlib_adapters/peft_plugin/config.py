@@ -50,7 +50,8 @@ class NetworkConfig(MethodFields):
         and whether the initial cores were taken out before ("residual"). Set by adapting and by
         quantising; loading warns where the base differs from it.
     described : dict, optional
-        What ``tnlib-adapters inspect`` tells of a saved adapter without loading it. Set by saving.
+        What ``tnlib-adapters inspect`` tells of a saved adapter without loading it: factor of the
+        updates, whether they merge and are of low rank. Set by adapting.
 
     Examples
     --------

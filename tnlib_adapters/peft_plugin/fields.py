@@ -88,8 +88,7 @@ class MethodFields(MethodBase, PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """All fields, as they are saved: the method with what has to be imported to load it."""
         fields: dict[str, Any] = super().to_dict()
-        described = {"scale": self.update_scale, "merges": self.merges, "low_rank": self.low_rank}
-        return fields | {"peft_type": saved_type(type(self)), "described": described}
+        return fields | {"peft_type": saved_type(type(self))}
 
     def for_loading(self) -> Self:
         """The configuration that a saved adapter carries: one that recomputes nothing."""

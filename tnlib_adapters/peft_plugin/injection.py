@@ -106,7 +106,9 @@ def initialise(
             if _on_meta(update, layer):
                 continue
             if twin is not None and twin.anchor is not None:
-                update.initialize(twin.anchor | {ANCHOR + key: v for key, v in twin.anchor.items()})
+                update.set_initial(
+                    twin.anchor | {ANCHOR + key: v for key, v in twin.anchor.items()}
+                )
                 continue
             weight = layer.oriented_base_weight().detach() if config.uses_weight else None
             values = config.initial_cores(update.network, weight)
@@ -114,7 +116,7 @@ def initialise(
                 values |= {
                     core.key: twin.cores[core.key] for core in twin.network.cores if core.frozen
                 }
-            update.initialize(values)
+            update.set_initial(values)
             if name == layers[0][0] and config.init_weights is True:
                 _check_start(update, layer, config)
 

@@ -28,8 +28,6 @@ class MethodBase:
         Whether the initial cores depend on the base weight.
     size_field : str
         The field that sets its size.
-    low_rank : bool
-        Whether its update is a product of two factors of a rank below the widths.
     additive_form : str
         What to set for an update of weights, where not every configuration is one.
     fit_updates : callable, optional
@@ -41,20 +39,9 @@ class MethodBase:
     starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")
     uses_weight: ClassVar[bool] = False
     size_field: ClassVar[str] = "r"
-    low_rank: ClassVar[bool] = True
     additive_form: ClassVar[str] = ""
     fit_updates: ClassVar[Fit | None] = None
     init_weights: bool | str
-
-    @property
-    def merges(self) -> bool:
-        """Whether the adapter is an update of weights."""
-        return True
-
-    @property
-    def update_scale(self) -> float | None:
-        """Factor of the update; None where the method does not say."""
-        return None
 
     def resized(self, size: int) -> Self:
         """The same configuration of another size."""
@@ -65,7 +52,7 @@ class MethodBase:
         return dataclasses.replace(self, **fields)  # type: ignore[type-var]
 
     def weight_ranks(self, network: AdditiveDeclaration) -> tuple[int, ...]:
-        """The ranks of one weight, as a conversion reports them."""
+        """The ranks of one weight, as a conversion reports them: one number, or bonds."""
         return (getattr(self, self.size_field),)
 
     def network(self, site: Site) -> Declaration:

@@ -24,6 +24,7 @@ from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.fourbit.bitsandbytes import prevent_repacking
 from tnlib_adapters.layers.strategy_report import plans
+from tnlib_adapters.networks.facts import facts
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.adapter_file_checks import (
     check_file,
@@ -328,11 +329,12 @@ class NetworkTuner(Merging):
         return mapped
 
     def _compare_bases(self, model: nn.Module, adapter_name: str, *, fresh: bool) -> None:
-        """Note how the base is in 4 bits, or say what differs from the one of a saved adapter."""
+        """Record what the adapter and its base are, or say how a saved one's base differs."""
         config: MethodFields = self.peft_config[adapter_name]  # type: ignore[assignment]
         layers = self._layers(model, adapter_name)
         bases = [described(layer.get_base_layer()) for _, layer in layers]
         base = next((found for found in bases if found is not None), None)
+        config.described = facts(layer.update(adapter_name).network for _, layer in layers)
         if fresh:
             for name, layer in layers:
                 network = layer.update(adapter_name).network

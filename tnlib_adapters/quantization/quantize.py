@@ -201,7 +201,7 @@ def _module(model: object) -> nn.Module:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, nn.Linear) or is_transposed(model):
         raise ValueError(
-            "the model is itself one linear layer, which cannot be replaced in chosen; use "
+            "the model is itself one linear layer, which cannot be replaced in place; use "
             "QuantizedLinear.from_linear(layer)"
         )
     return model

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -530,3 +531,18 @@ def test_without_torch_the_import_says_what_to_install():
         "ModuleNotFoundError: tnlib_adapters needs torch and peft: "
         "run pip install 'tnlib[adapters]'"
     )
+
+
+def test_inspect_asks_the_method_where_an_earlier_file_does_not_describe_it(
+    folder, tmp_path, capsys
+):
+    for method in ("dota", "adp"):
+        shutil.copytree(folder / method, tmp_path / method)
+        path = tmp_path / method / "adapter_config.json"
+        config = json.loads(path.read_text())
+        del config["described"]
+        path.write_text(json.dumps(config))
+        told = [run(capsys, "inspect", place / method, "--json") for place in (folder, tmp_path)]
+        (_, now, _), (_, before, _) = told
+        keys = ("scale", "merges", "low_rank", "settings")
+        assert [json.loads(now)[k] for k in keys] == [json.loads(before)[k] for k in keys]

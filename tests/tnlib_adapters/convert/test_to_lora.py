@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.tnlib_adapters.adapters import moved
-from tests.tnlib_adapters.forms import MERGEABLE, METHODS
+from tests.tnlib_adapters.forms import EXACT, METHODS
 from tests.tnlib_adapters.models import (
     TARGETS,
     TERMS,
@@ -34,7 +34,6 @@ from tnlib_adapters.convert.write_lora import to_lora
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 # Norms and errors of factors that are rounded to float32, a product of at most 48 terms.
 ROUNDED = rounding(torch.float32, 48)
-EXACT = [form for form in MERGEABLE if METHODS[form]().low_rank]
 MODELS = ["bert", "llama", "gpt2"]
 
 

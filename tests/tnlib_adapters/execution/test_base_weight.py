@@ -32,7 +32,7 @@ def test_the_sum_is_that_with_the_dense_weight_and_carries_gradients(kind):
 def test_a_sum_never_overwrites_the_weight(kind, dtype):
     weight, dense = weights()[kind]
     before = dense.clone()
-    source, target = weight.memory(dtype)
+    source, target = weight.dense_and_out(dtype)
     torch.add(source, 1.0, out=target)
     assert target.dtype == dtype
     assert_close(target, before.double() + 1.0, dtype="float32")
@@ -44,7 +44,7 @@ def test_a_dense_weight_is_watched_and_a_packed_one_has_nothing_to_watch():
     (dense, tensor), (packed, _) = weights()["dense"], weights()["packed"]
     assert dense.watched == (tensor,)
     other = torch.ones(8, 64)
-    assert dense.holding((other,)).weight is other
+    assert dense.with_watched((other,)).weight is other
     assert packed.watched == ()
-    assert packed.holding(()) is packed
+    assert packed.with_watched(()) is packed
     assert dense.without_anchor() is packed.without_anchor() is None

@@ -11,7 +11,7 @@ def test_predicted_costs_count_what_is_saved_and_what_is_computed_again():
     site = Site("q", 576, 576)
     (known,) = DoTAConfig(r=8).network(site).strategies
     kept = next(one for one in known.all if one.name == "activations")
-    again = next(one for one in known.all if one.recomputed)
+    again = next(one for one in known.all if one.checkpointed)
     first, second = (known.cost(one, 512, training=True) for one in (kept, again))
     assert first.saved_bytes > 0 == second.saved_bytes
     assert second.backward_flops == first.backward_flops + first.flops

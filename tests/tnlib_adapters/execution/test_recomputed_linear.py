@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
 from tests.tnlib_adapters.declarations import random_cores
+from tests.tolerances import assert_close
+from tnlib_adapters import DoTAConfig, LoTRConfig, NetworkLinear
 from tnlib_adapters.execution.base_weight import DenseWeight
 from tnlib_adapters.execution.recomputed_linear import recomputed_linear
 from tnlib_adapters.networks.builders import mpo_network
@@ -93,3 +97,30 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_float32():
     assert cores["core_0"].grad.dtype == torch.float32
     exact = applied(x, weight, bias, cores, anchor)
     torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.5)
+
+
+def test_a_weight_that_only_the_graph_has_is_free_after_the_backward_pass():
+    x, weight, bias, cores, anchor = parts()
+    y = applied(x, weight, bias, cores, anchor)
+    known = weakref.ref(weight)
+    del weight
+    assert known() is not None
+    y.sum().backward()
+    assert known() is None
+
+
+def test_a_weight_that_changed_before_the_backward_pass_is_noticed():
+    x, weight, bias, cores, anchor = parts()
+    y = applied(x, weight, bias, cores, anchor)
+    weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("config", [DoTAConfig(r=5), LoTRConfig(r=8)])
+def test_a_traced_layer_gives_the_same(config):
+    layer = NetworkLinear.from_linear(torch.nn.Linear(64, 48), config).eval()
+    x = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
+    traced = torch.jit.trace(layer, x, check_trace=False)
+    assert_close(traced(x).detach(), layer(x).detach(), operations=64)

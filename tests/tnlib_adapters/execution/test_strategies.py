@@ -82,7 +82,7 @@ def test_the_chosen_strategy_is_the_one_with_the_least_predicted_time(config, tr
             strategy
             for strategy in known.all
             if (base == "dense" or strategy.name != "fused")
-            and (training or not strategy.recomputed)
+            and (training or not strategy.checkpointed)
         ]
         costs = {one: known.cost(one, tokens, training=training).seconds for one in usable}
         chosen = choose_strategy(network, base, tokens, training=training)

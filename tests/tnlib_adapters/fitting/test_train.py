@@ -50,3 +50,13 @@ def test_an_update_of_zero_is_the_start():
     network = matrix_train((3, 2), (2, 3), 2)
     update = LowRankUpdate(torch.zeros(6, 1).double(), torch.ones(1, 6).double())
     assert not fitted(network, update).any()
+
+
+def test_modes_of_one_are_left_out_but_one_per_side():
+    network = matrix_train((1, 3, 1, 1), (1, 1), 2)
+    assert list(network.shapes.values()) == [(1, 3, 1), (1, 1, 1)]
+    long = matrix_train((1,) * 30 + (48,), (64,) + (1,) * 30, 4)
+    assert [tuple(factor.shape) for factor in long.low_rank_factors(long.initial())] == [
+        (48, 4),
+        (4, 64),
+    ]

@@ -32,7 +32,7 @@ def adapted(kind="llama", method="dota", dtype=torch.float32, **options):
 
 def kept(model):
     updates = [u for m in model.modules() if hasattr(m, "held") for u in m.held.values()]
-    return [update.is_cached for update in updates]
+    return [update.has_cached_update for update in updates]
 
 
 # Linear layers and transposed ones, projections of their own and fused ones.
@@ -181,7 +181,7 @@ def test_low_rank_updates_are_cached_as_factors_and_dota_as_one_weight():
     for config, fused in ((LoRTAConfig(r=4), False), (DoTAConfig(r=4), True)):
         layer = NetworkLinear.from_linear(linear, config).eval()
         with torch.no_grad(), cached(layer):
-            found = layer.update.cached
+            found = layer.update.cached_update
             assert (found.fused is not None) == fused
             assert [tuple(m.shape) for chain in found.maps for m in chain] == (
                 [] if fused else [(64, 4), (4, 96)]

@@ -164,3 +164,11 @@ def test_function_transforms_and_second_derivatives_see_plain_operations(config,
     torch.testing.assert_close(mapped[:, 0], layer(x.detach()))
     if tokens == 3:
         assert torch.autograd.gradgradcheck(layer, (x,))
+
+
+def test_a_dense_layer_computes_in_the_dtype_of_its_weight_whatever_it_has_besides():
+    linear = torch.nn.Linear(64, 64)
+    linear.compute_dtype = torch.bfloat16
+    layer = NetworkLinear.from_linear(linear, DoTAConfig(r=4))
+    x = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(layer(x), linear(x))

@@ -24,7 +24,7 @@ def test_values_that_were_never_set_are_known_by_being_nan():
     shared = SharedCores()
     shared.allocate(CORE, (4, 2), None, torch.float32)
     assert shared.get("u_all").isnan().all()
-    assert shared.present == set()
+    assert shared._set_keys == set()
 
 
 def test_the_first_layer_sets_the_values_and_later_ones_find_them():

@@ -19,7 +19,7 @@ OPERATOR = mpo_network((2, 3), (4, 2), (1, 2, 1), anchored=True, residual=True)
 
 def made(network):
     update = Update(network, dtype=torch.float64)
-    update.initialize(random_cores(network))
+    update.set_initial(random_cores(network))
     return update
 
 
@@ -27,7 +27,7 @@ def test_cores_that_were_never_set_are_named():
     update = Update(LORA)
     with pytest.raises(RuntimeError, match="the cores a, b were allocated but never loaded"):
         update.check_initialized()
-    update.initialize({key: core.float() for key, core in random_cores(LORA).items()})
+    update.set_initial({key: core.float() for key, core in random_cores(LORA).items()})
     update.check_initialized()
 
 
@@ -44,7 +44,7 @@ def test_cores_that_a_file_lacks_are_named():
 
 def test_values_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"initial cores have shapes .* the network needs"):
-        Update(LORA).initialize({"a": torch.zeros(2, 7), "b": torch.zeros(5, 3)})
+        Update(LORA).set_initial({"a": torch.zeros(2, 7), "b": torch.zeros(5, 3)})
 
 
 def test_a_core_cannot_have_the_name_of_an_attribute():
@@ -67,31 +67,31 @@ def test_the_anchor_is_the_start_and_does_not_train():
 def test_what_is_fixed_beside_the_cores_is_the_weight_less_the_start():
     update = made(OPERATOR)
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    fixed, anchor = update.fixed(DenseWeight(weight))
+    fixed, anchor = update.base_and_anchor(DenseWeight(weight))
     assert anchor is None
     removed = OPERATOR.unanchored.delta(update.anchor)
     assert torch.equal(fixed.weight, weight - removed)
     # Once per weight: it is formed again when the weight changes.
-    assert update.fixed(DenseWeight(weight))[0].weight is fixed.weight
+    assert update.base_and_anchor(DenseWeight(weight))[0].weight is fixed.weight
     weight.add_(1.0)
-    assert torch.equal(update.fixed(DenseWeight(weight))[0].weight, weight - removed)
+    assert torch.equal(update.base_and_anchor(DenseWeight(weight))[0].weight, weight - removed)
 
 
 def test_over_a_packed_weight_the_anchor_is_subtracted_from_the_cores():
     update = made(OPERATOR)
     packed = PackedWeight.of(torch.randn(6, 8), Format())
-    fixed, anchor = update.fixed(packed)
+    fixed, anchor = update.base_and_anchor(packed)
     assert fixed is packed
     assert anchor.keys() == update.cores.keys()
 
 
 def test_copies_start_without_what_was_computed():
     layer = NetworkLinear.from_linear(torch.nn.Linear(8, 6), DoTAConfig(r=2, residual=True)).eval()
-    layer.update.cache(layer.base)
-    layer.update.fixed(DenseWeight(layer.base.weight))
+    layer.update.compute_cached(layer.base)
+    layer.update.base_and_anchor(DenseWeight(layer.base.weight))
     twin = copy.deepcopy(layer)
-    assert layer.update.is_cached
-    assert not twin.update.is_cached
+    assert layer.update.has_cached_update
+    assert not twin.update.has_cached_update
     assert twin.update._residual is None
 
 

@@ -41,7 +41,7 @@ def update_of(network, cores):
     """The trainable form of a network with given cores, shared ones included."""
     shared = SharedCores()
     update = Update(network, shared, dtype=torch.float64)
-    update.initialize(cores)
+    update.set_initial(cores)
     return update
 
 

@@ -43,7 +43,7 @@ def test_the_dense_form_is_the_update(name):
     )
     update = Update(network, dtype=torch.float64)
     torch.manual_seed(0)
-    update.initialize({key: core.double() for key, core in network.initial().items()})
+    update.set_initial({key: core.double() for key, core in network.initial().items()})
     seen = update.view()
     torch.testing.assert_close(seen.to_dense(), update.delta())
     assert isinstance(seen.tensor, kind)
@@ -73,7 +73,7 @@ def test_roles_may_have_cores_of_their_own():
         for role in "qv"
     )
     update = Update(FusedProjection(parts), dtype=torch.float64)
-    update.initialize({key: core.double() for key, core in update.network.initial().items()})
+    update.set_initial({key: core.double() for key, core in update.network.initial().items()})
     seen = update.view()
     torch.testing.assert_close(seen.to_dense(), update.delta())
     with pytest.raises(ValueError, match="the update has 2 blocks"):

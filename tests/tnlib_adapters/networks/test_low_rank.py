@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from tests.tnlib_adapters import declarations
 from tests.tnlib_adapters.declarations import LORA, method_networks, random_cores
 from tnlib_adapters import Core, FusedProjection, LoRTAConfig, Network, Site
 from tnlib_adapters.networks.builders import mpo_network
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no factors")
 
 
 @st.composite

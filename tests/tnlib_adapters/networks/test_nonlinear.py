@@ -19,7 +19,7 @@ def linear(name, out, width):
 
 
 def state(cores, cached=None):
-    return SimpleNamespace(cores=cores, anchor=None, cached=cached, training=False)
+    return SimpleNamespace(cores=cores, anchor=None, cached_update=cached, training=False)
 
 
 def random_state(declaration, *, cached):
@@ -68,7 +68,7 @@ def test_neither_is_an_update_of_a_weight_or_fused_with_the_base():
     adapter = BottleneckAdapter(linear("down", 5, 12), linear("up", 12, 5))
     for declaration in (adapter, ReplacedLinear(linear("head", 7, 12))):
         assert not declaration.additive
-        assert declaration.fused_forward(X, None, None, state({})) is None
+        assert declaration.forward_with_base(X, None, None, state({})) is None
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_frozen_random_cores_are_taken_over_too(tmp_path):
 def test_cores_without_their_anchor_are_refused():
     model = peft.get_peft_model(make("llama"), config("dota"))
     update = next(m for m in model.modules() if type(m).__name__ == "Update")
-    update.initialized = False
+    update._initialized = False
     for name, value in update.named_buffers():
         assert name.startswith("anchor_")
         value.fill_(torch.nan)

@@ -79,7 +79,7 @@ INJECTION = {
     "allocate": (Update, "__init__"),
     "train in full": (tuners.NetworkTuner, "_mark_only_adapters_as_trainable"),
     "compare bases": (tuners.NetworkTuner, "_compare_bases"),
-    "start": (Update, "initialize"),
+    "start": (Update, "set_initial"),
 }
 
 

@@ -1,0 +1,31 @@
+"""What the declarations of an adapter say of it to somebody who has only its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tnlib_adapters.networks.declaration_kinds import Declaration
+from tnlib_adapters.networks.low_rank import cut_rank
+
+
+def facts(declarations: Iterable[Declaration]) -> dict[str, Any]:
+    """Facts that a saved configuration carries.
+
+    Returns
+    -------
+    dict
+        "scale", the factor of the updates, None where they differ; "merges", whether all are
+        updates of weights; "low_rank", whether all have exact factors of a rank up to both widths.
+    """
+    scales, merges, low_rank = set(), True, True
+    for declaration in declarations:
+        parts = [network for _, network in declaration.networks]
+        scales |= {part.scale for part in parts} if declaration.additive else {declaration.scale}
+        merges = merges and declaration.additive
+        for part in parts:
+            rank = cut_rank(part)
+            most = min(part.out_features, part.in_features)
+            low_rank = low_rank and rank is not None and (1 + part.anchored) * rank <= most
+    scale = scales.pop() if len(scales) == 1 else None
+    return {"scale": scale, "merges": merges, "low_rank": merges and low_rank}
