@@ -152,8 +152,10 @@ def test_relative_error_against_zero_is_the_norm():
 def test_tails_are_the_errors_of_the_best_matrices(array, data):
     ranks = [data.draw(st.integers(1, 4)) for _ in array.shape]
     norm = np.linalg.norm(array) or 1.0
-    # LAPACK's SVD gives a matrix back to a small multiple of its longer side in units of roundoff.
-    roundoff = 4 * array.size * np.finfo(float).eps
+    # LAPACK's own tests accept an SVD that gives a matrix back within 50 times its longer side, in
+    # units of roundoff (LAPACK Working Note 41, on its test ratios).
+    longest = max(array.size // min(array.shape), max(array.shape))
+    roundoff = 50 * longest * np.finfo(float).eps
 
     def loss(matrix, rank):
         U, S, Vh = np.linalg.svd(matrix, full_matrices=False)

@@ -35,7 +35,7 @@ from tnlib_adapters.quantization import quantize_base
 from tnlib_adapters_cli import inspection
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from tests.tnlib_adapters.forms import METHODS
 from tnlib_adapters.peft_plugin.registry import OLDEST_PEFT
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDER = os.environ.get("OLDEST_PEFT")
 pytestmark = [
     pytest.mark.slow,
