@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 from tnlib_adapters import Site, methods
-from tnlib_adapters.networks.low_rank import cut_rank
 
 # Names of the forms, with their method and what it is given; others are tried at size 4.
 _FORMS = {
@@ -31,4 +30,5 @@ METHODS = {form: partial(_made, form) for form in _FORMS | _OTHERS}
 # Updates of weights, those that a LoRA can become, and those with exact factors.
 MERGEABLE = [form for form in METHODS if METHODS[form]().network(SITE).additive]
 FITTED = [form for form in MERGEABLE if METHODS[form]().fit_updates]
-EXACT = [form for form in MERGEABLE if cut_rank(METHODS[form]().network(SITE)) is not None]
+_NETWORKS = {form: METHODS[form]().network(SITE) for form in MERGEABLE}
+EXACT = [form for form, own in _NETWORKS.items() if own.cut_factors(own.initial()) is not None]

@@ -1,4 +1,4 @@
-"""A LoRA converted into a LoTR, a LoRTA or a LoRETTA adapter of about the same update."""
+"""A LoRA converted into the adapter of another method, of about the same updates."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from tnlib import tt_svd
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
-from tnlib_adapters.fitting.train import Shape, filled, joint_train, modes
+from tnlib_adapters.fitting.train import Shape, joint_train, modes, placed, train_shapes
 from tnlib_adapters.networks.network import Network
 
 
@@ -59,15 +59,13 @@ def _weight(
     after = (modes(up)[splits[1] :], [rank, *bonds[1][splits[1] :]])
     columns, rows = joint_train(u, values, v, before, after)
     scale = math.sqrt(network.scale)
-    found = {}
+    found: dict[str, Tensor] = {}
     for train, names, matrix in zip(
         (down, up), keys, (widened(columns, middle), widened(rows, middle).mT), strict=True
     ):
         tensor = (matrix / scale).reshape(modes(train))
-        cores = tt_svd(tensor, [shape[-1] for shape in train[:-1]]).balanced().cores
-        for key, core, shape in zip(names, cores, train, strict=True):
-            kept = filled(torch.as_tensor(core), initial[key].reshape(shape))
-            found[key] = kept.reshape(network.shapes[key])
+        fitted = tt_svd(tensor, [shape[-1] for shape in train[:-1]])
+        found |= placed(fitted, network, names, initial)
     return found
 
 
@@ -76,10 +74,7 @@ def _trains(
 ) -> tuple[list[list[str]], list[list[Shape]], tuple[int, int]]:
     """Keys and shapes (r, n, r) of both trains, and how many modes come before their border."""
     keys = [[c.key for c in network.cores if c.key.startswith(side)] for side in ("down_", "up_")]
-    shapes = []
-    for side in keys:
-        full = [network.shapes[key] for key in side]
-        shapes.append([(shape[0], math.prod(shape[1:-1]), shape[-1]) for shape in full])
+    shapes = [train_shapes(network, side) for side in keys]
     total = math.prod(modes(shapes[0]))
     middle = total // network.in_features
     splits = [

@@ -8,7 +8,7 @@ singular values of the update's, then on the update projected on what that kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def _weight(
     network: Network, update: LowRankUpdate, generator: torch.Generator
 ) -> dict[str, Tensor]:
     initial = {key: value.double() for key, value in network.initial(generator).items()}
-    shapes = [(s[0], math.prod(s[1:-1]), s[-1]) for s in network.shapes.values()]
+    shapes = train_shapes(network, network.shapes)
     sizes, bonds = modes(shapes), [shape[-1] for shape in shapes[:-1]]
     border = next(k for k in range(1, len(sizes)) if math.prod(sizes[:k]) == network.out_features)
     u, values, v = update.svd()
@@ -55,10 +55,7 @@ def _weight(
     joint = torch.as_tensor(left[-1])[..., 0] @ torch.as_tensor(right[0])[0]
     last = torch.tensordot(torch.as_tensor(left[-2]), joint, 1)
     train = TT((*map(torch.as_tensor, left[:-2]), last, *map(torch.as_tensor, right[1:])))
-    return {
-        key: filled(core, initial[key].reshape(shape)).reshape(network.shapes[key])
-        for key, core, shape in zip(network.shapes, train.balanced().cores, shapes, strict=True)
-    }
+    return placed(train, network, network.shapes, initial)
 
 
 def joint_train(
@@ -94,9 +91,25 @@ def modes(train: Sequence[Shape]) -> list[int]:
     return [shape[1] for shape in train]
 
 
-def filled(core: Tensor, initial: Tensor) -> Tensor:
-    """A core (r, n, r) in the place of a larger one: what is more of its left bond is zero."""
-    full = initial.clone()
-    full[core.shape[0] :] = 0
-    full[: core.shape[0], :, : core.shape[2]] = core
-    return full
+def train_shapes(network: Network, keys: Iterable[str]) -> list[Shape]:
+    """Shapes (r, n, r) of some cores, whose open legs are one mode."""
+    shapes = [network.shapes[key] for key in keys]
+    return [(shape[0], math.prod(shape[1:-1]), shape[-1]) for shape in shapes]
+
+
+def placed(
+    train: TT[Tensor], network: Network, keys: Collection[str], initial: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A train, balanced, as some cores of a network, which may have larger bonds.
+
+    What is more of a core's left bond is zero, so that the train is the same.
+    """
+    found = {}
+    for key, core, shape in zip(
+        keys, train.balanced().cores, train_shapes(network, keys), strict=True
+    ):
+        full = initial[key].reshape(shape).clone()
+        full[core.shape[0] :] = 0
+        full[: core.shape[0], :, : core.shape[2]] = core
+        found[key] = full.reshape(network.shapes[key])
+    return found

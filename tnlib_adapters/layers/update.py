@@ -166,11 +166,11 @@ class Update(nn.Module):
         residual = self.network.residual and base.kind == "dense"
         if not residual or torch.compiler.is_compiling():
             return base, self.anchor
-        state = versions_of(base.watched)
-        if self._residual is None or self._residual[0] != state:
+        versions = versions_of(base.watched)
+        if self._residual is None or self._residual[0] != versions:
             with torch.inference_mode(False), torch.no_grad():
                 removed = self.weight_network().bound(self.anchor or {}, None).dense()
-                self._residual = state, base.plus(-removed)
+                self._residual = versions, base.plus(-removed)
         return DenseWeight(self._residual[1]), None
 
     def _load_from_state_dict(

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterable, Sequence
 
 from tnlib_adapters.networks.core import Core
-from tnlib_adapters.networks.initializers import normal, zeros
+from tnlib_adapters.networks.initializers import Initializer, normal, zeros
 from tnlib_adapters.networks.network import Network
 
 Leg = tuple[str, int]
@@ -46,8 +46,7 @@ def matrix_train(
 ) -> Network:
     """A tensor train over the modes of the rows and then of the columns, its first core zero.
 
-    The other cores start such that with a normal first one the matrix would have the variance
-    1 / (rows + columns): core k of d is N(0, 1) (rows + columns)^(-1/2d) / sqrt(r_{k+1}).
+    The other cores start as :func:`train_starts` says.
 
     Parameters
     ----------
@@ -64,18 +63,27 @@ def matrix_train(
         for side, modes in (("out", rows), ("in", columns))
     )
     ranks = clipped([*rows, *columns], rank)
-    deviation = (math.prod(rows) + math.prod(columns)) ** (-0.5 / len(ranks[1:]))
+    starts = train_starts(math.prod(rows) + math.prod(columns), ranks)
     cores = tuple(
         Core(
             f"core_{k}",
             (f"bond_{k}", leg, f"bond_{k + 1}"),
-            normal(deviation / math.sqrt(ranks[k + 1])) if k else zeros,
+            starts[k] if k else zeros,
         )
         for k, leg in enumerate((*out_legs, *in_legs))
     )
     sizes = dict(zip((*out_legs, *in_legs), (*rows, *columns), strict=True))
     sizes |= {f"bond_{k}": bond for k, bond in enumerate(ranks)}
     return Network(cores, sizes, out_legs, in_legs, scale=scale)
+
+
+def train_starts(widths: int, ranks: Sequence[int]) -> list[Initializer]:
+    """Normal cores of a matrix of variance 1 / widths, for the sum of its input and output width.
+
+    Core k of d is N(0, 1) widths^(-1/2d) / sqrt(r_{k+1}).
+    """
+    deviation = widths ** (-0.5 / (len(ranks) - 1))
+    return [normal(deviation / math.sqrt(rank)) for rank in ranks[1:]]
 
 
 def tt_layer(
@@ -91,8 +99,8 @@ def tt_layer(
 ) -> Network:
     """A tensor train over the modes of the input width and then of the output width.
 
-    A mode may belong to both: its core has a leg of each. The rebuilt matrix starts with the
-    variance 1 / (width + out): core k of d is N(0, 1) (width + out)^(-1/2d) / sqrt(r_{k+1}).
+    A mode may belong to both: its core has a leg of each. The cores start as :func:`train_starts`
+    says.
 
     Parameters
     ----------
@@ -133,16 +141,15 @@ def tt_layer(
     sizes = {leg: size for side in legs for leg, size in side}
     sizes |= {f"{name}_bond_{k}": rank for k, rank in enumerate(ranks)}
     waiting = list(sizes)[: len(legs[0]) + len(legs[1])]
-    deviation = (width + out) ** (-0.5 / len(modes))
+    starts = train_starts(width + out, ranks)
     cores = []
     for k, mode in enumerate(modes):
         last = k == len(modes) - 1
         own: list[str] = []
         while waiting and (last or math.prod(map(sizes.__getitem__, own)) < mode):
             own.append(waiting.pop(0))
-        start = normal(deviation / math.sqrt(ranks[k + 1]))
         legs_of_core = (f"{name}_bond_{k}", *own, f"{name}_bond_{k + 1}")
-        cores.append(Core(f"{name}_{k}", legs_of_core, zeros if last and last_zero else start))
+        cores.append(Core(f"{name}_{k}", legs_of_core, zeros if last and last_zero else starts[k]))
     open_legs = [tuple(leg for leg, _ in side) for side in legs]
     return Network(tuple(cores), sizes, out_legs=open_legs[1], in_legs=open_legs[0])
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tnlib_adapters.networks.declaration_kinds import Declaration
-from tnlib_adapters.networks.low_rank import cut_rank
+from tnlib_adapters.networks.low_rank import has_rank
 
 
 def facts(declarations: Iterable[Declaration]) -> dict[str, Any]:
@@ -24,8 +24,7 @@ def facts(declarations: Iterable[Declaration]) -> dict[str, Any]:
         scales |= {part.scale for part in parts} if declaration.additive else {declaration.scale}
         merges = merges and declaration.additive
         for part in parts:
-            rank = cut_rank(part)
-            most = min(part.out_features, part.in_features)
-            low_rank = low_rank and rank is not None and (1 + part.anchored) * rank <= most
+            most = min(part.out_features, part.in_features) // (1 + part.anchored)
+            low_rank = low_rank and has_rank(part, most)
     scale = scales.pop() if len(scales) == 1 else None
     return {"scale": scale, "merges": merges, "low_rank": merges and low_rank}

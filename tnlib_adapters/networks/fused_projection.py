@@ -29,7 +29,7 @@ class FusedProjection(WeightUpdate):
     Attributes
     ----------
     parts : tuple of Network
-        One network a role, over the same columns. Cores of one key are one tensor.
+        One network per role, over the same columns. Cores of one key are one tensor.
     groups : int
         1 for part after part; otherwise the rows of every part are cut into so many equal runs,
         and the runs of all parts take turns.

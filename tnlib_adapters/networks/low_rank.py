@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,10 +78,9 @@ def cut_factors(network: Contraction, cores: Cores, anchor: Cores | None = None)
     return torch.cat([outer, -outer_0], 1), torch.cat([inner, inner_0])
 
 
-def cut_rank(network: Contraction) -> int | None:
-    """The rank of the smallest cut; None where no cut separates the sides."""
-    cut = _smallest_cut(network)
-    return None if cut is None else cut.rank
+def has_rank(network: Contraction, most: int) -> bool:
+    """Whether a cut has a rank up to `most`; in most networks the first that is tried."""
+    return any(cut.rank <= most for cut in _cuts(network))
 
 
 def _open_and_joining(network: Contraction) -> list[tuple[str, ...]]:
@@ -95,24 +94,25 @@ def _open_and_joining(network: Contraction) -> list[tuple[str, ...]]:
 
 
 def _smallest_cut(network: Contraction) -> _Cut | None:
+    """Of equal cuts the first."""
+    return min(_cuts(network), key=lambda cut: cut.rank, default=None)
+
+
+def _cuts(network: Contraction) -> Iterator[_Cut]:
+    """All cuts, first the one in which everything that is free goes with the output."""
     legs = _open_and_joining(network)
     numbers = range(len(legs))
     outer = {k for k in numbers if set(legs[k]) & set(network.out_legs)}
     inner = {k for k in numbers if set(legs[k]) & set(network.in_legs)}
     if outer & inner:
-        return None
+        return
     free = [k for k in numbers if k not in outer | inner]
-    best: _Cut | None = None
-    # Of equal cuts the first: everything that is free goes with the output.
     for picks in itertools.product((True, False), repeat=len(free)):
         left = frozenset(outer | {k for k, picked in zip(free, picks, strict=True) if picked})
         ours = {leg for k in left for leg in legs[k]}
         theirs = {leg for k in numbers if k not in left for leg in legs[k]}
         crossing = tuple(leg for leg in network.sizes if leg in ours & theirs)
-        rank = math.prod(network.sizes[leg] for leg in crossing)
-        if best is None or rank < best.rank:
-            best = _Cut(left, crossing, rank)
-    return best
+        yield _Cut(left, crossing, math.prod(network.sizes[leg] for leg in crossing))
 
 
 def _contracted(network: Contraction, cut: _Cut, cores: Cores) -> Factors:

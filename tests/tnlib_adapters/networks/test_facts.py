@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from tests.tnlib_adapters.forms import EXACT, MERGEABLE, METHODS
@@ -41,3 +43,11 @@ def test_a_rank_above_a_width_is_no_low_rank():
     sizes = {"in": 8, "out": 6, "r": 7}
     assert not facts([Network(cores, sizes, ("out",), ("in",))])["low_rank"]
     assert facts([Network(cores, {**sizes, "r": 6}, ("out",), ("in",))])["low_rank"]
+
+
+def test_a_long_chain_of_cores_without_open_legs_is_told_by_its_first_cut():
+    legs = [f"r{k}" for k in range(31)]
+    middle = (Core(f"g{k}", (one, other)) for k, (one, other) in enumerate(pairwise(legs)))
+    cores = Core("a", (legs[0], "in")), *middle, Core("b", ("out", legs[-1]), zeros)
+    sizes = {"in": 8, "out": 6} | dict.fromkeys(legs, 2)
+    assert facts([Network(cores, sizes, ("out",), ("in",))])["low_rank"]
