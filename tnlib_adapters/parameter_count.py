@@ -18,6 +18,7 @@ from tnlib_adapters.base_model.adaptable import unusable
 from tnlib_adapters.base_model.sites import find_sites
 from tnlib_adapters.base_model.task_heads import TASK_HEADS
 from tnlib_adapters.methods.lora import declared
+from tnlib_adapters.networks.rate_scaling import declared_multipliers
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 
@@ -66,6 +67,8 @@ class Count:
         Names of the weights that are adapted.
     anchored : int
         Frozen values that are saved beside the trained ones (theta_0 of DoTA).
+    multipliers : int
+        Multipliers of the cores, which are saved beside them.
 
     Examples
     --------
@@ -82,6 +85,7 @@ class Count:
     rows: tuple[CountRow, ...]
     targets: tuple[str, ...]
     anchored: int
+    multipliers: int = 0
 
     @property
     def adapter(self) -> int:
@@ -181,6 +185,7 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
         raise ValueError(f"target_modules={config.target_modules!r} match no linear layer")
     found: dict[tuple[str, str, tuple[int, ...]], set[str]] = {}
     anchored = 0
+    stored: set[tuple[str, str]] = set()
     for name in names:
         network = config.network(sites[name])
         anchored += network.n_params if network.anchored else 0
@@ -188,8 +193,12 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
             if not core.frozen:
                 row = (core.name, core.group or "weight", network.shapes[core.key])
                 found.setdefault(row, set()).add(core.group or name)
+        if config.rate_scaling:
+            owners = {core.key: core.group or name for core in network.cores}
+            stored |= {(key, owners[key]) for key in declared_multipliers(network)}
     rows = [CountRow(*row, len(owners)) for row, owners in found.items()]
-    return Count((*rows, *_modules(model, config, names)), tuple(names), anchored)
+    modules = _modules(model, config, names)
+    return Count((*rows, *modules), tuple(names), anchored, len(stored))
 
 
 def _modules(model: nn.Module, config: NetworkConfig, adapted: list[str]) -> list[CountRow]:

@@ -23,6 +23,8 @@ from tnlib.common.table import aligned
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # How the names of tensors in adapter files begin, and those of shared and of frozen cores in them.
 PREFIX, STORE, ANCHOR = "base_model.model.", "corestore", "anchor_"
+# What divides the cores that are stored.
+MULTIPLIERS = "multipliers"
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16}
 # Of LoRA's fields, those that say what it is.
 _OF_LORA = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
@@ -32,7 +34,7 @@ _COMMON = frozenset(
         *("auto_mapping", "base_model_name_or_path", "base_quantization", "bias", "described"),
         *("exclude_modules", "inference_mode", "init_weights", "layers_pattern"),
         *("layers_to_transform", "modules_to_save", "peft_type", "peft_version", "progressbar"),
-        *("revision", "target_modules", "task_type"),
+        *("rate_scaling", "revision", "target_modules", "task_type"),
     )
 )
 
@@ -49,7 +51,7 @@ class Part:
     name : str
         Name of the core, or of the module's last part and its parameter.
     kind : str
-        "weight", "shared", "frozen start" or "module".
+        "weight", "shared", "frozen start", "multipliers" or "module".
     entry : Entry
         Its dtype and shape.
     """
@@ -85,7 +87,10 @@ def run(options: argparse.Namespace) -> str:
             (part.name, part.kind, part.entry) for part in parts
         ).items()
     ]
-    frozen = sum(row["values"] for row in rows if row["kind"] == "frozen start")
+    values: Counter[str] = Counter()
+    for row in rows:
+        values[row["kind"]] += row["values"]
+    frozen = values["frozen start"]
     adapted = {part.owner for part in parts if part.kind in ("weight", "frozen start")}
     described = _described(config, method)
     facts = {
@@ -98,7 +103,7 @@ def run(options: argparse.Namespace) -> str:
         "task": config.get("task_type"),
         "targets": config.get("target_modules"),
         "weights": len(adapted) or None,
-        "trained": sum(row["values"] for row in rows) - frozen,
+        "trained": values.total() - frozen - values[MULTIPLIERS],
         "frozen": frozen,
         "file_bytes": path.stat().st_size,
         "merges": described.get("merges"),
@@ -132,6 +137,7 @@ def _parts(header: Mapping[str, Entry], method: str) -> Iterator[Part]:
             core, kind = f"{method}_{rest.removesuffix('.weight')}", "weight"
         else:
             core = ".".join(name.split(".")[-2:])
+        kind = MULTIPLIERS if core == MULTIPLIERS and kind != "module" else kind
         yield Part(owner, core, kind, entry)
 
 

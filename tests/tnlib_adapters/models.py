@@ -195,3 +195,8 @@ def train(model, steps=3, lr=1e-2):
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+def cores_in(saved):
+    """What a file has beside the multipliers."""
+    return {name: value for name, value in saved.items() if not name.endswith(".multipliers")}

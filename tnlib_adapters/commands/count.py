@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> str:
                 "trained": found.total,
                 "of_which_modules": found.total - found.adapter,
                 "share": found.total / parameters,
-                "file_bytes": _VALUE * (found.total + found.anchored),
+                "file_bytes": _VALUE * (found.total + found.anchored + found.multipliers),
                 "gradient_bytes": _VALUE * found.total,
                 "adamw_bytes": _ADAMW * found.total,
             }

@@ -28,6 +28,8 @@ class Fitted:
         to float32, as a file has them.
     lora : LoRA
         What they stand for.
+    strengths : dict of str to float or None
+        How far a step moves the update of every weight, see :class:`Update`.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class Fitted:
         networks: dict[str, Any],
         cores: dict[str, dict[str, Tensor]],
         lora: LoRA,
+        strengths: dict[str, float | None],
     ) -> None:
         self.config = config
         self.networks = networks
         self.lora = lora
+        self.strengths = strengths
         self.own = {
             name: {c.key: cores[name][c.key].float() for c in network.cores if c.group is None}
             for name, network in networks.items()

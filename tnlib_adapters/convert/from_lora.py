@@ -130,7 +130,8 @@ def from_lora(
         assert config.fit_updates is not None
         cores = config.fit_updates(networks, source.updates, drawn, show=show)
         _check_cores(networks, cores, config)
-        return Fitted(config, networks, cores, source)
+        strengths = {name: config.strength(site) for name, site in sites.items()}
+        return Fitted(config, networks, cores, source, strengths)
 
     found = fitted(largest) if eps is None else _smallest(fitted, largest, eps, show=show)
     size = write_adapter(folder, found, model)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.convert.fitted import Fitted
 from tnlib_adapters.convert.folder import whole
+from tnlib_adapters.layers.shared_cores import SharedCores
+from tnlib_adapters.layers.update import Update
 from tnlib_adapters.networks.facts import facts
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.core_store import STORE
@@ -69,15 +71,15 @@ def write_adapter(folder: Path, fitted: Fitted, model: nn.Module) -> int:
 
 
 def _named(fitted: Fitted) -> list[tuple[str, Tensor]]:
-    """Cores by their names in the adapted model, without the adapter's name."""
+    """What is stored of the cores by its names in the adapted model, without the adapter's name."""
     parts: Any = tuner(fitted.config)
     layer, store = (f"{kind.prefix}{kind.attribute}" for kind in (parts.layer_cls, parts.store_cls))
-    own = [
-        (f"{name}.{layer}.{key}", value)
-        for name, cores in fitted.own.items()
-        for key, value in cores.items()
-    ]
-    return own + [(f"{STORE}.{store}.{key}", value) for key, value in fitted.shared.items()]
+    shared, found = SharedCores(), []
+    for name, network in fitted.networks.items():
+        update = Update(network, shared, strength=fitted.strengths[name])
+        update.set_initial(fitted.shared | fitted.own[name])
+        found += [(f"{name}.{layer}.{key}", value) for key, value in update.state_dict().items()]
+    return found + [(f"{STORE}.{store}.{key}", v) for key, v in shared.state_dict().items()]
 
 
 def tuner(config: NetworkConfig) -> type[NetworkTuner]:

@@ -49,6 +49,9 @@ class NetworkLinear(nn.Module):
     shared : SharedCores, optional
         Where the cores of sharing groups are; pass one to all layers of a model. A layer whose
         network has groups gets its own by default.
+    strength : float, optional
+        How many times as far as LoRA's a step of the learning rate moves the update: the cores are
+        stored divided by multipliers. None stores them as they are.
 
     Attributes
     ----------
@@ -85,6 +88,7 @@ class NetworkLinear(nn.Module):
         cores: dict[str, Tensor],
         *,
         shared: SharedCores | None = None,
+        strength: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(base, nn.Linear):
@@ -94,7 +98,9 @@ class NetworkLinear(nn.Module):
         weight = base.weight
         if shared is None and any(core.group for core in network.cores):
             shared = SharedCores()
-        self.update = Update(network, shared, device=weight.device, dtype=computing([weight]))
+        self.update = Update(
+            network, shared, device=weight.device, dtype=computing([weight]), strength=strength
+        )
         self.shared = shared
         self.update.set_initial(cores)
 
@@ -134,9 +140,11 @@ class NetworkLinear(nn.Module):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-        network = method.network(site or Site("", linear.out_features, linear.in_features))
+        site = site or Site("", linear.out_features, linear.in_features)
+        network = method.network(site)
         cores = method.initial_cores(network, dense_weight(linear).detach(), generator)
-        return cls(linear, network, cores, shared=shared)
+        strength = method.strength(site) if hasattr(method, "strength") else None
+        return cls(linear, network, cores, shared=shared, strength=strength)
 
     def delta_weight(self) -> Tensor:
         """The dense update (out_features, in_features); differentiable.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tnlib_adapters.layers import multipliers
 from tnlib_adapters.networks.core import Core
 
 
@@ -33,11 +34,20 @@ class SharedCores(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._set_keys: set[str] = set()
+        # What the cores are divided by, by key; none for those that are stored as they are.
+        self.factors: dict[str, float] = {}
 
     def allocate(
-        self, core: Core, shape: Sequence[int], device: torch.device | None, dtype: torch.dtype
+        self,
+        core: Core,
+        shape: Sequence[int],
+        device: torch.device | None,
+        dtype: torch.dtype,
+        factor: float | None = None,
     ) -> None:
         """Make room for a core that is new; check the shape of one that is there.
+
+        Its multiplier `factor` is that of the first weight that has it.
 
         Raises
         ------
@@ -47,6 +57,9 @@ class SharedCores(nn.Module):
         present = getattr(self, core.key, None)
         if present is None:
             hold(self, core, shape, device, dtype)
+            if factor is not None:
+                self.factors[core.key] = factor
+                multipliers.hold(self, self.factors, getattr(self, core.key).device)
         elif tuple(present.shape) != tuple(shape):
             raise ValueError(
                 f"core {core.name!r} of group {core.group!r} is {tuple(present.shape)} already and "
@@ -57,14 +70,31 @@ class SharedCores(nn.Module):
     def initialize(self, key: str, value: Tensor) -> None:
         """Set a core to its initial value, once: the layers that come later find it started."""
         if key not in self._set_keys:
-            self.get(key).copy_(value)
+            self.get(key).copy_(value / self.factors.get(key, 1.0))
             self._set_keys.add(key)
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+        )
         self._set_keys |= {key for key, _ in self.named_values() if prefix + key in state_dict}
+        if self.factors:
+            multipliers.check_state(state_dict, prefix, [*self.factors], errors)
+            self.convert()
+
+    def convert(self) -> None:
+        """Take values that were stored with other multipliers."""
+        if self.factors:
+            multipliers.convert(self, self.factors)
 
     def get(self, key: str) -> Tensor:
         """The core of a key."""
@@ -79,7 +109,8 @@ class SharedCores(nn.Module):
 
     def named_values(self) -> list[tuple[str, Tensor]]:
         """All cores with their keys."""
-        return [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]
+        values = [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]
+        return [(key, value) for key, value in values if key != multipliers.MULTIPLIERS]
 
 
 def empty(shape: Sequence[int], device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
@@ -93,10 +124,11 @@ def hold(
     shape: Sequence[int],
     device: torch.device | None,
     dtype: torch.dtype,
+    name: str | None = None,
 ) -> None:
     """Give a module a core without values: a parameter, or a persistent buffer if it is frozen."""
     value = empty(shape, device, dtype)
     if core.frozen:
-        module.register_buffer(core.key, value)
+        module.register_buffer(name or core.key, value)
     else:
-        module.register_parameter(core.key, nn.Parameter(value))
+        module.register_parameter(name or core.key, nn.Parameter(value))

@@ -104,11 +104,14 @@ class DoTAConfig(NetworkConfig, method="dota"):
         self, network: Any, weight: Tensor | None = None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Cores of the decomposed `weight`, or random ones, by ``init_weights``."""
+        if self.init_weights == "random":
+            cores: dict[str, Tensor] = network.initial(generator)
+            return cores
         assert weight is not None
         if self.init_weights is True and weight.any():
             return cores_of_weight(network, weight)
         cores = cores_like_weight(network, weight, generator)
-        if self.init_weights in (True, "random"):
+        if self.init_weights is True:
             cores[network.cores[-1].name].zero_()
             return cores
         anchor = cores_like_weight(network, weight, generator)

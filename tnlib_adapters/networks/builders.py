@@ -22,10 +22,18 @@ def mpo_network(
     anchored: bool = False,
     residual: bool = False,
 ) -> Network:
-    """A matrix product operator with cores ``core_0 ... core_{n-1}`` of shape (r, i, j, r)."""
+    """A matrix product operator with cores ``core_0 ... core_{n-1}`` of shape (r, i, j, r).
+
+    The cores start at random: core k of n is N(0, 1) d^(-1/2n) / sqrt(r_{k+1}) for d columns, so
+    that the operator's entries have the variance 1 / d; without an anchor the last one is zero.
+    """
     order = len(rows)
+    share = math.prod(columns) ** (-0.5 / order)
+    starts = [normal(share / math.sqrt(rank)) for rank in ranks[1:]]
+    if not anchored:
+        starts[-1] = zeros
     cores = tuple(
-        Core(f"core_{k}", (f"bond_{k}", f"out_{k}", f"in_{k}", f"bond_{k + 1}"))
+        Core(f"core_{k}", (f"bond_{k}", f"out_{k}", f"in_{k}", f"bond_{k + 1}"), starts[k])
         for k in range(order)
     )
     sizes = {f"bond_{k}": rank for k, rank in enumerate(ranks)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -71,10 +72,15 @@ class Declared:
         def transform_output(self, x: Tensor, y: Tensor, state: State) -> Tensor:
             """What the layer gives instead of the base layer's ``y`` on ``x``."""
 
+        def rescaled(self, multipliers: Mapping[str, float]) -> Self:
+            """The same function of cores that were divided by multipliers, by key."""
+
     # Whether it is an update of the weight, so that it has a dense form and merges.
     additive: ClassVar[bool] = False
     # Factor of what it adds; of a fused projection that of its parts.
     scale = 1.0
+    # Of networks one after another: how much smaller what they add is than their product.
+    gain_in_series: float | None = None
     # What it is called in errors.
     title = "network"
     # What to set for an update of the weight, where it is none.

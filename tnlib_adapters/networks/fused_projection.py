@@ -7,7 +7,8 @@ role, or for every group of heads its queries, its keys and its values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -101,6 +102,10 @@ class FusedProjection(WeightUpdate):
     def networks(self) -> tuple[tuple[str, Network], ...]:
         """The networks that are contracted, with what tells them apart."""
         return tuple((f", part {k}", part) for k, part in enumerate(self.parts))
+
+    def rescaled(self, multipliers: Mapping[str, float]) -> FusedProjection:
+        """The same function of cores that were divided by multipliers, by key."""
+        return replace(self, parts=tuple(part.rescaled(multipliers) for part in self.parts))
 
     def plan_strategies(self) -> None:
         """Work out all strategies now."""

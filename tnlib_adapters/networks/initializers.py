@@ -92,3 +92,15 @@ def uniform(width: float) -> Initializer:
 def nonzero(initializer: Initializer, shape: Sequence[int]) -> Initializer:
     """`initializer`, or a small normal distribution in the place of zeros."""
     return normal(0.1 / math.sqrt(max(shape[-1], 1))) if initializer == zeros else initializer
+
+
+def deviation(initializer: Initializer) -> float:
+    """Root mean square of the entries.
+
+    Examples
+    --------
+    >>> deviation(zeros), deviation(ones), deviation(normal(0.02)), round(deviation(uniform(3)), 3)
+    (0.0, 1.0, 0.02, 1.732)
+    """
+    factors = {"zeros": 0.0, "normal": initializer.size, "uniform": initializer.size / 3**0.5}
+    return factors.get(initializer.kind, 1.0)

@@ -244,6 +244,19 @@ class Network(WeightUpdate):
         """The same network without its anchor: N(theta) alone."""
         return replace(self, anchored=False, residual=False)
 
+    def rescaled(self, multipliers: Mapping[str, float]) -> Network:
+        """The same function of cores that were divided by multipliers, by key.
+
+        Examples
+        --------
+        >>> from tnlib_adapters import LoTRConfig, Site
+        >>> network = LoTRConfig(r=4).network(Site("query", 48, 64))
+        >>> network.scale, network.rescaled({"u_48x64": 0.25, "g": 64.0}).scale
+        (0.25, 4.0)
+        """
+        found = (multipliers.get(core.key, 1.0) for core in self.cores)
+        return replace(self, scale=self.scale * math.prod(found))
+
     @cached_property
     def dense(self) -> Full | TwoFactor:
         """How the dense update is formed."""

@@ -6,8 +6,9 @@ activations only and cannot be merged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -86,6 +87,16 @@ class BottleneckAdapter(Declared):
     def networks(self) -> tuple[tuple[str, Network], ...]:
         """The networks that are contracted, with what tells them apart."""
         return ((", down", self.down), (", up", self.up))
+
+    @property
+    def gain_in_series(self) -> float:  # type: ignore[override]
+        """Its factor, and that half of what comes out of the bottleneck is cut off."""
+        return self.scale * math.sqrt(0.5)
+
+    def rescaled(self, multipliers: Mapping[str, float]) -> BottleneckAdapter:
+        """The same function of cores that were divided by multipliers, by key."""
+        down, up = self.down.rescaled(multipliers), self.up.rescaled(multipliers)
+        return replace(self, down=down, up=up)
 
     @property
     def strategies(self) -> tuple[Strategies, ...]:
@@ -181,6 +192,10 @@ class ReplacedLinear(Declared):
     def networks(self) -> tuple[tuple[str, Network], ...]:
         """The networks that are contracted, with what tells them apart."""
         return (("", self.network),)
+
+    def rescaled(self, multipliers: Mapping[str, float]) -> ReplacedLinear:
+        """The same function of cores that were divided by multipliers, by key."""
+        return replace(self, network=self.network.rescaled(multipliers))
 
     @property
     def strategies(self) -> tuple[Strategies, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tnlib import mpo_decompose
 from tnlib_adapters.networks.core import computing
+from tnlib_adapters.networks.initializers import normal
 from tnlib_adapters.networks.network import Network
 
 
@@ -46,6 +47,8 @@ def cores_like_weight(
     deviation = float(weight.float().std()) if weight.numel() > 1 else 1.0
     share = max(deviation, 1e-3) ** (1 / len(network.cores))
     return {
-        name: (core * (share / math.sqrt(core.shape[-1]))).to(weight.device, computing([weight]))
-        for name, core in network.initial(generator).items()
+        name: normal(share / math.sqrt(shape[-1]))
+        .draw(shape, generator)
+        .to(weight.device, computing([weight]))
+        for name, shape in network.shapes.items()
     }

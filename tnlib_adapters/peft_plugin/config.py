@@ -43,6 +43,10 @@ class NetworkConfig(MethodFields):
     init_weights : bool or str
         True starts as the base model, False at small random values, for debugging. "saved" only
         allocates: what saved configurations say. A method may know further words.
+    rate_scaling : bool
+        Store the cores divided by multipliers, so that one step of the learning rate moves the
+        update as far as it moves LoRA's: LoRA's rate is right for every method, rank and width.
+        False stores them as they are, as published; each method then wants a rate of its own.
     progressbar : bool, optional
         Show progress while the cores are initialised; by default on large models only.
     base_quantization : dict, optional

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from peft.config import PeftConfig
 
-from tnlib_adapters.checks import choice, unknown_field
+from tnlib_adapters.checks import choice, flag, unknown_field
 from tnlib_adapters.peft_plugin.adapter_file_checks import mention_import, shapes_in
 from tnlib_adapters.peft_plugin.method import MethodBase
 from tnlib_adapters.peft_plugin.peft_type import peft_type, saved_type
@@ -30,6 +30,7 @@ class MethodFields(MethodBase, PeftConfig):
     modules_to_save: list[str] | None = field(default=None)
     bias: str = field(default="none")
     init_weights: bool | str = field(default=True)
+    rate_scaling: bool = field(default=True)
     progressbar: bool | None = field(default=None)
     base_quantization: dict[str, Any] | None = field(default=None)
     described: dict[str, Any] | None = field(default=None)
@@ -37,6 +38,8 @@ class MethodFields(MethodBase, PeftConfig):
     # Of a configuration that was read with its file, until it is used: shapes by name in the file,
     # as far as they are known.
     file_shapes: ClassVar[dict[str, tuple[int, ...]] | None] = None
+    # Whether it was read from a file that does not say how cores are stored.
+    older: ClassVar[bool] = False
 
     def __new__(cls, *_: Any, **fields: Any) -> Self:
         """Name the right word for a field that is not one; PEFT's LoRA has other names."""
@@ -44,7 +47,10 @@ class MethodFields(MethodBase, PeftConfig):
         for name in fields:
             if name not in known:
                 raise TypeError(unknown_field(cls.__name__, name, known))
-        return super().__new__(cls)
+        config = super().__new__(cls)
+        # Files of versions without it are of cores as they are.
+        config.older = type(fields.get("peft_type")) is str and "rate_scaling" not in fields  # type: ignore[misc]
+        return config
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -57,6 +63,9 @@ class MethodFields(MethodBase, PeftConfig):
             # PEFT makes it an object of what a file says, whose values are about to be loaded.
             self.file_shapes = {}  # type: ignore[misc]
         self.peft_type = peft_type(self.method)
+        flag("rate_scaling", self.rate_scaling)
+        if self.older:
+            self.rate_scaling = False
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             _names(name, value)

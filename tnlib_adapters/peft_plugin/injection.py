@@ -111,7 +111,7 @@ def initialise(
                 )
                 continue
             weight = layer.oriented_base_weight().detach() if config.uses_weight else None
-            values = config.initial_cores(update.network, weight)
+            values = config.initial_cores(update.declared, weight)
             if twin is not None:
                 values |= {
                     core.key: twin.cores[core.key] for core in twin.network.cores if core.frozen

@@ -71,8 +71,9 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
         store: CoreStore | None,
         inference_mode: bool,
         device: torch.device,
+        strength: float | None = None,
     ) -> None:
-        """Allocate an update on a device; the tuner sets its values.
+        """Allocate an update on a device, see :class:`Update`; the tuner sets its values.
 
         `store` is where shared cores are, None for a declaration without.
         """
@@ -88,7 +89,9 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
             object.__setattr__(self, "_store", store)
             shared = store.cores(adapter_name)
         weight: Tensor = base.weight  # type: ignore[assignment]
-        update = Update(network, shared, device=device, dtype=computing([weight]))
+        update = Update(
+            network, shared, device=device, dtype=computing([weight]), strength=strength
+        )
         self.held[adapter_name] = update.train(self.training)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration, Declaration
+from tnlib_adapters.networks.rate_scaling import gain
 
 # Cores by weight and key, of networks and low-rank updates by weight.
 Fit = Callable[..., dict[str, dict[str, Tensor]]]
@@ -42,6 +43,24 @@ class MethodBase:
     additive_form: ClassVar[str] = ""
     fit_updates: ClassVar[Fit | None] = None
     init_weights: bool | str
+    rate_scaling: bool
+
+    def strength(self, site: Site) -> float | None:
+        """How many times as far as LoRA's a step moves the update; None without rate scaling.
+
+        One at the method's default ``alpha``, and otherwise in proportion.
+        """
+        if not self.rate_scaling:
+            return None
+        defaults = {
+            field.name: field.default
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if field.name in ("alpha", "use_rslora")
+        }
+        if all(getattr(self, name) == value for name, value in defaults.items()):
+            return 1.0
+        default = dataclasses.replace(self, **defaults)  # type: ignore[type-var]
+        return gain(self.network(site)) / gain(default.network(site))
 
     def resized(self, size: int) -> Self:
         """The same configuration of another size."""

@@ -234,9 +234,8 @@ class NetworkTuner(Merging):
             if self._sites is None:
                 self._sites = find_sites(self.model)
             site = self._sites.get(plain_key(current_key))
-            network = peft_config.network(
-                site or Site(current_key, layer.out_features, layer.in_features)
-            )
+            site = site or Site(current_key, layer.out_features, layer.in_features)
+            network = peft_config.network(site)
             if not hasattr(network, "cores"):
                 raise TypeError(
                     f"{type(peft_config).__name__}.network must return a Network or another "
@@ -244,7 +243,12 @@ class NetworkTuner(Merging):
                 )
             store = self._store() if any(core.group for core in network.cores) else None
             layer.add_adapter(
-                adapter_name, network, store, peft_config.inference_mode, self._device(layer)
+                adapter_name,
+                network,
+                store,
+                peft_config.inference_mode,
+                self._device(layer),
+                peft_config.strength(site),
             )
         if layer is not target:
             if adapter_name not in self.active_adapters:
@@ -334,7 +338,7 @@ class NetworkTuner(Merging):
         layers = self._layers(model, adapter_name)
         bases = [described(layer.get_base_layer()) for _, layer in layers]
         base = next((found for found in bases if found is not None), None)
-        config.described = facts(layer.update(adapter_name).network for _, layer in layers)
+        config.described = facts(layer.update(adapter_name).declared for _, layer in layers)
         if fresh:
             for name, layer in layers:
                 network = layer.update(adapter_name).network

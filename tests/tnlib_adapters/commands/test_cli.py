@@ -24,11 +24,19 @@ import transformers as hf
 import tnlib_adapters as ta
 import tnlib_adapters_cli as cli
 from tests.tnlib_adapters.forms import METHODS
-from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
+from tests.tnlib_adapters.models import (
+    TARGETS,
+    assert_same_outputs,
+    cores_in,
+    logits,
+    make,
+    train,
+)
 from tnlib_adapters.base_model import peft_names
 from tnlib_adapters.commands.method_argument import CONFIGS, configuration
 from tnlib_adapters.convert import folder as exchange_folder
 from tnlib_adapters.convert import merge as merging
+from tnlib_adapters.layers.multipliers import MULTIPLIERS
 from tnlib_adapters.layers.update import ANCHOR
 from tnlib_adapters.peft_plugin.core_store import STORE
 from tnlib_adapters.quantization import quantize_base
@@ -73,7 +81,8 @@ def test_count_prints_what_the_library_counts(folder, capsys):
         counted = ta.count(base, configuration(row["method"]))
         assert row["trained"] == counted.total
         assert row["weights"] == len(counted.targets)
-        assert row["file_bytes"] == 4 * (counted.total + counted.anchored)
+        saved = counted.total + counted.anchored + counted.multipliers
+        assert row["file_bytes"] == 4 * saved
         assert row["adamw_bytes"] == 2 * row["gradient_bytes"] == 8 * counted.total
     lora = peft.get_peft_model(base, peft.LoraConfig(r=3))
     assert found["methods"][0]["trained"] == lora.get_nb_trainable_parameters()[0]
@@ -112,7 +121,7 @@ def test_inspect_tells_what_the_file_holds(method, folder, capsys):
     path = folder / method / "adapter_model.safetensors"
     saved = safetensors.torch.load_file(path)
     assert found["file_bytes"] == path.stat().st_size
-    assert found["trained"] + found["frozen"] == sum(v.numel() for v in saved.values())
+    assert found["trained"] + found["frozen"] == sum(v.numel() for v in cores_in(saved).values())
     assert sum(row["number"] for row in found["tensors"]) == len(saved)
     assert sum(row["bytes"] for row in found["tensors"]) == sum(v.nbytes for v in saved.values())
     assert found["frozen"] == (found["trained"] if method == "dota" else 0)
@@ -132,7 +141,7 @@ def test_inspect_prints_facts_and_a_table(folder, capsys):
     assert facts.splitlines()[0].split() == ["method", "lotr"]
     assert {line.split()[0] for line in table.splitlines()[1:]} == {
         *(f"{core}_{shape}" for core in "uv" for shape in ("48x48", "24x48", "48x80")),
-        "g",
+        *("g", "multipliers"),
     }
 
 
@@ -369,6 +378,7 @@ def test_the_words_of_files_are_the_librarys():
     """They stand in two places, since one is read without the package."""
     assert inspection.PREFIX == peft_names.PREFIX
     assert (inspection.STORE, inspection.ANCHOR) == (STORE, ANCHOR)
+    assert inspection.MULTIPLIERS == MULTIPLIERS
     common = {field.name for field in dataclasses.fields(ta.NetworkConfig)}
     assert common == set(inspection._COMMON)
 

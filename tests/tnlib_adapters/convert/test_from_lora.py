@@ -15,7 +15,14 @@ from peft import LoraConfig
 from tests.tnlib_adapters.adapters import saved_base
 from tests.tnlib_adapters.forms import FITTED, METHODS
 from tests.tnlib_adapters.low_rank_updates import norm, tails
-from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
+from tests.tnlib_adapters.models import (
+    TARGETS,
+    assert_same_outputs,
+    cores_in,
+    logits,
+    make,
+    train,
+)
 from tests.tolerances import assert_close, rounding
 from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, find_sites
 from tnlib_adapters.convert.from_lora import from_lora
@@ -100,7 +107,7 @@ def test_the_error_reported_is_that_of_the_adapter_that_peft_loads(name, config,
     off = math.hypot(*(norm(new[n] - old[n]) for n in old))
     assert conversion.error == pytest.approx(off / math.hypot(*map(norm, old.values())), abs=1e-6)
     tensors = safetensors.torch.load_file(tmp_path / "new" / FILE)
-    assert conversion.n_params == sum(tensor.numel() for tensor in tensors.values())
+    assert conversion.n_params == sum(tensor.numel() for tensor in cores_in(tensors).values())
     assert conversion.n_bytes == (tmp_path / "new" / FILE).stat().st_size
     assert "run `import tnlib_adapters`" in (tmp_path / "new" / "README.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "new"]

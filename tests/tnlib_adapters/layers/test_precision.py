@@ -21,7 +21,7 @@ def test_autocast_does_not_round_away_the_difference_of_dota():
     torch.manual_seed(0)
     layer = NetworkLinear.from_linear(torch.nn.Linear(96, 96), DoTAConfig(r=2, dims=2))
     with torch.no_grad():
-        for core in layer.update.cores.values():
+        for core in layer.update.stored.values():
             core.add_(1e-4 * torch.randn_like(core))
     x = torch.randn(4, 96)
     assert choose_strategy(layer.update.network, "none", 4, training=True).name == "activations"

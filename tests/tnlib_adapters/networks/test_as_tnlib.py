@@ -82,7 +82,9 @@ def test_roles_may_have_cores_of_their_own():
         FusedProjection((parts[0], parts[0]))
 
 
-@pytest.mark.parametrize("name", ["cores", "delta", "training", "forward", "network"])
+@pytest.mark.parametrize(
+    "name", ["cores", "delta", "training", "forward", "network", "multipliers"]
+)
 def test_names_that_a_module_has_are_refused(name):
     network = Network((Core(name, ("out", "in")),), {"out": 2, "in": 2}, ("out",), ("in",))
     with pytest.raises(ValueError, match=f"a core cannot be called '{name}'"):

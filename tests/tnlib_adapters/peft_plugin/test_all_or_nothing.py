@@ -208,7 +208,7 @@ def test_merging_fails_at_every_step(method, step, unload, monkeypatch):
 def test_merging_what_is_not_finite_merges_nothing(method):
     model = peft.get_peft_model(make("llama"), config(method)).eval()
     layers = [m for m in model.modules() if isinstance(m, NetworkLayer)]
-    for core in layers[-1].update("default").cores.values():
+    for core in layers[-1].update("default").stored.values():
         core.data.fill_(float("inf"))
     before = state(model)
     for merge in (model.merge_adapter, model.merge_and_unload):

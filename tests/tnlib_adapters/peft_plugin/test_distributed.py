@@ -101,14 +101,19 @@ def adapted(method, dtype):
         return peft.get_peft_model(base, config, autocast_adapter_dtype=False).train()
 
 
-def train(model, rows, parameters):
+def rate(method):
+    """Of SGD, whose step of a core's value goes with the square of the multiplier."""
+    return 1e-3 if method == "lotr" else 0.5
+
+
+def train(model, rows, parameters, rate):
     """Gradients by name of one step on `rows`; then loss and outputs on all rows."""
     model(input_ids=rows, labels=rows).loss.backward()
     gradients = {
         name: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
         for name, p in parameters.items()
     }
-    torch.optim.SGD(parameters.values(), lr=0.5).step()
+    torch.optim.SGD(parameters.values(), lr=rate).step()
     with torch.no_grad():
         output = model.eval()(input_ids=ROWS, labels=ROWS)
     return gradients, output.loss, output.logits
@@ -131,7 +136,7 @@ def work(rank, folder, jobs):
     for method, way in jobs:
         wrap, dtype = WAYS[way]
         model = adapted(method, dtype)
-        found = train(wrap(model), ROWS.chunk(WORLD)[rank], trainable(model))
+        found = train(wrap(model), ROWS.chunk(WORLD)[rank], trainable(model), rate(method))
         state = get_model_state_dict(model, options=SAVED)
         if rank == 0:
             model.save_pretrained(f"{folder}/{method}, {way}", state_dict=state)
@@ -154,7 +159,7 @@ def folder(request, tmp_path_factory):
 def alone(method, dtype):
     """What one process finds."""
     model = adapted(method, dtype)
-    return train(model, ROWS, trainable(model))
+    return train(model, ROWS, trainable(model), rate(method))
 
 
 def both(folder, method, way):
