@@ -112,7 +112,9 @@ def multipliers(
     found = {}
     for core in cores:
         key = core.key
-        if key in first:
+        if sizes[key] == 0:
+            exact = 1.0
+        elif key in first:
             exact = target / sizes[key] / math.sqrt(len(first))
         elif first:
             exact = deviations[key] / start / math.sqrt(len(cores) - len(first))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tnlib.common import atomic
 from tnlib.common.safetensors_header import read_header
 from tnlib_adapters.base_model.peft_names import PREFIX
+from tnlib_adapters.layers.multipliers import MULTIPLIERS
 from tnlib_adapters.peft_plugin.core_store import AdapterPart
 
 Shape = tuple[int, ...]
@@ -120,6 +121,10 @@ def _compare(
 ) -> None:
     kind = type(model).__name__
     end = f"the adapter was saved for another model or configuration than this {kind}"
+    scaled = {any(n.endswith(f".{MULTIPLIERS}") for n in names) for names in (found, expected)}
+    if len(scaled) == 2 and found:
+        other = not any(n.endswith(f".{MULTIPLIERS}") for n in expected)
+        end = f"the cores are stored in another way; set rate_scaling={other}"
     # Biases and embeddings are saved under the names they have in the model, those of copies
     # without the adapter's.
     places = {plain_key(n): tuple(v.shape) for n, v in model.state_dict().items()}
