@@ -31,6 +31,7 @@ ORDER = {
         ["peft_plugin"],
         ["methods"],
         ["convert", "parameter_count"],
+        ["gradients"],
         ["commands"],
     ],
 }

@@ -16,6 +16,9 @@ from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
 from tnlib_adapters.convert.from_lora import from_lora
 from tnlib_adapters.convert.merge import MergeReport, merge
 from tnlib_adapters.convert.write_lora import to_lora
+from tnlib_adapters.gradients.start import GradientStart, start_from_gradients
+from tnlib_adapters.gradients.survey import GradientSurvey, SurveyRow, gradient_survey
+from tnlib_adapters.gradients.weight_gradients import WeightGradient, weight_gradients
 from tnlib_adapters.layers.cached import cached
 from tnlib_adapters.layers.network_linear import NetworkLinear
 from tnlib_adapters.layers.shared_cores import SharedCores
@@ -39,6 +42,8 @@ __all__ = [
     "Count",
     "CountRow",
     "FusedProjection",
+    "GradientStart",
+    "GradientSurvey",
     "Initializer",
     "LayerPlan",
     "MergeReport",
@@ -49,18 +54,23 @@ __all__ = [
     "ReplacedLinear",
     "SharedCores",
     "Site",
+    "SurveyRow",
     "UpdateView",
+    "WeightGradient",
     "cached",
     "count",
     "draw",
     "find_sites",
     "from_lora",
+    "gradient_survey",
     "merge",
     "normal",
     "ones",
     "plans",
+    "start_from_gradients",
     "to_lora",
     "uniform",
+    "weight_gradients",
     "zeros",
 ]
 __all__ += methods.__all__

@@ -15,7 +15,7 @@ from torch import nn
 
 from tnlib.common.table import aligned
 from tnlib_adapters.base_model.adaptable import unusable
-from tnlib_adapters.base_model.sites import find_sites
+from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.base_model.task_heads import TASK_HEADS
 from tnlib_adapters.methods.lora import declared
 from tnlib_adapters.networks.rate_scaling import declared_multipliers
@@ -155,6 +155,37 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
     v     64x64   64x8   1       512
     1,280 trained parameters over 4 weights
     """
+    if not isinstance(model, nn.Module):
+        model = skeleton(model)
+    config, sites = targeted(model, config)
+    found: dict[tuple[str, str, tuple[int, ...]], set[str]] = {}
+    anchored = 0
+    stored: set[tuple[str, str]] = set()
+    for name, site in sites.items():
+        network = config.network(site)
+        anchored += network.n_params if network.anchored else 0
+        for core in network.cores:
+            if not core.frozen:
+                row = (core.name, core.group or "weight", network.shapes[core.key])
+                found.setdefault(row, set()).add(core.group or name)
+        if config.rate_scaling:
+            owners = {core.key: core.group or name for core in network.cores}
+            stored |= {(key, owners[key]) for key in declared_multipliers(network)}
+    rows = [CountRow(*row, len(owners)) for row, owners in found.items()]
+    modules = _modules(model, config, [*sites])
+    return Count((*rows, *modules), tuple(sites), anchored, len(stored))
+
+
+def targeted(model: nn.Module, config: object) -> tuple[NetworkConfig, dict[str, Site]]:
+    """A configuration with everything that depends on the model decided, and its weights.
+
+    Raises
+    ------
+    TypeError
+        If `config` is neither of these methods nor LoRA's, or matches a layer that is not linear.
+    ValueError
+        If it matches nothing.
+    """
     if isinstance(config, LoraConfig):
         config = declared(config)
     if not isinstance(config, NetworkConfig):
@@ -162,8 +193,6 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
             "config must be one of these methods' or a peft.LoraConfig, "
             f"got {type(config).__name__}"
         )
-    if not isinstance(model, nn.Module):
-        model = skeleton(model)
     heads = TASK_HEADS.get(config.task_type or "", ())
     entries, saved = config.target_modules, config.modules_to_save
     config = targets.resolved(config, model, [*heads])
@@ -183,22 +212,7 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
         targets.warn(targets.report(entries, names), model, entries)
     else:
         raise ValueError(f"target_modules={config.target_modules!r} match no linear layer")
-    found: dict[tuple[str, str, tuple[int, ...]], set[str]] = {}
-    anchored = 0
-    stored: set[tuple[str, str]] = set()
-    for name in names:
-        network = config.network(sites[name])
-        anchored += network.n_params if network.anchored else 0
-        for core in network.cores:
-            if not core.frozen:
-                row = (core.name, core.group or "weight", network.shapes[core.key])
-                found.setdefault(row, set()).add(core.group or name)
-        if config.rate_scaling:
-            owners = {core.key: core.group or name for core in network.cores}
-            stored |= {(key, owners[key]) for key in declared_multipliers(network)}
-    rows = [CountRow(*row, len(owners)) for row, owners in found.items()]
-    modules = _modules(model, config, names)
-    return Count((*rows, *modules), tuple(names), anchored, len(stored))
+    return config, {name: sites[name] for name in names}
 
 
 def _modules(model: nn.Module, config: NetworkConfig, adapted: list[str]) -> list[CountRow]:

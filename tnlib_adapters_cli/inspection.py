@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> str:
         "method": method,
         "settings": _settings(config, method),
         "scale": described.get("scale"),
-        "start": _start(config, frozen > 0),
+        "start": described.get("start") or _start(config, frozen > 0),
         "base": config.get("base_model_name_or_path"),
         "base_quantization": config.get("base_quantization"),
         "task": config.get("task_type"),
@@ -162,7 +162,7 @@ def _described(config: Mapping[str, Any], method: str) -> dict[str, Any]:
     described = config.get("described")
     if described is None:
         return _asked(config, method)
-    kinds: dict[str, Any] = {"scale": int | float, "merges": bool, "low_rank": bool}
+    kinds: dict[str, Any] = {"scale": int | float, "merges": bool, "low_rank": bool, "start": str}
     if not isinstance(described, dict) or not all(
         value is None or isinstance(value, kinds.get(name, object))
         for name, value in described.items()

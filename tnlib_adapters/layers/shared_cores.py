@@ -67,9 +67,9 @@ class SharedCores(nn.Module):
             )
 
     @torch.no_grad()
-    def initialize(self, key: str, value: Tensor) -> None:
+    def initialize(self, key: str, value: Tensor, *, again: bool = False) -> None:
         """Set a core to its initial value, once: the layers that come later find it started."""
-        if key not in self._set_keys:
+        if again or key not in self._set_keys:
             self.get(key).copy_(value / self.factors.get(key, 1.0))
             self._set_keys.add(key)
 

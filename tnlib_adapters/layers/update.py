@@ -172,11 +172,12 @@ class Update(nn.Module):
         }
 
     @torch.no_grad()
-    def set_initial(self, values: Mapping[str, Tensor]) -> None:
+    def set_initial(self, values: Mapping[str, Tensor], *, again: bool = False) -> None:
         """Set the cores to initial `values`, and the anchor to the same.
 
         Values and anchor are not divided by multipliers yet. An anchor that starts elsewhere is
-        given as ``anchor_<name>``. Shared cores that another update has started are left.
+        given as ``anchor_<name>``. Shared cores that another update has started are left, unless
+        they are set `again`.
         """
         expected = self.declared.shapes
         given = {name: tuple(values[name].shape) for name in expected if name in values}
@@ -190,7 +191,7 @@ class Update(nn.Module):
         for core in self.declared.cores:
             key, value = core.key, values[core.key]
             if core.group is not None:
-                self._shared.initialize(key, value)  # type: ignore[union-attr,operator]
+                self._shared.initialize(key, value, again=again)  # type: ignore[union-attr,operator]
                 continue
             if self._distances:
                 value = value.to(self._own(key)) - getattr(self, ANCHOR + key)

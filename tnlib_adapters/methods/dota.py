@@ -26,12 +26,14 @@ from torch import Tensor
 
 from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.checks import check_dims, positive_int
+from tnlib_adapters.fitting.operator import fit_operator
 from tnlib_adapters.layers.update import ANCHOR
 from tnlib_adapters.networks.builders import clipped, mpo_network
 from tnlib_adapters.networks.default_modes import matrix_modes
 from tnlib_adapters.networks.network import Network
 from tnlib_adapters.networks.pretrained import cores_like_weight, cores_of_weight
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.method import Fit
 
 
 @dataclass
@@ -84,6 +86,11 @@ class DoTAConfig(NetworkConfig, method="dota"):
         super().__post_init__()
         positive_int("r", self.r)
         check_dims(self.dims, same_length=True)
+
+    @property
+    def fit_gradients(self) -> Fit:
+        """Operators near the gradients."""
+        return fit_operator
 
     def for_loading(self) -> DoTAConfig:
         """As it is, but an adapter that has theta_0 finds it in the file."""

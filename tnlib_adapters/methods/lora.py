@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from peft import LoraConfig
 
 from tnlib_adapters.base_model.sites import Site
+from tnlib_adapters.fitting.two_factors import fit_two_factors
 from tnlib_adapters.networks.core import Core
 from tnlib_adapters.networks.initializers import uniform, zeros
 from tnlib_adapters.networks.network import Network
@@ -42,6 +43,7 @@ class CountedLoRA(NetworkConfig, method="counted_lora"):
     """LoRA, declared for comparison: to train one, use PEFT's own."""
 
     r: int = 8
+    fit_updates = staticmethod(fit_two_factors)
 
     def network(self, site: Site) -> Network:
         """Two factors per weight."""

@@ -62,6 +62,11 @@ class MethodBase:
         default = dataclasses.replace(self, **defaults)  # type: ignore[type-var]
         return gain(self.network(site)) / gain(default.network(site))
 
+    @property
+    def fit_gradients(self) -> Fit | None:
+        """How its cores are fitted to gradients; None where it does not say."""
+        return self.fit_updates
+
     def resized(self, size: int) -> Self:
         """The same configuration of another size."""
         return dataclasses.replace(self, **{self.size_field: size})  # type: ignore[type-var]

@@ -338,7 +338,8 @@ class NetworkTuner(Merging):
         layers = self._layers(model, adapter_name)
         bases = [described(layer.get_base_layer()) for _, layer in layers]
         base = next((found for found in bases if found is not None), None)
-        config.described = facts(layer.update(adapter_name).declared for _, layer in layers)
+        start = {k: v for k, v in (config.described or {}).items() if k == "start"}
+        config.described = start | facts(layer.update(adapter_name).declared for _, layer in layers)
         if fresh:
             for name, layer in layers:
                 network = layer.update(adapter_name).network

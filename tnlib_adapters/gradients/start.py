@@ -1,0 +1,208 @@
+"""Starts from the first gradients, for every method and for PEFT's LoRA.
+
+The first steps of training go along the gradients by the weights. A network can only follow the
+part of them that its first cores leave open. So the gradients of a few batches are decomposed in
+the format of the method, all weights that share cores together, and the cores around the one of
+zeros start as those of the decomposition. The update still starts at exactly zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from tnlib_adapters.fitting.outer_cores import centre, outer_cores
+from tnlib_adapters.gradients.fits import check_fitted, fitted, held_energy
+from tnlib_adapters.gradients.weight_gradients import Loss, WeightGradient, weight_gradients
+from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
+from tnlib_adapters.networks.rate_scaling import REFERENCE_VARIANCE
+from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.layer import NetworkLayer
+
+
+@dataclass(frozen=True)
+class GradientStart:
+    """How an adapter was started from gradients.
+
+    Attributes
+    ----------
+    held : float
+        Which part of the energy (squared Frobenius norms) of the gradients the network holds at
+        most: 1 if a step of it can be the gradient step of the dense weights.
+    weights : tuple of str
+        Names of the weights.
+    """
+
+    held: float
+    weights: tuple[str, ...]
+
+
+def start_from_gradients(
+    model: peft.PeftModel,
+    batches: Iterable[Any] | Mapping[str, WeightGradient],
+    *,
+    adapter_name: str | None = None,
+    loss: Loss | None = None,
+    at_once: int | None = None,
+    generator: torch.Generator | None = None,
+    progressbar: bool | None = None,
+) -> GradientStart:
+    """Let an adapter that is not trained yet start from the gradients of a few batches.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        A model with an adapter of one of these methods, or with PEFT's LoRA.
+    batches : iterable, or mapping of str to WeightGradient
+        A few batches as for training; or what :func:`weight_gradients` found of them, by names of
+        the weights in the base model.
+    adapter_name : str, optional
+        Which adapter, by default the active one.
+    loss, at_once, progressbar
+        See :func:`weight_gradients`.
+    generator : torch.Generator, optional
+        Randomness of the decompositions, by default seeded with 0.
+
+    Returns
+    -------
+    GradientStart
+        With the part of the gradients' energy that the network holds.
+
+    Raises
+    ------
+    TypeError
+        If the adapter is no update of weights, or its method does not say how cores are fitted.
+    ValueError
+        If the adapter was trained already, does not start at zero by one core of zeros, or there
+        is no gradient for a weight.
+
+    Notes
+    -----
+    For LoRA A gets the leading right singular vectors of each gradient, which extends the idea of
+    LoRA-GA (arXiv 2407.05000) with an update that starts at zero and a base that is not changed.
+
+    Examples
+    --------
+    >>> import peft
+    >>> from tnlib_adapters import LoTRConfig
+    >>> linear = torch.nn.Linear
+    >>> base = torch.nn.Sequential(linear(16, 16), torch.nn.Tanh(), linear(16, 16))
+    >>> model = peft.get_peft_model(base, LoTRConfig(r=4, target_modules=["0", "2"]))
+    >>> loss = lambda model, batch: model(batch).square().sum()
+    >>> found = start_from_gradients(model, [torch.eye(16)], loss=loss)
+    >>> found.weights, 0 < found.held <= 1
+    (('0', '2'), True)
+    """
+    if not isinstance(model, peft.PeftModel):
+        raise TypeError(f"model must be a peft.PeftModel, got {type(model).__name__}")
+    active = model.active_adapters if adapter_name is None else [adapter_name]
+    if len(active) != 1 or active[0] not in model.peft_config:
+        raise ValueError(f"give adapter_name=, one of {sorted(model.peft_config)}; got {active}")
+    name, base = active[0], model.get_base_model()
+    config = model.peft_config[name]
+    drawn = generator or torch.Generator().manual_seed(0)
+    layers: dict[str, Any] = {}
+    for path, module in base.named_modules():
+        held: Any = module.held if isinstance(module, NetworkLayer) else ()
+        held = module.lora_A if isinstance(module, LoraLayer) else held
+        if name in held:
+            layers[path] = module
+    if isinstance(config, NetworkConfig):
+        _check_networks(config, layers, name)
+    elif not layers:
+        raise TypeError(
+            f"{type(config).__name__} is not of tnlib_adapters and no LoRA of linear layers"
+        )
+    if not isinstance(batches, Mapping):
+        batches = weight_gradients(
+            base,
+            batches,
+            layers,
+            loss=loss,
+            at_once=at_once,
+            generator=drawn,
+            progressbar=progressbar,
+        )
+    missing = [path for path in layers if path not in batches]
+    if missing:
+        raise ValueError(f"there is no gradient for {missing[0]}; there are {sorted(batches)[:4]}")
+    gradients = {path: batches[path] for path in layers}
+    if isinstance(config, NetworkConfig):
+        return _start_networks(config, layers, name, gradients, drawn, show=bool(progressbar))
+    return _start_lora(layers, name, gradients)
+
+
+def _check_networks(config: NetworkConfig, layers: Mapping[str, NetworkLayer], name: str) -> None:
+    networks = {path: layer.update(name).declared for path, layer in layers.items()}
+    check_fitted(config, networks)
+    for path, layer in layers.items():
+        parts = [part for _, part in layer.update(name).declared.networks]
+        if any(centre(part) is None for part in parts):
+            raise ValueError(
+                f"{path}: {config.method} starts at the pretrained weight, or has no core of zeros "
+                'to which the others lead; for DoTA set init_weights="random"'
+            )
+        if layer.update(name).delta().any():
+            raise ValueError(f"{path}: the adapter is not at its start; it has been trained")
+
+
+@torch.no_grad()
+def _start_networks(
+    config: NetworkConfig,
+    layers: Mapping[str, NetworkLayer],
+    name: str,
+    gradients: Mapping[str, WeightGradient],
+    generator: torch.Generator,
+    *,
+    show: bool,
+) -> GradientStart:
+    networks: dict[str, AdditiveDeclaration] = {
+        path: layer.update(name).declared  # type: ignore[misc]
+        for path, layer in layers.items()
+    }
+    cores = fitted(config, networks, gradients, generator, show=show)
+    held = held_energy(networks, cores, gradients)
+    started: dict[str, Tensor] = {}
+    for path, network in networks.items():
+        values: dict[str, Tensor] = {}
+        for _, part in network.networks:
+            own = outer_cores(part, {key: cores[path][key] for key in part.shapes})
+            values |= {key: value for key, value in own.items() if key not in values}
+        # A shared core is the same for all weights.
+        shared = {core.key for core in network.cores if core.group is not None}
+        values |= {key: started.setdefault(key, values[key]) for key in shared}
+        update = layers[path].update(name)
+        update.set_initial(
+            {key: value.to(torch.float64) for key, value in values.items()}, again=True
+        )
+    config.described = {**(config.described or {}), "start": _words(held)}
+    return GradientStart(held, tuple(layers))
+
+
+@torch.no_grad()
+def _start_lora(
+    layers: Mapping[str, Any], name: str, gradients: Mapping[str, WeightGradient]
+) -> GradientStart:
+    energy = sum(gradient.energy for gradient in gradients.values())
+    held = 0.0
+    for path, layer in layers.items():
+        if layer.lora_B[name].weight.any():
+            raise ValueError(f"{path}: the adapter is not at its start; it has been trained")
+        a: Tensor = layer.lora_A[name].weight
+        _, values, right = gradients[path].leading.svd()
+        count = min(len(a), right.shape[1])
+        # Rows as long as PEFT draws them.
+        a[:count] = (right[:, :count].mT * math.sqrt(REFERENCE_VARIANCE)).to(a)
+        held += float(values[:count].square().sum())
+    return GradientStart(held / energy if energy else 0.0, tuple(layers))
+
+
+def _words(held: float) -> str:
+    return f"the base model, from gradients ({held:.0%} of their energy held)"

@@ -1,0 +1,126 @@
+"""Which method suits a model and its data: how much of the first gradients each can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from tnlib.common.table import aligned
+from tnlib_adapters.gradients.fits import check_fitted, fitted, held_energy
+from tnlib_adapters.gradients.weight_gradients import Loss, weight_gradients
+from tnlib_adapters.parameter_count import Count, count, targeted
+from tnlib_adapters.peft_plugin.config import NetworkConfig
+
+
+@dataclass(frozen=True)
+class SurveyRow:
+    """One method in a survey.
+
+    Attributes
+    ----------
+    name : str
+        What it was called.
+    parameters : int
+        Trained parameters of its cores.
+    held : float
+        Which part of the energy of its weights' gradients its network holds.
+    """
+
+    name: str
+    parameters: int
+    held: float
+
+
+@dataclass(frozen=True)
+class GradientSurvey:
+    """How much of the first gradients methods hold; printing it shows a table.
+
+    Attributes
+    ----------
+    rows : tuple of SurveyRow
+        One a method, in the order given.
+    """
+
+    rows: tuple[SurveyRow, ...]
+
+    def __str__(self) -> str:
+        """The rows as a table."""
+        lines = [(row.name, f"{row.parameters:,}", f"{row.held:.1%}") for row in self.rows]
+        return aligned([("method", "parameters", "of the gradients"), *lines])
+
+
+def gradient_survey(
+    model: nn.Module,
+    batches: Iterable[Any],
+    configs: Mapping[str, NetworkConfig | LoraConfig],
+    *,
+    loss: Loss | None = None,
+    at_once: int | None = None,
+    generator: torch.Generator | None = None,
+    progressbar: bool | None = None,
+) -> GradientSurvey:
+    """How much of the gradients of a few batches every method can hold.
+
+    Nothing is trained: an answer before training to which method suits a model and its data. The
+    gradients are decomposed in the format of each method, which tells the part of their energy that
+    a first step of its network can have.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model without adapters.
+    batches : iterable
+        A few batches as for training.
+    configs : mapping of str to NetworkConfig or peft.LoraConfig
+        The methods by a name for the table.
+    loss, at_once, progressbar
+        See :func:`weight_gradients`.
+    generator : torch.Generator, optional
+        Randomness of the decompositions, by default seeded with 0.
+
+    Raises
+    ------
+    TypeError
+        If a method is no update of weights or does not say how it is fitted.
+    ValueError
+        As :func:`weight_gradients` does.
+
+    Examples
+    --------
+    >>> from peft import LoraConfig
+    >>> from tnlib_adapters import LoTRConfig
+    >>> model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
+    >>> loss = lambda model, batch: model(batch).square().sum()
+    >>> methods = {"LoRA": LoraConfig(r=2, target_modules=["0", "2"])}
+    >>> methods |= {"LoTR": LoTRConfig(r=2, target_modules=["0", "2"])}
+    >>> found = gradient_survey(model, [torch.eye(16)], methods, loss=loss)
+    >>> [(row.name, row.parameters) for row in found.rows]
+    [('LoRA', 128), ('LoTR', 72)]
+    """
+    drawn = generator or torch.Generator().manual_seed(0)
+    cases: dict[str, tuple[Any, Count, dict[str, Any]]] = {}
+    for name, given in configs.items():
+        config, sites = targeted(model, given)
+        networks: dict[str, Any] = {path: config.network(site) for path, site in sites.items()}
+        check_fitted(config, networks)
+        cases[name] = config, count(model, given), networks
+    weights = dict.fromkeys(path for _, _, networks in cases.values() for path in networks)
+    gradients = weight_gradients(
+        model,
+        batches,
+        weights,
+        loss=loss,
+        at_once=at_once,
+        generator=drawn,
+        progressbar=progressbar,
+    )
+    rows = []
+    for name, (config, counted, networks) in cases.items():
+        cores = fitted(config, networks, gradients, drawn, show=bool(progressbar))
+        rows.append(SurveyRow(name, counted.adapter, held_energy(networks, cores, gradients)))
+    return GradientSurvey(tuple(rows))
