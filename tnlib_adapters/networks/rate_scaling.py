@@ -99,25 +99,27 @@ def multipliers(
 
     Notes
     -----
-    LoRA has two cores. The one that starts at zero makes the first step; the other has its share of
-    the later ones once the first has grown. Of K cores the one of zeros makes the whole first step
-    too, and the K - 1 others share what LoRA's other core has: each changes by 1 / sqrt(K - 1) of
-    its change, relative to its size. Where none is zero, K cores share the steps of two.
+    LoRA has two cores. The one of zeros makes the first step, the other changes by a certain part
+    of its size in every step. Of K cores each of the K - 1 others changes by 1 / (K - 1) of that
+    part, so that all of them together change their product as much. The core of zeros makes steps
+    sqrt(K - 1) times as long, so that the change through it and one other at a time, which is what
+    later steps consist of, sums to LoRA's. Where no core is zero, K cores share the steps of two.
     """
     cores = [core for network in product.networks for core in network.cores if not core.frozen]
     width = product.networks[0].in_features
     target, start = strength * reference_step(width), reference_start(width)
     sizes = step_sizes(product, deviations)
     first = [core.key for core in cores if deviations[core.key] == 0]
+    others = len(cores) - len(first)
     found = {}
     for core in cores:
         key = core.key
         if sizes[key] == 0:
             exact = 1.0
         elif key in first:
-            exact = target / sizes[key] / math.sqrt(len(first))
+            exact = target / sizes[key] * math.sqrt(max(others, 1) / len(first))
         elif first:
-            exact = deviations[key] / start / math.sqrt(len(cores) - len(first))
+            exact = deviations[key] / start / others
         else:
             exact = target / sizes[key] * math.sqrt(2 / len(cores))
         # What lies between two powers is not to depend on the last bit.
