@@ -1,8 +1,9 @@
-"""The task that the demo and the tuning script share: which model, which data, which sizes."""
+"""The demo's task: which model, which data, which sizes."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +23,6 @@ from sentiment import (
     make_model,
     train,
 )
-
-RATES_FILE = Path(__file__).with_name("sentiment_learning_rates.json")
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,17 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """An argument that has to be a positive number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
     return number
 
 

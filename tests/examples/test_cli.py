@@ -1,15 +1,12 @@
-"""The demo's tables, files and error messages, and the tuning script's choice of a rate."""
+"""The demo's tables, files and error messages."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import demo
 import pytest
 import torch
-import tune_sentiment
-from assets import DemoError
 from report import Result, format_table, results_table, save_picture
 from sentiment import METHODS, Record
 
@@ -46,28 +43,21 @@ def test_mpo_table_shows_errors_that_fall_with_the_rank() -> None:
     assert "0.000" in table
 
 
-def test_the_shipped_rates_can_be_read() -> None:
-    rates = demo.read_rates(tune_sentiment.RATES_FILE)
-    assert set(rates) == set(METHODS)
-    assert all(0 < rate < 0.1 for rate in rates.values())
-
-
-@pytest.mark.parametrize("content", [None, "{", "{}", '{"chosen": {"lora": 0.1}}', "[]"])
-def test_unusable_rates_say_how_to_make_them(tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "rates.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(DemoError, match=r"cannot read the learning rates.*tune_sentiment\.py"):
-        demo.read_rates(path)
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])
+def test_a_rate_that_is_none_is_refused(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        demo.parse_arguments(["--learning-rate", rate])
+    assert f"expected a positive number, got {rate}" in capsys.readouterr().err
 
 
 def test_errors_are_one_message_and_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    missing = str(tmp_path / "none.json")
-    assert demo.main(["--learning-rates", missing, "--output", str(tmp_path)]) == 1
+    path = tmp_path / "file"
+    path.write_text("")
+    assert demo.main(["--output", str(path / "folder")]) == 1
     output = capsys.readouterr()
-    assert output.err.startswith("error: cannot read the learning rates")
+    assert output.err.startswith("error: cannot make the folder")
     assert output.out == ""
 
 
@@ -83,29 +73,3 @@ def test_downloads_are_announced_only_where_needed(
     monkeypatch.setenv("TNLIB_CACHE", str(tmp_path))
     demo.announce_downloads(demo.parse_arguments(["--model", "my-folder"]))
     assert capsys.readouterr().out == "Downloading vaderSentiment 3.3.2 (3 MB, once) ...\n"
-
-
-def runs_of(losses: dict[float, tuple[float, float]]) -> list[tune_sentiment.Run]:
-    return [
-        {"method": "lora", "learning_rate": rate, "seed": seed, "loss": loss}
-        for rate, pair in losses.items()
-        for seed, loss in enumerate(pair)
-    ]
-
-
-def test_the_rate_with_the_lowest_mean_loss_is_chosen() -> None:
-    runs = runs_of({0.001: (0.5, 0.5), 0.01: (0.4, 0.5), 0.1: (0.1, float("nan"))})
-    assert tune_sentiment.choose(runs) == {"lora": 0.01}
-    assert tune_sentiment.at_edge(runs) == []
-    assert tune_sentiment.at_edge(runs[:4]) == ["LoRA"]
-    assert "0.4500" in tune_sentiment.grid_table(runs)
-
-
-def test_saved_runs_are_found_again_for_the_same_setup_only(tmp_path: Path) -> None:
-    path, runs = tmp_path / "rates.json", runs_of({0.01: (0.4, 0.5)})
-    assert tune_sentiment.load_runs(path, {"steps": 3}) == []
-    tune_sentiment.save_runs(path, {"steps": 3}, runs)
-    assert tune_sentiment.load_runs(path, {"steps": 3}) == runs
-    assert tune_sentiment.load_runs(path, {"steps": 4}) == []
-    assert json.loads(path.read_text())["chosen"] == {"lora": 0.01}
-    assert [p.name for p in tmp_path.iterdir()] == ["rates.json"]

@@ -84,7 +84,7 @@ def test_the_reference_has_no_multipliers(width, r):
 
 
 def stepped(form, width, layers, rate=1e-6, **kwargs):
-    """How far a first step of Adam moves the updates, of how far it should, for random gradients."""
+    """How far a first step of Adam moves the updates, in units of what it should."""
     torch.manual_seed(0)
     config, shared = METHODS[form](**kwargs), SharedCores()
     linears = [torch.nn.Linear(width, width).double() for _ in range(layers)]
