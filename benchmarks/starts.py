@@ -4,7 +4,7 @@
     python benchmarks/starts.py language --model FOLDER --text FILE
 
 Tasks and lines are those of rates.py. The loss is measured after some steps of one run at a rate
-that stays after five steps of warm-up. Every start has the same rates; for each the best one counts.
+that stays after five steps of warm-up. Every start has the same rates, and its best one counts.
 """
 
 from __future__ import annotations

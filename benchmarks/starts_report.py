@@ -79,8 +79,8 @@ def write(path: Path, lines: list[dict[str, Any]], about: dict[str, Any]) -> Non
     steps = [str(step) for step in lines[0]["steps"]]
     parts = [
         f"{about['cpu']}, {about['cores']} cores; float32. AdamW without decay, five steps of "
-        "warm-up, then a constant rate; gradients clipped to norm 1. Gain: fall of the loss in nats "
-        "on data not trained on, the mean over seeds at the best of the rates "
+        "warm-up, then a constant rate; gradients clipped to norm 1. Gain: fall of the loss, in "
+        "nats, on data not trained on, the mean over seeds at the best of the rates "
         f"{', '.join(f'{rate:g}' for rate in sorted({line['rate'] for line in lines}))} for each "
         "start and number of steps; a run whose loss is not finite counts as none. The last column "
         "is the difference to the first start of that method and size, paired over seeds: mean, "

@@ -38,6 +38,11 @@ class GradientStart:
         most: 1 if a step of it can be the gradient step of the dense weights.
     weights : tuple of str
         Names of the weights.
+
+    Examples
+    --------
+    >>> GradientStart(held=0.87, weights=("layers.0.q_proj", "layers.1.q_proj")).held
+    0.87
     """
 
     held: float

@@ -36,6 +36,14 @@ class WeightGradient:
         Its leading singular directions, in float64.
     energy : float
         Square of its Frobenius norm, all directions counted.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> loss = lambda model, batch: model(batch).sum()
+    >>> found = weight_gradients(model, [torch.ones(1, 4)], ["0"], loss=loss)["0"]
+    >>> round(found.energy, 5), found.leading.dense().round().tolist()[0]
+    (12.0, [1.0, 1.0, 1.0, 1.0])
     """
 
     leading: LowRankUpdate
