@@ -27,7 +27,7 @@ from torch import Tensor
 from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.checks import check_dims, positive_int
 from tnlib_adapters.fitting.operator import fit_operator
-from tnlib_adapters.layers.update import ANCHOR
+from tnlib_adapters.layers.stored_cores import ANCHOR
 from tnlib_adapters.networks.builders import clipped, mpo_network
 from tnlib_adapters.networks.default_modes import matrix_modes
 from tnlib_adapters.networks.network import Network

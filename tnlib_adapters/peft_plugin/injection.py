@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tnlib_adapters.base_model.offloaded import onloaded
-from tnlib_adapters.layers.update import ANCHOR, Update
+from tnlib_adapters.layers.stored_cores import ANCHOR
+from tnlib_adapters.layers.update import Update
 from tnlib_adapters.peft_plugin.core_store import AdapterPart
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts

@@ -37,7 +37,7 @@ from tnlib_adapters.commands.method_argument import CONFIGS, configuration
 from tnlib_adapters.convert import folder as exchange_folder
 from tnlib_adapters.convert import merge as merging
 from tnlib_adapters.layers.multipliers import MULTIPLIERS
-from tnlib_adapters.layers.update import ANCHOR
+from tnlib_adapters.layers.stored_cores import ANCHOR
 from tnlib_adapters.peft_plugin.core_store import STORE
 from tnlib_adapters.quantization import quantize_base
 from tnlib_adapters_cli import inspection
