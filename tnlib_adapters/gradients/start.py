@@ -65,7 +65,7 @@ def start_from_gradients(
     ----------
     model : peft.PeftModel
         A model with an adapter of one of these methods, or with PEFT's LoRA.
-    batches : iterable, or mapping of str to WeightGradient
+    batches : sequence, or mapping of str to WeightGradient
         A few batches as for training; or what :func:`weight_gradients` found of them, by names of
         the weights in the base model.
     adapter_name : str, optional

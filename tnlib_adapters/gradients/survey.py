@@ -86,7 +86,7 @@ def gradient_survey(
     ----------
     model : torch.nn.Module
         A model without adapters.
-    batches : iterable
+    batches : sequence
         A few batches as for training.
     configs : mapping of str to NetworkConfig or peft.LoraConfig
         The methods by a name for the table.

@@ -67,9 +67,9 @@ def weight_gradients(
     ----------
     model : torch.nn.Module
         Any model, adapted or not; it is left as it is.
-    batches : iterable
+    batches : sequence
         What the model is called with: mappings, moved to its device. A few are enough.
-    modules : iterable of str
+    modules : sequence of str
         Names of linear layers in `model`.
     loss : callable, optional
         Makes a loss of the model and a batch; by default ``model(**batch).loss``.
