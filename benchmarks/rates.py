@@ -28,7 +28,8 @@ import rates_report
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from rate_tasks import tasks
-from text_tasks import Task
+from text_tasks import Batch, Task
+from torch import nn
 from tqdm import tqdm
 
 from tnlib_adapters import DoTAConfig, LoRETTAConfig, LoRTAConfig, LoTRConfig, TTLoRAConfig
@@ -79,18 +80,25 @@ def run(task: Task, case: dict[str, Any]) -> dict[str, Any]:
     )
     result = {**case, "parameters": sum(weight.numel() for weight in weights), "after": None}
     for batch in itertools.islice(task.batches(case["seed"]), steps):
-        loss = model(**batch).loss
-        if not math.isfinite(loss.item()):
+        if not step(model, batch, optimizer):
             break
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
         schedule.step()
     else:
         after = task.test(model)[0]
         result["after"] = after if math.isfinite(after) else None
     return result | {"seconds": time.perf_counter() - began}
+
+
+def step(model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> bool:
+    """A step of training; False where the loss is not finite any more."""
+    loss = model(**batch).loss
+    if not math.isfinite(loss.item()):
+        return False
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return True
 
 
 def cases(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -107,47 +115,48 @@ def cases(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def key(case: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("task", "method", "size", "scaled", "rate", "seed", "steps", "targets")
-    return tuple(case[name] for name in names)
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def measure(options: argparse.Namespace, path: Path) -> None:
-    """Do the runs that have no line yet."""
-    for task in tasks(options):
-        before = task.test(task.base)[0]
-        for case in tqdm(cases(task, options), desc=task.name):
-            if key(case) not in {key(line) for line in lines(path)}:
-                line = run(task, case) | {"before": before}
-                with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+def complete(
+    task: Task, todo: list[dict[str, Any]], path: Path, run: Callable[..., dict[str, Any]]
+) -> None:
+    """Do the runs of a task that have no line yet."""
+    known, before = lines(path), task.test(task.base)[0]
+    for case in tqdm(todo, desc=task.name):
+        if not any(all(line[name] == case[name] for name in case) for line in known):
+            line = run(task, case) | {"before": before}
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of benchmarks whose runs are lines."""
+    parser.add_argument("--model", type=Path, help="folder of a causal model")
+    parser.add_argument("--text", type=Path, nargs="+", help="UTF-8 texts, .gz or not")
+    parser.add_argument("--widths", type=int, nargs="+", default=[64])
+    parser.add_argument("--depths", type=int, nargs="+", default=[4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, help="file of lines, *.jsonl")
+    parser.add_argument("--report", action="store_true", help="only make tables of the lines")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=("bytes", "sentiment", "language"))
-    parser.add_argument("--model", type=Path, help="folder of a causal model")
-    parser.add_argument("--text", type=Path, nargs="+", help="UTF-8 texts, .gz or not")
-    parser.add_argument("--widths", type=int, nargs="+", default=[64])
-    parser.add_argument("--depths", type=int, nargs="+", default=[4])
+    add_arguments(parser)
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
     parser.add_argument("--sizes", choices=("all", "usual"), default="usual")
     parser.add_argument("--rates", type=float, nargs="+", default=GRID)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--when", nargs="+", default=["before", "after"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, help="file of lines, *.jsonl")
-    parser.add_argument("--report", action="store_true", help="only make tables of the lines")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     path = options.output or RESULTS / f"rates_{options.task}.jsonl"
-    if not options.report:
-        measure(options, path)
+    for task in () if options.report else tasks(options):
+        complete(task, cases(task, options), path, run)
     about = harness.machine(["tnlib", "torch", "transformers", "peft"])
     rates_report.write(path, lines(path), about)
 

@@ -13,11 +13,9 @@ import argparse
 import copy
 import dataclasses
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -26,10 +24,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
 from peft.tuners.lora import LoraGAConfig, preprocess_loraga
 from rate_tasks import tasks
-from rates import RESULTS, lines
+from rates import RESULTS, add_arguments, complete, lines, step
 from text_tasks import Batch, Task
 from torch import Tensor
-from tqdm import tqdm
 
 from tnlib_adapters import (
     DoTAConfig,
@@ -114,7 +111,7 @@ STARTS: list[tuple[str, str, Callable[..., Any], tuple[int, ...]]] = [
 ]
 
 
-def started(task: Task, case: dict[str, Any], make: Callable[..., Any]) -> tuple[PeftModel, dict]:
+def started(task: Task, case: dict[str, Any]) -> tuple[PeftModel, dict]:
     """An adapted model, and what its start took and holds."""
     seen: list[Batch] = [*itertools.islice(task.batches(case["seed"]), SEEN)]
     fields: dict[str, Any] = {"task_type": task.kind}
@@ -124,16 +121,17 @@ def started(task: Task, case: dict[str, Any], make: Callable[..., Any]) -> tuple
     shared = {} if changes_base else {id(weight): weight for weight in task.base.parameters()}
     model = copy.deepcopy(task.base, shared)
     torch.manual_seed(case["seed"])
+    make = next(make for *names, make, _ in STARTS if names == [case["method"], case["start"]])
     config, about = make(case["size"], **fields), {}
     began = time.perf_counter()
     if changes_base:
         config.lora_ga_config = LoraGAConfig()
 
-        def step() -> None:
+        def backward() -> None:
             for batch in seen:
                 model(**batch).loss.backward()
 
-        preprocess_loraga(model, config, step)
+        preprocess_loraga(model, config, backward)
         model.zero_grad()
     adapted = get_peft_model(model, config)
     if "EVA" in case["start"]:
@@ -143,22 +141,17 @@ def started(task: Task, case: dict[str, Any], make: Callable[..., Any]) -> tuple
     return adapted, about | {"start_seconds": time.perf_counter() - began}
 
 
-def run(task: Task, case: dict[str, Any], make: Callable[..., Any]) -> dict[str, Any]:
+def run(task: Task, case: dict[str, Any]) -> dict[str, Any]:
     """Train one adapter, and measure the loss after some steps on data not trained on."""
-    model, about = started(task, case, make)
+    model, about = started(task, case)
     weights = [weight for weight in model.train().parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=case["rate"], weight_decay=0.0)
     losses: dict[str, float | None] = {}
     batches = itertools.islice(task.batches(case["seed"]), max(case["steps"]))
     for number, batch in enumerate(batches, 1):
         optimizer.param_groups[0]["lr"] = case["rate"] * min(1, number / 5)
-        loss = model(**batch).loss
-        if not math.isfinite(loss.item()):
+        if not step(model, batch, optimizer):
             break
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
         if number in case["steps"]:
             after = task.test(model)[0]
             losses[str(number)] = after if math.isfinite(after) else None
@@ -167,50 +160,33 @@ def run(task: Task, case: dict[str, Any], make: Callable[..., Any]) -> dict[str,
     return {**case, **about, "parameters": parameters, "losses": losses}
 
 
-def cases(task: Task, options: argparse.Namespace) -> list[tuple[dict[str, Any], Any]]:
+def cases(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
-    for seed, (method, start, make, sizes) in itertools.product(options.seeds, STARTS):
+    for seed, (method, start, _, sizes) in itertools.product(options.seeds, STARTS):
         usual = sizes if options.sizes == "all" else sizes[(len(sizes) - 1) // 2 :][:1]
         for size, rate in itertools.product(usual, options.rates):
             case = {"task": task.name, "method": method, "start": start, "size": size}
             case |= {"rate": rate, "seed": seed, "steps": options.steps}
             case |= {"targets": options.targets}
             if not options.methods or method in options.methods:
-                found.append((case, make))
+                found.append(case)
     return found
-
-
-def key(case: dict[str, Any]) -> str:
-    names = ("task", "method", "start", "size", "rate", "seed", "steps", "targets")
-    return json.dumps([case[name] for name in names])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=("bytes", "language"))
-    parser.add_argument("--model", type=Path, help="folder of a causal model")
-    parser.add_argument("--text", type=Path, nargs="+", required=True, help="UTF-8 texts")
-    parser.add_argument("--widths", type=int, nargs="+", default=[64])
-    parser.add_argument("--depths", type=int, nargs="+", default=[4])
+    add_arguments(parser)
     parser.add_argument("--methods", nargs="+", help="by default all")
     parser.add_argument("--targets", nargs="+", help="names of layers, by default the method's")
     parser.add_argument("--sizes", choices=("all", "usual"), default="all")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", default=[*STEPS])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, help="file of lines, *.jsonl")
-    parser.add_argument("--report", action="store_true", help="only make tables of the lines")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     path = options.output or RESULTS / f"starts_{options.task}.jsonl"
     for task in () if options.report else tasks(options):
-        before = task.test(task.base)[0]
-        for case, make in tqdm(cases(task, options), desc=task.name):
-            if key(case) not in {key(line) for line in lines(path)}:
-                line = run(task, case, make) | {"before": before}
-                with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+        complete(task, cases(task, options), path, run)
     about = harness.machine(["tnlib", "torch", "transformers", "peft"])
     starts_report.write(path, lines(path), about)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,11 @@ def count(model: nn.Module | str | Path | Any, config: NetworkConfig | LoraConfi
     """
     if not isinstance(model, nn.Module):
         model = skeleton(model)
-    config, sites = targeted(model, config)
+    return counted(model, *targeted(model, config))
+
+
+def counted(model: nn.Module, config: NetworkConfig, sites: Mapping[str, Site]) -> Count:
+    """Count what a configuration trains in these weights; see :func:`targeted`."""
     found: dict[tuple[str, str, tuple[int, ...]], set[str]] = {}
     anchored = 0
     stored: set[tuple[str, str]] = set()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tnlib.common.atomic import read_json
 from tnlib_adapters.base_model.linear_modules import original_modules
-from tnlib_adapters.base_model.peft_names import PREFIX
+from tnlib_adapters.base_model.peft_names import PREFIX, chosen_adapter
 from tnlib_adapters.convert.candidates import candidates
 from tnlib_adapters.peft_plugin.adapter_file_checks import shapes_in
 from tnlib_adapters.peft_plugin.config import NetworkConfig
@@ -117,10 +117,7 @@ def adapter_of(source: Any, *, base: Any = None, adapter_name: str | None = None
 
 
 def _of_model(model: peft.PeftModel, name: str | None) -> Adapter:
-    active = model.active_adapters if name is None else [name]
-    if len(active) != 1 or active[0] not in model.peft_config:
-        raise ValueError(f"give adapter_name=, one of {sorted(model.peft_config)}; got {active}")
-    name = active[0]
+    name = chosen_adapter(model, name)
     config = _ours(model.peft_config[name], "the model's adapter")
     state = get_peft_model_state_dict(model, adapter_name=name)
     extras = {

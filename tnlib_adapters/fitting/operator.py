@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from tnlib import mpo_decompose
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
+from tnlib_adapters.fitting.train import placed
 from tnlib_adapters.networks.network import Network
 
 
@@ -34,13 +35,7 @@ def fit_operator(
             row_dims=[shape[1] for shape in shapes.values()],
             col_dims=[shape[2] for shape in shapes.values()],
             rng=generator,
-        ).balanced()
-        cores = {key: value.double() for key, value in network.initial(generator).items()}
-        for (key, full), core in zip(cores.items(), mpo.cores, strict=True):
-            part = torch.as_tensor(core)
-            filled = full.clone()
-            filled[part.shape[0] :] = 0
-            filled[: part.shape[0], ..., : part.shape[-1]] = part
-            cores[key] = filled
-        found[name] = cores
+        )
+        initial = {key: value.double() for key, value in network.initial(generator).items()}
+        found[name] = placed(mpo.as_tt(), network, shapes, initial)
     return found

@@ -42,8 +42,8 @@ def fitted(
     energy = sum(gradient.energy for gradient in gradients.values())
     size = math.sqrt(energy) or 1.0
     updates = {
-        name: LowRankUpdate(g.leading.left / size, g.leading.right)
-        for name, g in ((name, gradients[name]) for name in networks)
+        name: LowRankUpdate(gradients[name].leading.left / size, gradients[name].leading.right)
+        for name in networks
     }
     return config.fit_gradients(networks, updates, generator, show=show)
 

@@ -18,6 +18,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from tnlib_adapters.base_model.peft_names import chosen_adapter
 from tnlib_adapters.fitting.outer_cores import centre, outer_cores
 from tnlib_adapters.gradients.fits import check_fitted, fitted, held_energy
 from tnlib_adapters.gradients.weight_gradients import Loss, WeightGradient, weight_gradients
@@ -107,10 +108,7 @@ def start_from_gradients(
     """
     if not isinstance(model, peft.PeftModel):
         raise TypeError(f"model must be a peft.PeftModel, got {type(model).__name__}")
-    active = model.active_adapters if adapter_name is None else [adapter_name]
-    if len(active) != 1 or active[0] not in model.peft_config:
-        raise ValueError(f"give adapter_name=, one of {sorted(model.peft_config)}; got {active}")
-    name, base = active[0], model.get_base_model()
+    name, base = chosen_adapter(model, adapter_name), model.get_base_model()
     config = model.peft_config[name]
     drawn = generator or torch.Generator().manual_seed(0)
     layers: dict[str, Any] = {}
@@ -148,13 +146,15 @@ def _check_networks(config: NetworkConfig, layers: Mapping[str, NetworkLayer], n
     networks = {path: layer.update(name).declared for path, layer in layers.items()}
     check_fitted(config, networks)
     for path, layer in layers.items():
-        parts = [part for _, part in layer.update(name).declared.networks]
-        if any(centre(part) is None for part in parts):
+        update = layer.update(name)
+        centres = [centre(part) for _, part in update.declared.networks]
+        if None in centres:
             raise ValueError(
                 f"{path}: {config.method} starts at the pretrained weight, or has no core of zeros "
                 'to which the others lead; for DoTA set init_weights="random"'
             )
-        if layer.update(name).delta().any():
+        # An update is zero as long as its core of zeros is; nothing dense is formed to see it.
+        if any(update.stored[key].any() for key in centres if key is not None):
             raise ValueError(f"{path}: the adapter is not at its start; it has been trained")
 
 

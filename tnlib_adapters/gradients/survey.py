@@ -13,7 +13,7 @@ from torch import nn
 from tnlib.common.table import aligned
 from tnlib_adapters.gradients.fits import check_fitted, fitted, held_energy
 from tnlib_adapters.gradients.weight_gradients import Loss, weight_gradients
-from tnlib_adapters.parameter_count import Count, count, targeted
+from tnlib_adapters.parameter_count import Count, counted, targeted
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 
 
@@ -120,7 +120,7 @@ def gradient_survey(
         config, sites = targeted(model, given)
         networks: dict[str, Any] = {path: config.network(site) for path, site in sites.items()}
         check_fitted(config, networks)
-        cases[name] = config, count(model, given), networks
+        cases[name] = config, counted(model, config, sites), networks
     weights = dict.fromkeys(path for _, _, networks in cases.values() for path in networks)
     gradients = weight_gradients(
         model,
@@ -132,7 +132,7 @@ def gradient_survey(
         progressbar=progressbar,
     )
     rows = []
-    for name, (config, counted, networks) in cases.items():
+    for name, (config, size, networks) in cases.items():
         cores = fitted(config, networks, gradients, drawn, show=bool(progressbar))
-        rows.append(SurveyRow(name, counted.adapter, held_energy(networks, cores, gradients)))
+        rows.append(SurveyRow(name, size.adapter, held_energy(networks, cores, gradients)))
     return GradientSurvey(tuple(rows))

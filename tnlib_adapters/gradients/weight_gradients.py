@@ -102,10 +102,9 @@ def weight_gradients(
     if not batches:
         raise ValueError("batches is empty; a few batches as for training are needed")
     for name in names:
-        if features(model.get_submodule(name)) is None and not hasattr(
-            model.get_submodule(name), "base_layer"
-        ):
-            kind = type(model.get_submodule(name)).__name__
+        module = model.get_submodule(name)
+        if features(module) is None and not hasattr(module, "base_layer"):
+            kind = type(module).__name__
             raise TypeError(f"{name}: the gradient by a {kind} is not that by a matrix")
     size = min(at_once or len(names), len(names))
     groups = [names[k : k + size] for k in range(0, len(names), size)]

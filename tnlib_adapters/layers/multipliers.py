@@ -1,7 +1,7 @@
-"""The multipliers of a module's stored cores, a buffer in its state.
+"""Modules whose cores are stored divided by multipliers, which are a buffer in their state.
 
-They are fixed when the module is made, and are part of how it computes. Values that come from a
-state with other multipliers are converted. All are powers of two, so nothing is rounded.
+Multipliers are fixed when the module is made, and are part of how it computes. Values that come
+from a state with other multipliers are converted. All are powers of two, so nothing is rounded.
 """
 
 from __future__ import annotations
@@ -13,35 +13,64 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Its name in the state of a module.
+# Their name in the state of a module.
 MULTIPLIERS = "multipliers"
 
 
-def hold(module: nn.Module, factors: Mapping[str, float], device: torch.device | None) -> None:
-    """Keep the multipliers of a module's cores in its state."""
-    values = torch.tensor([*factors.values()], dtype=torch.float32, device=device)
-    module.register_buffer(MULTIPLIERS, values)
+class MultipliedCores(nn.Module):
+    """Base of the modules that hold cores."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Names of the values that were set or came from a file.
+        self._set_keys: set[str] = set()
+        # What the cores are divided by, by key; none for those that are stored as they are.
+        self._factors: dict[str, float] = {}
 
-@torch.no_grad()
-def convert(module: nn.Module, factors: Mapping[str, float]) -> None:
-    """Divide the cores of a module by its multipliers, instead of those that its state says."""
-    said: Tensor = getattr(module, MULTIPLIERS)
-    if said.is_meta:
-        return
-    others = said.tolist()
-    if not all(other > 0 and math.frexp(other)[0] == 0.5 for other in others):
-        raise RuntimeError(f"the multipliers of {', '.join(factors)} were never loaded: {others}")
-    for (key, factor), other in zip(factors.items(), others, strict=True):
-        if other != factor:
-            getattr(module, key).mul_(other / factor)
-    said.copy_(torch.tensor([*factors.values()]))
+    def _name(self, key: str) -> str:
+        """The name under which a core is stored."""
+        return key
 
+    def _hold_multipliers(self, device: torch.device | None) -> None:
+        """Keep the multipliers in the state."""
+        values = torch.tensor([*self._factors.values()], dtype=torch.float32, device=device)
+        self.register_buffer(MULTIPLIERS, values)
 
-def check_state(state: Mapping[str, Any], prefix: str, keys: list[str], errors: list[str]) -> None:
-    """Add an error where a state has cores and no multipliers, so that their values are others."""
-    if any(prefix + key in state for key in keys) and prefix + MULTIPLIERS not in state:
-        errors.append(
-            f"{prefix}{keys[0]} and others come without multipliers: they were saved by a module "
-            "without rate scaling; load them into one with rate_scaling=False (strength=None)"
+    @torch.no_grad()
+    def _convert(self) -> None:
+        """Divide the cores by these multipliers, instead of those that the state says."""
+        said: Tensor | None = getattr(self, MULTIPLIERS, None)
+        if said is None or said.is_meta:
+            return
+        others = said.tolist()
+        if not all(other > 0 and math.frexp(other)[0] == 0.5 for other in others):
+            keys = ", ".join(self._factors)
+            raise RuntimeError(f"the multipliers of {keys} were never loaded: {others}")
+        for (key, factor), other in zip(self._factors.items(), others, strict=True):
+            if other != factor:
+                getattr(self, key).mul_(other / factor)
+        said.copy_(torch.tensor([*self._factors.values()]))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected, errors
         )
+        own = [*self._parameters, *self._buffers]
+        self._set_keys |= {key for key in own if prefix + key in state_dict}
+        names = [prefix + self._name(key) for key in self._factors]
+        if any(name in state_dict for name in names) and prefix + MULTIPLIERS not in state_dict:
+            errors.append(
+                f"{names[0]} and others come without multipliers: they were saved by a module "
+                "without rate scaling; load them into one with rate_scaling=False (strength=None)"
+            )
+        if names:
+            self._convert()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from tnlib_adapters.layers import multipliers
+from tnlib_adapters.layers.multipliers import MULTIPLIERS, MultipliedCores
 from tnlib_adapters.networks.core import Core
 
 
-class SharedCores(nn.Module):
+class SharedCores(MultipliedCores):
     """The cores of all sharing groups of a model, by their keys.
 
     Pass one to every :class:`NetworkLinear` whose method shares cores. Trainable cores are
@@ -30,12 +29,6 @@ class SharedCores(nn.Module):
     >>> layers[0].shared is layers[1].shared
     True
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._set_keys: set[str] = set()
-        # What the cores are divided by, by key; none for those that are stored as they are.
-        self.factors: dict[str, float] = {}
 
     def allocate(
         self,
@@ -58,8 +51,8 @@ class SharedCores(nn.Module):
         if present is None:
             hold(self, core, shape, device, dtype)
             if factor is not None:
-                self.factors[core.key] = factor
-                multipliers.hold(self, self.factors, getattr(self, core.key).device)
+                self._factors[core.key] = factor
+                self._hold_multipliers(getattr(self, core.key).device)
         elif tuple(present.shape) != tuple(shape):
             raise ValueError(
                 f"core {core.name!r} of group {core.group!r} is {tuple(present.shape)} already and "
@@ -70,31 +63,8 @@ class SharedCores(nn.Module):
     def initialize(self, key: str, value: Tensor, *, again: bool = False) -> None:
         """Set a core to its initial value, once: the layers that come later find it started."""
         if again or key not in self._set_keys:
-            self.get(key).copy_(value / self.factors.get(key, 1.0))
+            self.get(key).copy_(value / self._factors.get(key, 1.0))
             self._set_keys.add(key)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing: list[str],
-        unexpected: list[str],
-        errors: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing, unexpected, errors
-        )
-        self._set_keys |= {key for key, _ in self.named_values() if prefix + key in state_dict}
-        if self.factors:
-            multipliers.check_state(state_dict, prefix, [*self.factors], errors)
-            self.convert()
-
-    def convert(self) -> None:
-        """Take values that were stored with other multipliers."""
-        if self.factors:
-            multipliers.convert(self, self.factors)
 
     def get(self, key: str) -> Tensor:
         """The core of a key."""
@@ -110,7 +80,7 @@ class SharedCores(nn.Module):
     def named_values(self) -> list[tuple[str, Tensor]]:
         """All cores with their keys."""
         values = [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]
-        return [(key, value) for key, value in values if key != multipliers.MULTIPLIERS]
+        return [(key, value) for key, value in values if key != MULTIPLIERS]
 
 
 def empty(shape: Sequence[int], device: torch.device | None, dtype: torch.dtype | None) -> Tensor:

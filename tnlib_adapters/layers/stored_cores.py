@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnlib_adapters.base_model.offloaded import settle
-from tnlib_adapters.layers import multipliers
+from tnlib_adapters.layers.multipliers import MULTIPLIERS, MultipliedCores
 from tnlib_adapters.layers.shared_cores import SharedCores, empty, hold
 from tnlib_adapters.networks.declaration_kinds import Declaration
 from tnlib_adapters.networks.network import Network
@@ -19,7 +19,7 @@ from tnlib_adapters.networks.rate_scaling import declared_multipliers, started_m
 ANCHOR, DEVIATION = "anchor_", "deviation_"
 
 
-class StoredCores(nn.Module):
+class StoredCores(MultipliedCores):
     """The cores of one declaration, with the frozen initial ones where it is anchored.
 
     Cores of one weight are parameters under their own names (buffers, if frozen), anchors
@@ -73,12 +73,11 @@ class StoredCores(nn.Module):
         self._distances = network.anchored and strength is not None
         # Not a submodule: the container is registered once, for all layers.
         object.__setattr__(self, "_shared", shared)
-        # Names of the values that were set or came from a file; and whether none is missing.
-        self._set_keys: set[str] = set()
+        # Whether no value is missing.
         self._initialized = False
         for core, shape in zip(network.cores, network.shapes.values(), strict=True):
             taken = hasattr(type(self), core.key) or core.key in self.__dict__
-            if taken or core.key == multipliers.MULTIPLIERS:
+            if taken or core.key == MULTIPLIERS:
                 raise ValueError(f"a core cannot be called {core.key!r}; choose another name")
             if core.group is not None:
                 if shared is None:
@@ -93,9 +92,9 @@ class StoredCores(nn.Module):
         own = [core.key for core in network.cores if core.group is None]
         self._factors = {key: factors[key] for key in own if key in factors}
         if self._factors:
-            multipliers.hold(self, self._factors, place)
+            self._hold_multipliers(place)
         if shared is not None:
-            factors |= shared.factors
+            factors |= shared._factors
         # What is added to an anchor is multiplied before.
         self.network = network if network.anchored else network.rescaled(factors)
         self.network.plan_strategies()
@@ -196,9 +195,9 @@ class StoredCores(nn.Module):
     def _convert(self) -> None:
         """Take values that were stored with other multipliers; distances bring theirs."""
         if self._shared is not None:
-            self._shared.convert()  # type: ignore[operator,union-attr]
-        if self._factors and not self._distances:
-            multipliers.convert(self, self._factors)
+            self._shared._convert()  # type: ignore[operator,union-attr]
+        if not self._distances:
+            super()._convert()
 
     def check_initialized(self) -> None:
         """Raise RuntimeError if a core was allocated and never set or loaded."""
@@ -223,25 +222,8 @@ class StoredCores(nn.Module):
         self._convert()
         self._initialized = True
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing: list[str],
-        unexpected: list[str],
-        errors: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing, unexpected, errors
-        )
-        own = [*self._parameters, *self._buffers]
-        self._set_keys |= {key for key in own if prefix + key in state_dict}
-        if self._factors:
-            names = [self._name(key) for key in self._factors]
-            multipliers.check_state(state_dict, prefix, names, errors)
-            self._convert()
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self._initialized = False
         self.forget()
 

@@ -99,7 +99,7 @@ def test_the_cores_are_as_large_as_they_start_otherwise(method):
         if type(module).__name__ != "Update":
             continue
         for core in module.declared.cores:
-            factor = (module._factors | (module.shared.factors if module.shared else {}))[core.key]
+            factor = (module._factors | (module.shared._factors if module.shared else {}))[core.key]
             size = float(module.stored[core.key].detach().square().mean().sqrt()) * factor
             assert size == pytest.approx(deviation(core.initializer), rel=1e-4)
 
