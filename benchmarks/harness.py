@@ -45,29 +45,48 @@ def peak_memory(
     not counted. With `preload`, names of modules, the process is forked from one that has imported
     them: worth it where that takes far longer than the call. None where the system does not tell.
     """
+    found = _apart(_peak, (function, *arguments), preload)
+    return None if found is None else int(found[1])
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> tuple[Any, int] | None:
+    """What ``function(*arguments)()`` returns, and its bytes as `peak_memory` has them."""
+    found = _apart(_result_and_peak, (function, *arguments), ())
+    return None if found is None else (found[0], int(found[1]))
+
+
+def _apart(measure: Callable[..., Any], arguments: tuple[Any, ...], preload: Sequence[str]) -> Any:
     if not Path("/proc/self/clear_refs").exists():
         return None
     context: Any = multiprocessing.get_context("forkserver" if preload else "spawn")
     if preload:
         context.set_forkserver_preload([*preload])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, function, arguments))
+    process = context.Process(target=_sent, args=(sender, measure, arguments))
     process.start()
     sender.close()
     try:
-        return int(receiver.recv())
+        return receiver.recv()
     except EOFError:
         return None
     finally:
         process.join()
 
 
-def _measure(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _sent(sender: Any, measure: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    sender.send(measure(*arguments))
+
+
+def _peak(function: Callable[..., Any], *arguments: Any) -> tuple[None, int]:
+    return None, _result_and_peak(function, *arguments)[1]
+
+
+def _result_and_peak(function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
     call = function(*arguments)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    call()
-    sender.send(_status("VmHWM") - before)
+    result = call()
+    return result, _status("VmHWM") - before
 
 
 def _status(field: str) -> int:

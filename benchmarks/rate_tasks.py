@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from antibodies import antibodies
 from peft import TaskType
 from text_tasks import Batch, Score, Task, film_reviews, novel, read_text
 from torch import Tensor, nn
@@ -89,6 +90,8 @@ def tasks(options) -> Iterator[Task]:
     if options.task == "bytes":
         for width, depth in itertools.product(options.widths, options.depths):
             yield of_bytes(options.text, width, depth)
+    elif options.task == "antibodies":
+        yield antibodies(options.model, options.text[0])
     elif options.task == "sentiment":
         yield film_reviews(0)
     else:

@@ -3,11 +3,12 @@
     python benchmarks/rates.py bytes --text KNOWN KNOWN NEW
     python benchmarks/rates.py sentiment
     python benchmarks/rates.py language --model FOLDER --text FILE
+    python benchmarks/rates.py antibodies --model CHECKPOINT --text FASTA
 
 "bytes" trains a small model on the first texts, and adapts it to the last one with every letter
-moved by 13. "sentiment" and "language" are those of fine_tuning.py. Every run is a line of the
-output; what is there is not run again, so a benchmark that was stopped goes on. The tables and the
-picture are made of all lines.
+moved by 13. "sentiment" and "language" are those of fine_tuning.py, "antibodies" is in
+antibodies.py. Every run is a line of the output; what is there is not run again, so a benchmark
+that was stopped goes on. The tables and the picture are made of all lines.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def cases(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for seed, name in itertools.product(options.seeds, options.methods):
         sizes = METHODS[name][1]
-        for size in sizes if options.sizes == "all" else sizes[1:2]:
+        for size in options.ranks or (sizes if options.sizes == "all" else sizes[1:2]):
             scalings = [False] if name.startswith("LoRA") else [s == "after" for s in options.when]
             for scaled, rate in itertools.product(scalings, options.rates):
                 case = {"task": task.name, "method": name, "size": size, "scaled": scaled}
@@ -133,8 +134,10 @@ def complete(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of benchmarks whose runs are lines."""
-    parser.add_argument("--model", type=Path, help="folder of a causal model")
-    parser.add_argument("--text", type=Path, nargs="+", help="UTF-8 texts, .gz or not")
+    parser.add_argument("--model", type=Path, help="folder of a causal model, or a checkpoint")
+    parser.add_argument(
+        "--text", type=Path, nargs="+", help="UTF-8 texts, .gz or not, or sequences"
+    )
     parser.add_argument("--widths", type=int, nargs="+", default=[64])
     parser.add_argument("--depths", type=int, nargs="+", default=[4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -145,10 +148,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=("bytes", "sentiment", "language"))
+    parser.add_argument("task", choices=("bytes", "sentiment", "language", "antibodies"))
     add_arguments(parser)
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
     parser.add_argument("--sizes", choices=("all", "usual"), default="usual")
+    parser.add_argument("--ranks", type=int, nargs="+", help="sizes of every method, if not those")
     parser.add_argument("--rates", type=float, nargs="+", default=GRID)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--when", nargs="+", default=["before", "after"])

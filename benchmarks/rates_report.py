@@ -43,9 +43,16 @@ def best(gains: Gains) -> float:
 
 
 def summaries(found: dict[Case, Gains]) -> list[dict[str, Any]]:
-    """What every method has at its own best rate, and at LoRA's."""
+    """What every method has at its own best rate, and at LoRA's.
+
+    A share is of the best gain of a method and size at any rate in either parametrisation.
+    """
     usual = [case for case in found if case[0] == LORA]
     rate = best(found[min(usual, key=lambda case: abs(case[1] - 8))])
+    tuned: dict[tuple[str, int], float] = defaultdict(float)
+    for (*which, _), gains in found.items():
+        if len(gains) > 1:
+            tuned[*which] = max(tuned[*which], mean(gains[best(gains)]))
     rows = []
     for (method, size, scaled), gains in found.items():
         row = {"method": method, "size": size, "scaled": scaled, "lora_rate": rate}
@@ -55,8 +62,8 @@ def summaries(found: dict[Case, Gains]) -> list[dict[str, Any]]:
         if len(gains) > 1:
             own = best(gains)
             row |= {"best_rate": own, "best_gain": mean(gains[own])}
-            if rate in gains:
-                row |= {"share": mean(gains[rate]) / mean(gains[own])}
+        if rate in gains and tuned[method, size]:
+            row |= {"share": mean(gains[rate]) / tuned[method, size]}
         rows.append(row)
     return sorted(rows, key=lambda row: (row["method"] != LORA, row["scaled"], row["method"]))
 
@@ -83,12 +90,15 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         rates = [row["best_rate"] for row in mine if "best_rate" in row]
         shares = [row["share"] for row in mine if "share" in row]
         failed = [(row["failed"], row["seeds"]) for row in mine if "failed" in row]
-        if not rates:
+        if not shares:
             continue
+        spread = (
+            f"best rates from {min(rates):g} to {max(rates):g}, a factor of "
+            f"{max(rates) / min(rates):.3g}; "
+        )
         words.append(
-            f"{name}: best rates from {min(rates):g} to {max(rates):g}, a factor of "
-            f"{max(rates) / min(rates):.3g}; at LoRA's rate {statistics.median(shares):.0%} of the "
-            f"tuned gain in the median, {min(shares):.0%} in the worst case; "
+            f"{name}: {spread if rates else ''}at LoRA's rate {statistics.median(shares):.0%} of "
+            f"the tuned gain in the median, {min(shares):.0%} in the worst case; "
             f"{sum(f for f, _ in failed)} of {sum(n for _, n in failed)} runs there without a gain."
         )
     return "\n\n".join(words)
@@ -137,6 +147,7 @@ def write(path: Path, lines: list[dict[str, Any]], about: dict[str, Any]) -> Non
         "warm-up, then linearly to zero; gradients clipped to norm 1. Gain: fall of the loss in "
         "nats on data not trained on, the mean over seeds; a run whose loss is not finite, or has "
         "not fallen, counts as no gain. LoRA's rate is the best of the grid for LoRA of rank 8. "
+        "Share: of the best gain of that method and size at any rate, scaled or as published. "
         f"{len(lines)} runs, {seconds / 3600:.1f} hours, evaluation included."
     ]
     records = []

@@ -26,7 +26,7 @@ from peft.tuners.lora import LoraGAConfig, preprocess_loraga
 from rate_tasks import tasks
 from rates import RESULTS, add_arguments, complete, lines, step
 from text_tasks import Batch, Task
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnlib_adapters import (
     DoTAConfig,
@@ -111,20 +111,22 @@ STARTS: list[tuple[str, str, Callable[..., Any], tuple[int, ...]]] = [
 ]
 
 
-def started(task: Task, case: dict[str, Any]) -> tuple[PeftModel, dict]:
-    """An adapted model, and what its start took and holds."""
+def changes_base(case: dict[str, Any]) -> bool:
+    """Whether a start subtracts its update from the weights."""
+    return "GA" in case["start"]
+
+
+def started(model: nn.Module, task: Task, case: dict[str, Any]) -> tuple[PeftModel, dict]:
+    """A model of the task with an adapter, and what its start took and holds."""
     seen: list[Batch] = [*itertools.islice(task.batches(case["seed"]), SEEN)]
     fields: dict[str, Any] = {"task_type": task.kind}
     if case["targets"]:
         fields["target_modules"] = case["targets"]
-    changes_base = "GA" in case["start"]
-    shared = {} if changes_base else {id(weight): weight for weight in task.base.parameters()}
-    model = copy.deepcopy(task.base, shared)
     torch.manual_seed(case["seed"])
     make = next(make for *names, make, _ in STARTS if names == [case["method"], case["start"]])
     config, about = make(case["size"], **fields), {}
     began = time.perf_counter()
-    if changes_base:
+    if changes_base(case):
         config.lora_ga_config = LoraGAConfig()
 
         def backward() -> None:
@@ -143,7 +145,9 @@ def started(task: Task, case: dict[str, Any]) -> tuple[PeftModel, dict]:
 
 def run(task: Task, case: dict[str, Any]) -> dict[str, Any]:
     """Train one adapter, and measure the loss after some steps on data not trained on."""
-    model, about = started(task, case)
+    shared = {id(weight): weight for weight in task.base.parameters()}
+    base = copy.deepcopy(task.base, {} if changes_base(case) else shared)
+    model, about = started(base, task, case)
     weights = [weight for weight in model.train().parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=case["rate"], weight_decay=0.0)
     losses: dict[str, float | None] = {}

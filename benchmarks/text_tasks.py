@@ -30,7 +30,7 @@ class Task:
 
     name: str
     base: nn.Module
-    kind: TaskType
+    kind: TaskType | None
     batches: Callable[[int], Iterator[Batch]]
     validate: Callable[[nn.Module], Score]
     test: Callable[[nn.Module], Score]
