@@ -58,6 +58,11 @@ class Family:
         b, a, heads, layers, matrices = (values[self.keys[role]] for role in ROLES)
         return b, a, heads, layers[self.layers], matrices[self.matrices]
 
+    def whole_gram(self) -> Tensor:
+        """Sum of the squares of all updates, as matrices of the whole side."""
+        weights = torch.einsum("nhws,nhwt->nst", self.cut, self.cut)
+        return torch.einsum("nis,nst,njt->ij", self.whole, weights, self.whole)
+
     def through_whole(self, values: Values) -> Tensor:
         """The factors on the whole side met by A, (n, s, r)."""
         return torch.einsum("nis,ir->nsr", self.whole, values[self.keys["a"]])
@@ -111,13 +116,19 @@ class Family:
 
 def sweep(families: Sequence[Family], values: Values) -> Values:
     """Every factor replaced once by the best for the others; the error does not rise."""
-    values = dict(values)
     for role in ROLES:
-        for key in dict.fromkeys(family.keys[role] for family in families):
-            found = [f.equations(values, role) for f in families if f.keys[role] == key]
-            normal = torch.stack([n for n, _ in found]).sum(0)
-            right = torch.stack([r for _, r in found]).sum(0)
-            values[key] = _solved(normal, right, values[key])
+        values = improved(families, values, role)
+    return values
+
+
+def improved(families: Sequence[Family], values: Values, role: str) -> Values:
+    """The factors of one role replaced by the best for the others; the error does not rise."""
+    values = dict(values)
+    for key in dict.fromkeys(family.keys[role] for family in families):
+        found = [f.equations(values, role) for f in families if f.keys[role] == key]
+        normal = torch.stack([n for n, _ in found]).sum(0)
+        right = torch.stack([r for _, r in found]).sum(0)
+        values[key] = _solved(normal, right, values[key])
     return values
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from tnlib import cp_als
 from tnlib_adapters.execution.dense_forms import interleaved
-from tnlib_adapters.fitting.coupled_cp_als import ROLES, Family, Values, polish
+from tnlib_adapters.fitting.coupled_cp_als import ROLES, Family, Values, improved, polish
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
 from tnlib_adapters.networks.initializers import normal
@@ -59,6 +59,36 @@ def fit_shared_cp(
     with tqdm(total=most, desc="fitting", unit="sweep", disable=not show) as bar:
         for group in groups.values():
             values |= _fitted(group, generator, bar.update)
+    return {
+        name: {key: values[key] for key in network.shapes} for name, network in networks.items()
+    }
+
+
+def lead_shared_cp(
+    networks: Mapping[str, AdditiveDeclaration],
+    updates: Mapping[str, LowRankUpdate],
+    generator: torch.Generator,
+    *,
+    show: bool = False,
+) -> dict[str, dict[str, Tensor]]:
+    """Cores by weight and key to start training from, in float64.
+
+    A has the leading directions of all updates on its side, the small factors are drawn, B is the
+    best for them. The CP tensor nearest to first gradients is a worse start: it spends its rank on
+    the largest of them, so that its columns are alike and most weights have small numbers.
+    """
+    parts = [part for name, network in networks.items() for part in _parts(network, updates[name])]
+    families = gathered(parts)
+    values: Values = {}
+    for network in {tuple(_keys(part.network).values()): part.network for part in parts}.values():
+        values = {k: value.double() for k, value in network.initial(generator).items()} | values
+    for key in dict.fromkeys(family.keys["a"] for family in families):
+        gram = torch.stack([f.whole_gram() for f in families if f.keys["a"] == key]).sum(0)
+        leading = torch.linalg.eigh(gram)[1].flip(-1)[:, : values[key].shape[1]]
+        values[key][:, : leading.shape[1]] = leading * torch.linalg.norm(values[key][:, 0])
+    values = improved(families, values, "b")
+    for key in {family.keys["b"] for family in families}:
+        values[key] /= parts[0].network.scale
     return {
         name: {key: values[key] for key in network.shapes} for name, network in networks.items()
     }
@@ -117,8 +147,7 @@ def cp_start(family: Family, like: Values, generator: torch.Generator) -> Values
     columns = family.whole.permute(1, 0, 2).flatten(1)
     basis = torch.linalg.qr(columns)[0]
     inside = torch.einsum("ik,nis->nks", basis, family.whole)
-    weights = torch.einsum("nhws,nhwt->nst", family.cut, family.cut)
-    gram = torch.einsum("nks,nst,nlt->kl", inside, weights, inside)
+    gram = basis.mT @ family.whole_gram() @ basis
     most = min(2 * rank, max(_LARGEST // (n * heads * width), 1), basis.shape[1])
     leading = torch.linalg.eigh(gram)[1].flip(-1)[:, :most]
     inside = torch.einsum("kp,nks->nps", leading, inside)

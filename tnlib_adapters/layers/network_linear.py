@@ -94,6 +94,8 @@ class NetworkLinear(nn.Module):
         if not isinstance(base, nn.Linear):
             raise TypeError(f"base must be a torch.nn.Linear, got {type(base).__name__}")
         network.check_fits(base.out_features, base.in_features)
+        if strength is not None and network.in_series_with_weight:
+            network = network.beside(dense_weight(base))
         self.base = base.requires_grad_(False)
         weight = base.weight
         if shared is None and any(core.group for core in network.cores):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from tnlib_adapters.base_model.sites import ROLES, Site
 from tnlib_adapters.checks import choice, flag, positive_int, positive_number
-from tnlib_adapters.fitting.shared_cp import fit_shared_cp
+from tnlib_adapters.fitting.shared_cp import fit_shared_cp, lead_shared_cp
 from tnlib_adapters.networks.core import Core
 from tnlib_adapters.networks.fused_projection import FusedProjection
 from tnlib_adapters.networks.initializers import uniform, zeros
@@ -71,6 +71,7 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
     num_kv_heads: int | None = None
 
     fit_updates = staticmethod(fit_shared_cp)
+    fit_gradients = staticmethod(lead_shared_cp)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -79,8 +79,11 @@ class Declared:
     additive: ClassVar[bool] = False
     # Factor of what it adds; of a fused projection that of its parts.
     scale = 1.0
-    # Of networks one after another: how much smaller what they add is than their product.
+    # Of networks one after another: how much smaller the change of the weight that they stand for
+    # is than their product.
     gain_in_series: float | None = None
+    # Whether that depends on the weight, so that `beside` is to be told of it.
+    in_series_with_weight: ClassVar[bool] = False
     # What it is called in errors.
     title = "network"
     # What to set for an update of the weight, where it is none.
@@ -104,6 +107,14 @@ class Declared:
             core.key: core.initialized(shapes[core.key], generator, zeros=zeros)
             for core in self.cores
         }
+
+    def beside(self, weight: Tensor) -> Self:
+        """The declaration for a layer of this weight, (out_features, in_features)."""
+        return self
+
+    def bias_gains(self) -> dict[str, float]:
+        """How far the layer's output moves when biases move by one, by key, where that scales."""
+        return {}
 
     def transform_input(self, x: Tensor, state: State) -> Tensor:
         """What the base layer gets instead of ``x``."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,6 +39,10 @@ class BottleneckAdapter(Declared):
         Probability with which entries of h are dropped in training.
     additive_form : str
         What to set for an update of the weight instead; errors say it.
+    weight_gain : float
+        Root mean square of what the layer's weight makes of independent features of variance one.
+    bias_scale : float
+        Factor of the bias of `up`.
 
     Examples
     --------
@@ -58,8 +63,11 @@ class BottleneckAdapter(Declared):
     scale: float = 1.0
     dropout: float = 0.0
     additive_form: str = ""
+    weight_gain: float = 1.0
+    bias_scale: float = 1.0
 
     title = "bottleneck adapter"
+    in_series_with_weight = True
 
     @cached_property
     def cores(self) -> tuple[Core, ...]:
@@ -90,13 +98,28 @@ class BottleneckAdapter(Declared):
 
     @property
     def gain_in_series(self) -> float:  # type: ignore[override]
-        """Its factor, and that half of what comes out of the bottleneck is cut off."""
-        return self.scale * math.sqrt(0.5)
+        """Its factor, half of what comes out of the bottleneck cut off, and the layer's weight.
+
+        It stands for a change of W by W up down or up down W. Its mean square is that of up down
+        times the `weight_gain` of W squared.
+        """
+        return self.scale * math.sqrt(0.5) * self.weight_gain
+
+    def beside(self, weight: Tensor) -> BottleneckAdapter:
+        """The adapter of a layer of this weight, (out_features, in_features)."""
+        size = float(torch.linalg.vector_norm(weight.detach().float()))
+        gain = size / math.sqrt(len(weight))
+        return replace(self, weight_gain=gain) if 0 < gain < math.inf else self
+
+    def bias_gains(self) -> dict[str, float]:
+        """How far the layer's output moves when the bias of `up` moves by one."""
+        return {"up_bias": self.scale * (self.weight_gain if self.side == "input" else 1.0)}
 
     def rescaled(self, multipliers: Mapping[str, float]) -> BottleneckAdapter:
         """The same function of cores that were divided by multipliers, by key."""
         down, up = self.down.rescaled(multipliers), self.up.rescaled(multipliers)
-        return replace(self, down=down, up=up)
+        bias_scale = self.bias_scale * multipliers.get("up_bias", 1.0)
+        return replace(self, down=down, up=up, bias_scale=bias_scale)
 
     @property
     def strategies(self) -> tuple[Strategies, ...]:
@@ -139,7 +162,8 @@ class BottleneckAdapter(Declared):
         down = mapped(self.down, z, cores, None if maps is None else maps[0])
         z = functional.relu(down + cores["down_bias"])
         up = mapped(self.up, z, cores, None if maps is None else maps[1])
-        return h + (self.scale * (up + cores["up_bias"])).to(h.dtype)
+        total = torch.add(up, cores["up_bias"], alpha=self.bias_scale)
+        return h + (self.scale * total).to(h.dtype)
 
     def __repr__(self) -> str:
         """Both maps in turn."""

@@ -122,9 +122,13 @@ def multipliers(
             exact = deviations[key] / start / others
         else:
             exact = target / sizes[key] * math.sqrt(2 / len(cores))
-        # What lies between two powers is not to depend on the last bit.
-        found[key] = 2.0 ** math.floor(math.log2(exact) + 0.5 + 1e-9)
+        found[key] = _power_of_two(exact)
     return found
+
+
+def _power_of_two(exact: float) -> float:
+    """The nearest one; what lies between two is not to depend on the last bit."""
+    return 2.0 ** math.floor(math.log2(exact) + 0.5 + 1e-9)
 
 
 def products(declaration: Declaration) -> list[Product]:
@@ -138,7 +142,8 @@ def products(declaration: Declaration) -> list[Product]:
 def declared_multipliers(declaration: Declaration, strength: float = 1.0) -> dict[str, float]:
     """The multipliers of a declaration's cores by key, for cores that start as it says.
 
-    A core that several maps use has the multiplier of the first.
+    A core that several maps use has the multiplier of the first. A step of a bias moves what the
+    layer gives by the rate.
 
     Examples
     --------
@@ -150,7 +155,8 @@ def declared_multipliers(declaration: Declaration, strength: float = 1.0) -> dic
     for product in products(declaration):
         cores = [core for network in product.networks for core in network.cores]
         found = multipliers(product, declared_deviations(cores), strength) | found
-    return found
+    biases = declaration.bias_gains().items()
+    return found | {key: _power_of_two(strength / gain) for key, gain in biases}
 
 
 def started_multipliers(network: Network, values: Cores, strength: float = 1.0) -> dict[str, float]:

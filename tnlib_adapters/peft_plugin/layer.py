@@ -12,7 +12,7 @@ from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from tnlib_adapters.base_model.linear_modules import features, is_transposed
-from tnlib_adapters.base_model.offloaded import device_of
+from tnlib_adapters.base_model.offloaded import device_of, onloaded
 from tnlib_adapters.fourbit.dense_layers import DenseConv1D, DenseLinear
 from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.layers.base_layer import dense_weight, is_plain, only_multiplies
@@ -89,6 +89,10 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
             object.__setattr__(self, "_store", store)
             shared = store.cores(adapter_name)
         weight: Tensor = base.weight  # type: ignore[assignment]
+        if strength is not None and network.in_series_with_weight:
+            with onloaded(base):
+                dense = self.oriented_base_weight()
+            network = network if dense.is_meta else network.beside(dense)
         update = Update(
             network, shared, device=device, dtype=computing([weight]), strength=strength
         )

@@ -132,6 +132,32 @@ def test_a_first_step_is_as_long_for_every_size(form, width, size):
     assert 1 / 2 / few <= ratio <= 2 * few
 
 
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("place", ["gate_proj", "down_proj"])
+@pytest.mark.parametrize("size", [0.1, 1.0, 8.0])
+def test_a_series_adapter_moves_what_a_layer_gives_as_far_as_lora(place, size, biases):
+    """On independent features, whatever the weight makes of them; its bias moves it by the rate."""
+    torch.manual_seed(0)
+    width, rate = 256, 1e-6
+    linear = torch.nn.Linear(width, width, dtype=torch.float64)
+    torch.nn.init.normal_(linear.weight, std=size / math.sqrt(width))
+    config = METHODS["adp"]()
+    layer = NetworkLinear.from_linear(linear, config, site=Site(f"mlp.{place}", width, width))
+    x = torch.randn(1024, width, dtype=torch.float64)
+    names = {name for name, p in layer.named_parameters() if p.requires_grad}
+    trained = {name for name in names if name.endswith("_bias") == biases}
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name in trained)
+    (layer(x) * torch.randn_like(x)).sum().backward()
+    weights = [p for p in layer.parameters() if p.requires_grad]
+    torch.optim.Adam(weights, lr=rate, eps=1e-30).step()
+    with torch.no_grad():
+        moved = float((layer(x) - linear(x)).square().mean().sqrt())
+    expected = reference_step(width) * math.sqrt(width) * math.sqrt(len(names) - 3) * rate
+    ratio = moved / (rate if biases else expected)
+    assert 2**-0.5 / 1.5 <= ratio <= 2**0.5 * 1.5
+
+
 @pytest.mark.parametrize("form", MERGEABLE)
 def test_other_cores_share_one_relative_change(form):
     network = METHODS[form]().network(site(256))
