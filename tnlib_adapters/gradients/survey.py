@@ -79,8 +79,8 @@ def gradient_survey(
     """How much of the gradients of a few batches every method can hold.
 
     Nothing is trained: an answer before training to which method suits a model and its data. The
-    gradients are decomposed in the format of each method, which tells the part of their energy that
-    a first step of its network can have.
+    gradients are decomposed as :func:`start_from_gradients` does it in the format of each method,
+    which tells the part of their energy that a first step of its network can have.
 
     Parameters
     ----------

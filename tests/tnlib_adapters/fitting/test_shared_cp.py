@@ -102,6 +102,30 @@ def test_sweeps_never_raise_the_error_and_recover_from_a_near_start():
     assert trace[-1] < 1e-4
 
 
+def test_a_start_has_the_leading_directions_and_the_best_b():
+    networks, updates, _, _ = problem(6)
+    cores = shared_cp.lead_shared_cp(networks, updates, torch.Generator().manual_seed(1))
+    values = {key: value for own in cores.values() for key, value in own.items()}
+    (key,) = {key for key in values if key.startswith("a_")}
+    # On the side that is not cut into heads.
+    squares = [
+        update.mT @ update if "whole" in networks[name].in_legs else update @ update.mT
+        for name, update in ((name, update.dense()) for name, update in updates.items())
+    ]
+    total, a = torch.stack(squares).sum(0), values[key]
+    basis = torch.linalg.qr(a)[0]
+    leading = torch.linalg.eigvalsh(total)[-a.shape[1] :].sum()
+    assert torch.trace(basis.mT @ total @ basis) == pytest.approx(leading.item(), rel=1e-9)
+    free = {k: v.clone().requires_grad_() for k, v in values.items() if k.startswith("b_")}
+    off = [networks[n].delta({**own, **free}) - updates[n].dense() for n, own in cores.items()]
+    loss = sum(difference.square().sum() for difference in off)
+    gradients = torch.autograd.grad(loss, [*free.values()])
+    sizes = math.hypot(*(norm(update.dense()) for update in updates.values()))
+    longest = max(norm(networks[n].delta(own)) for n, own in cores.items())
+    for gradient, b in zip(gradients, free.values(), strict=True):
+        assert norm(gradient) * norm(b.detach()) <= 1e-8 * (sizes + longest) ** 2
+
+
 def test_balancing_keeps_the_tensor_and_gives_the_lengths_of_the_start():
     networks, _, families, values = problem(4)
     scale = networks_scale(networks)
