@@ -12,6 +12,7 @@ from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.gradients.weight_gradients import WeightGradient
 from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration, Declaration
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.method import Fit
 
 Cores = dict[str, dict[str, Tensor]]
 
@@ -29,7 +30,7 @@ def check_fitted(config: NetworkConfig, networks: Mapping[str, Declaration]) -> 
 
 
 def fitted(
-    config: NetworkConfig,
+    fit: Fit,
     networks: Mapping[str, AdditiveDeclaration],
     gradients: Mapping[str, WeightGradient],
     generator: torch.Generator,
@@ -37,7 +38,6 @@ def fitted(
     show: bool = False,
 ) -> Cores:
     """Cores by weight and key of networks near the gradients."""
-    assert config.fit_gradients is not None
     # The scale of a loss is not that of an update.
     energy = sum(gradient.energy for gradient in gradients.values())
     size = math.sqrt(energy) or 1.0
@@ -45,7 +45,7 @@ def fitted(
         name: LowRankUpdate(gradients[name].leading.left / size, gradients[name].leading.right)
         for name in networks
     }
-    return config.fit_gradients(networks, updates, generator, show=show)
+    return fit(networks, updates, generator, show=show)
 
 
 def held_energy(

@@ -35,8 +35,9 @@ class GradientStart:
     Attributes
     ----------
     held : float
-        Which part of the energy (squared Frobenius norms) of the gradients the network holds at
-        most: 1 if a step of it can be the gradient step of the dense weights.
+        Which part of the energy (squared Frobenius norms) of the gradients its cores of zeros can
+        hold, with the other cores as they start: 1 if a first step can be the gradient step of the
+        dense weights.
     weights : tuple of str
         Names of the weights.
 
@@ -172,7 +173,8 @@ def _start_networks(
         path: layer.update(name).declared  # type: ignore[misc]
         for path, layer in layers.items()
     }
-    cores = fitted(config, networks, gradients, generator, show=show)
+    assert config.fit_gradients is not None
+    cores = fitted(config.fit_gradients, networks, gradients, generator, show=show)
     held = held_energy(networks, cores, gradients)
     started: dict[str, Tensor] = {}
     for path, network in networks.items():

@@ -79,8 +79,9 @@ def gradient_survey(
     """How much of the gradients of a few batches every method can hold.
 
     Nothing is trained: an answer before training to which method suits a model and its data. The
-    gradients are decomposed as :func:`start_from_gradients` does it in the format of each method,
-    which tells the part of their energy that a first step of its network can have.
+    gradients are decomposed in the format of each method, which tells the part of their energy that
+    its network can have. From its start a network can follow less, see
+    :func:`start_from_gradients`.
 
     Parameters
     ----------
@@ -133,6 +134,7 @@ def gradient_survey(
     )
     rows = []
     for name, (config, size, networks) in cases.items():
-        cores = fitted(config, networks, gradients, drawn, show=bool(progressbar))
+        fit = config.fit_updates or config.fit_gradients
+        cores = fitted(fit, networks, gradients, drawn, show=bool(progressbar))
         rows.append(SurveyRow(name, size.adapter, held_energy(networks, cores, gradients)))
     return GradientSurvey(tuple(rows))
