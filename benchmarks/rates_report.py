@@ -92,12 +92,12 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         failed = [(row["failed"], row["seeds"]) for row in mine if "failed" in row]
         if not shares:
             continue
-        spread = (
-            f"best rates from {min(rates):g} to {max(rates):g}, a factor of "
-            f"{max(rates) / min(rates):.3g}; "
-        )
+        spread = ""
+        if rates:
+            spread = f"best rates from {min(rates):g} to {max(rates):g}, a factor of "
+            spread += f"{max(rates) / min(rates):.3g}; "
         words.append(
-            f"{name}: {spread if rates else ''}at LoRA's rate {statistics.median(shares):.0%} of "
+            f"{name}: {spread}at LoRA's rate {statistics.median(shares):.0%} of "
             f"the tuned gain in the median, {min(shares):.0%} in the worst case; "
             f"{sum(f for f, _ in failed)} of {sum(n for _, n in failed)} runs there without a gain."
         )

@@ -192,7 +192,9 @@ def main() -> None:
     for task in () if options.report else tasks(options):
         complete(task, cases(task, options), path, run)
     about = harness.machine(["tnlib", "torch", "transformers", "peft"])
-    starts_report.write(path, lines(path), about)
+    order = [(method, start) for method, start, *_ in STARTS]
+    found = sorted(lines(path), key=lambda line: order.index((line["method"], line["start"])))
+    starts_report.write(path, found, about)
 
 
 if __name__ == "__main__":
