@@ -58,11 +58,6 @@ class Family:
         b, a, heads, layers, matrices = (values[self.keys[role]] for role in ROLES)
         return b, a, heads, layers[self.layers], matrices[self.matrices]
 
-    def whole_gram(self) -> Tensor:
-        """Sum of the squares of all updates, as matrices of the whole side."""
-        weights = torch.einsum("nhws,nhwt->nst", self.cut, self.cut)
-        return torch.einsum("nis,nst,njt->ij", self.whole, weights, self.whole)
-
     def through_whole(self, values: Values) -> Tensor:
         """The factors on the whole side met by A, (n, s, r)."""
         return torch.einsum("nis,ir->nsr", self.whole, values[self.keys["a"]])

@@ -50,7 +50,7 @@ def fit_shared_cp(
     Rows of C_l and C_m that no given weight uses stay as drawn. Memory goes with the factors of
     the updates times the heads.
     """
-    parts = [part for name, network in networks.items() for part in _parts(network, updates[name])]
+    parts = _all_parts(networks, updates)
     groups: dict[str, list[_Part]] = {}
     for part in parts:
         groups.setdefault(_keys(part.network)["c_layer"], []).append(part)
@@ -77,14 +77,11 @@ def lead_shared_cp(
     best for them. The CP tensor nearest to first gradients is a worse start: it spends its rank on
     the largest of them, so that its columns are alike and most weights have small numbers.
     """
-    parts = [part for name, network in networks.items() for part in _parts(network, updates[name])]
-    families = gathered(parts)
-    values: Values = {}
-    for network in {tuple(_keys(part.network).values()): part.network for part in parts}.values():
-        values = {k: value.double() for k, value in network.initial(generator).items()} | values
+    parts = _all_parts(networks, updates)
+    families, values = gathered(parts), _drawn(_distinct(parts), generator)
     for key in dict.fromkeys(family.keys["a"] for family in families):
-        gram = torch.stack([f.whole_gram() for f in families if f.keys["a"] == key]).sum(0)
-        leading = torch.linalg.eigh(gram)[1].flip(-1)[:, : values[key].shape[1]]
+        sharing = [family for family in families if family.keys["a"] == key]
+        leading = _leading(sharing, values[key].shape[1])
         values[key][:, : leading.shape[1]] = leading * torch.linalg.norm(values[key][:, 0])
     values = improved(families, values, "b")
     for key in {family.keys["b"] for family in families}:
@@ -98,13 +95,8 @@ def _fitted(
     parts: Sequence[_Part], generator: torch.Generator, swept: Callable[[], object]
 ) -> Values:
     """The factors of one tensor."""
-    networks = {tuple(_keys(part.network).values()): part.network for part in parts}
-    drawn: list[Values] = []
-    for _ in range(1 + _STARTS):
-        drawn.append({})
-        for network in networks.values():
-            fresh = {key: v.double() for key, v in network.initial(generator).items()}
-            drawn[-1] = fresh | drawn[-1]
+    networks = _distinct(parts)
+    drawn = [_drawn(networks, generator) for _ in range(1 + _STARTS)]
     families = gathered(parts)
     scale = parts[0].network.scale
     if not any(family.energy for family in families):
@@ -117,7 +109,7 @@ def _fitted(
     tried = [polish(families, start, sweeps=_FIRST, callback=swept) for start in drawn]
     best, _ = min(tried, key=lambda found: found[1][-1])
     values, _ = polish(families, best, sweeps=_SWEEPS, callback=swept)
-    return balanced(list(networks.values()), families, values, scale)
+    return balanced(networks, families, values, scale)
 
 
 def gathered(parts: Sequence[_Part]) -> list[Family]:
@@ -144,13 +136,8 @@ def cp_start(family: Family, like: Values, generator: torch.Generator) -> Values
     """Factors from the CP decomposition of one family, whose layers and matrices are one mode."""
     rank = like[family.keys["a"]].shape[1]
     n, heads, width, _ = family.cut.shape
-    columns = family.whole.permute(1, 0, 2).flatten(1)
-    basis = torch.linalg.qr(columns)[0]
-    inside = torch.einsum("ik,nis->nks", basis, family.whole)
-    gram = basis.mT @ family.whole_gram() @ basis
-    most = min(2 * rank, max(_LARGEST // (n * heads * width), 1), basis.shape[1])
-    leading = torch.linalg.eigh(gram)[1].flip(-1)[:, :most]
-    inside = torch.einsum("kp,nks->nps", leading, inside)
+    leading = _leading([family], min(2 * rank, max(_LARGEST // (n * heads * width), 1)))
+    inside = torch.einsum("ip,nis->nps", leading, family.whole)
     tensor = torch.einsum("nhws,nps->nphw", family.cut, inside)
     cp = cp_als(tensor, rank, max_iter=30, tol=1e-4, rng=generator)
     numbers, a, head, b = (torch.as_tensor(factor) for factor in cp.factors)
@@ -161,8 +148,24 @@ def cp_start(family: Family, like: Values, generator: torch.Generator) -> Values
     u, s, vh = torch.linalg.svd(grid, full_matrices=False)
     layers[family.layers] = (u[:, :, 0] * s[:, :1].sqrt()).mT[family.layers]
     matrices[family.matrices] = (vh[:, 0] * s[:, :1].sqrt()).mT[family.matrices]
-    found = (b * torch.as_tensor(cp.weights), basis @ leading @ a, head, layers, matrices)
+    found = (b * torch.as_tensor(cp.weights), leading @ a, head, layers, matrices)
     return dict(zip((family.keys[role] for role in ROLES), found, strict=True))
+
+
+def _leading(families: Sequence[Family], most: int) -> Tensor:
+    """Up to `most` orthonormal directions, a column each, of the largest part on the whole side.
+
+    Nothing is as large as the features squared, unless the updates have as many columns.
+    """
+    columns = torch.cat([family.whole.permute(1, 0, 2).flatten(1) for family in families], dim=1)
+    basis = torch.linalg.qr(columns)[0]
+    gram = basis.new_zeros(basis.shape[1], basis.shape[1])
+    for family in families:
+        inside = torch.einsum("ik,nis->nks", basis, family.whole)
+        weights = torch.einsum("nhws,nhwt->nst", family.cut, family.cut)
+        gram += torch.einsum("nks,nst,nlt->kl", inside, weights, inside)
+    leading: Tensor = basis @ torch.linalg.eigh(gram)[1].flip(-1)[:, :most]
+    return leading
 
 
 def balanced(
@@ -193,6 +196,25 @@ def balanced(
         factor = factor / stretch
     for key in {family.keys["b"] for family in families}:
         values[key] = values[key] * factor
+    return values
+
+
+def _all_parts(
+    networks: Mapping[str, AdditiveDeclaration], updates: Mapping[str, LowRankUpdate]
+) -> list[_Part]:
+    return [part for name, network in networks.items() for part in _parts(network, updates[name])]
+
+
+def _distinct(parts: Sequence[_Part]) -> list[Network]:
+    """One network for every choice of factors."""
+    return [*{tuple(_keys(part.network).values()): part.network for part in parts}.values()]
+
+
+def _drawn(networks: Sequence[Network], generator: torch.Generator) -> Values:
+    """All factors as they start; a shared one as the first network draws it."""
+    values: Values = {}
+    for network in networks:
+        values = {key: v.double() for key, v in network.initial(generator).items()} | values
     return values
 
 

@@ -107,6 +107,8 @@ class BottleneckAdapter(Declared):
 
     def beside(self, weight: Tensor) -> BottleneckAdapter:
         """The adapter of a layer of this weight, (out_features, in_features)."""
+        if weight.is_meta:
+            return self
         size = float(torch.linalg.vector_norm(weight.detach().float()))
         gain = size / math.sqrt(len(weight))
         return replace(self, weight_gain=gain) if 0 < gain < math.inf else self

@@ -91,8 +91,7 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
         weight: Tensor = base.weight  # type: ignore[assignment]
         if strength is not None and network.in_series_with_weight:
             with onloaded(base):
-                dense = self.oriented_base_weight()
-            network = network if dense.is_meta else network.beside(dense)
+                network = network.beside(self.oriented_base_weight())
         update = Update(
             network, shared, device=device, dtype=computing([weight]), strength=strength
         )
