@@ -8,6 +8,7 @@ amino acids whose names begin with the gene, as IGKV1-5*01.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -113,18 +114,21 @@ def loss_of(model: nn.Module, batch: Batch) -> Score:
 def antibodies(checkpoint: Path, sequences: Path) -> Task:
     """Masked letters of light chains; of every six genes one is for validation and one the test."""
     genes = sorted(light_chains(sequences).items())
-    parts = [
-        encoded([chain for number, (_, chains) in enumerate(genes) if number % 6 in which
-                 for chain in chains])
-        for which in ((0, 1, 2, 3), (4,), (5,))
-    ]  # fmt: skip
+
+    def of(*which: int) -> Tensor:
+        picked = [chains for number, (_, chains) in enumerate(genes) if number % 6 in which]
+        return encoded([*itertools.chain(*picked)])
+
+    training = of(0, 1, 2, 3)
 
     def batches(seed: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
         while True:
-            rows = torch.randint(len(parts[0]), (BATCH,), generator=generator)
-            yield masked(parts[0][rows], generator)
+            rows = torch.randint(len(training), (BATCH,), generator=generator)
+            yield masked(training[rows], generator)
 
-    held_out = [masked(part.repeat(4, 1), torch.Generator().manual_seed(0)) for part in parts[1:]]
+    held_out = [
+        masked(part.repeat(4, 1), torch.Generator().manual_seed(0)) for part in (of(4), of(5))
+    ]
     scores = [partial(loss_of, batch=batch) for batch in held_out]
     return Task("antibodies", sapiens(checkpoint), None, batches, *scores)

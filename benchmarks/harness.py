@@ -45,48 +45,45 @@ def peak_memory(
     not counted. With `preload`, names of modules, the process is forked from one that has imported
     them: worth it where that takes far longer than the call. None where the system does not tell.
     """
-    found = _apart(_peak, (function, *arguments), preload)
-    return None if found is None else int(found[1])
+    found = _apart(False, function, arguments, preload)
+    return None if found is None else found[1]
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> tuple[Any, int] | None:
     """What ``function(*arguments)()`` returns, and its bytes as `peak_memory` has them."""
-    found = _apart(_result_and_peak, (function, *arguments), ())
-    return None if found is None else (found[0], int(found[1]))
+    return _apart(True, function, arguments, ())
 
 
-def _apart(measure: Callable[..., Any], arguments: tuple[Any, ...], preload: Sequence[str]) -> Any:
+def _apart(
+    keep: bool, function: Callable[..., Any], arguments: tuple[Any, ...], preload: Sequence[str]
+) -> tuple[Any, int] | None:
     if not Path("/proc/self/clear_refs").exists():
         return None
     context: Any = multiprocessing.get_context("forkserver" if preload else "spawn")
     if preload:
         context.set_forkserver_preload([*preload])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_sent, args=(sender, measure, arguments))
+    process = context.Process(target=_measure, args=(sender, keep, function, arguments))
     process.start()
     sender.close()
     try:
-        return receiver.recv()
+        result, peak = receiver.recv()
+        return result, int(peak)
     except EOFError:
         return None
     finally:
         process.join()
 
 
-def _sent(sender: Any, measure: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    sender.send(measure(*arguments))
-
-
-def _peak(function: Callable[..., Any], *arguments: Any) -> tuple[None, int]:
-    return None, _result_and_peak(function, *arguments)[1]
-
-
-def _result_and_peak(function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+def _measure(
+    sender: Any, keep: bool, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    """Send what the call returned, where that is to be kept, and its bytes."""
     call = function(*arguments)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     result = call()
-    return result, _status("VmHWM") - before
+    sender.send((result if keep else None, _status("VmHWM") - before))
 
 
 def _status(field: str) -> int:
@@ -146,8 +143,10 @@ def write_json(path: Path, data: Any) -> None:
     write(path, json.dumps(data, indent=1) + "\n")
 
 
-def report(path: Path, about: dict[str, Any], records: list[dict[str, Any]], text: str) -> None:
-    """Write the records as JSON and the text as Markdown beside it, and print the text."""
-    write_json(path, {"machine": about, "records": records})
+def report(
+    path: Path, about: dict[str, Any], records: list[dict[str, Any]], text: str, **more: Any
+) -> None:
+    """Write the records and `more` as JSON, the text as Markdown beside it, and print the text."""
+    write_json(path, {"machine": about, "records": records, **more})
     write(path.with_suffix(".md"), text)
     print(text)
