@@ -82,26 +82,41 @@ def table(rows: list[dict[str, Any]]) -> str:
     return harness.table([*header], cells)
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
+def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The spread of the best rates, and what LoRA's rate gives, before and after."""
-    words = []
-    for scaled, name in ((False, "As published"), (True, "Scaled")):
+    found = []
+    for scaled in (False, True):
         mine = [row for row in rows if row["scaled"] == scaled and row["method"] != LORA]
         rates = [row["best_rate"] for row in mine if "best_rate" in row]
         shares = [row["share"] for row in mine if "share" in row]
         failed = [(row["failed"], row["seeds"]) for row in mine if "failed" in row]
         if not shares:
             continue
-        spread = ""
-        if rates:
-            spread = f"best rates from {min(rates):g} to {max(rates):g}, a factor of "
-            spread += f"{max(rates) / min(rates):.3g}; "
-        words.append(
-            f"{name}: {spread}at LoRA's rate {statistics.median(shares):.0%} of "
-            f"the tuned gain in the median, {min(shares):.0%} in the worst case; "
-            f"{sum(f for f, _ in failed)} of {sum(n for _, n in failed)} runs there without a gain."
+        found.append(
+            {
+                "scaled": scaled,
+                "lora_rate": rows[0]["lora_rate"],
+                "best_rates": [min(rates), max(rates)] if rates else None,
+                "median_share": statistics.median(shares),
+                "worst_share": min(shares),
+                "failed": sum(count for count, _ in failed),
+                "runs": sum(count for _, count in failed),
+            }
         )
-    return "\n\n".join(words)
+    return found
+
+
+def words(verdict: dict[str, Any]) -> str:
+    spread = ""
+    if verdict["best_rates"]:
+        least, most = verdict["best_rates"]
+        spread = f"best rates from {least:g} to {most:g}, a factor of {most / least:.3g}; "
+    return (
+        f"{'Scaled' if verdict['scaled'] else 'As published'}: {spread}at LoRA's rate "
+        f"{verdict['median_share']:.0%} of the tuned gain in the median, "
+        f"{verdict['worst_share']:.0%} in the worst case; {verdict['failed']} of {verdict['runs']} "
+        "runs there without a gain."
+    )
 
 
 def picture(found: dict[Group, dict[Case, Gains]], path: Path) -> None:
@@ -150,17 +165,19 @@ def write(path: Path, lines: list[dict[str, Any]], about: dict[str, Any]) -> Non
         "Share: of the best gain of that method and size at any rate, scaled or as published. "
         f"{len(lines)} runs, {seconds / 3600:.1f} hours, evaluation included."
     ]
-    records = []
+    records, judged = [], []
     for (task, targets, steps), cases in found.items():
         rows = summaries(cases)
+        found_here = verdicts(rows)
         seeds = sorted(
             {seed for gains in cases.values() for runs in gains.values() for seed in runs}
         )
         parts.append(
             f"## {task}, {steps} steps, {targets}, seeds {', '.join(map(str, seeds))}\n\n"
-            f"{verdict(rows)}\n\n{table(rows)}"
+            + "\n\n".join([*map(words, found_here), table(rows)])
         )
+        judged += [{"task": task, **verdict} for verdict in found_here]
         records += [{"task": task, **row} for row in rows]
     page = "\n\n".join(parts) + "\n"
-    harness.report(path.with_suffix(".json"), about, records, page)
+    harness.report(path.with_suffix(".json"), about, records, page, verdicts=judged)
     picture(found, path.with_suffix(".png"))
