@@ -21,7 +21,7 @@ from typing import Any
 import harness
 import safetensors.torch
 import torch
-from fine_tuning import LORA, RATES, stepper
+from fine_tuning import RATES, stepper
 from peft import LoraConfig, PeftModel, get_peft_model
 from task import positive, silence
 from text_tasks import BATCH, HELD_OUT, TOKENS, DemoError, Task, novel
@@ -52,7 +52,7 @@ def train(task: Task, options: argparse.Namespace, folder: Path) -> None:
     model = get_peft_model(fresh(task), config)
     batches = list(itertools.islice(task.batches(options.seed), options.steps))
     with tqdm(total=len(batches), desc="training the LoRA, steps") as bar:
-        step = stepper(model, batches, RATES["language"][LORA], bar)
+        step = stepper(model, batches, RATES["language"], bar)
         for _ in batches:
             step()
     model.save_pretrained(folder)

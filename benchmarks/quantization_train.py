@@ -49,7 +49,7 @@ def adapter_of(method: str) -> str:
 
 
 def rate(method: str) -> float:
-    return fine_tuning.RATES["language"].get(adapter_of(method), FULL_RATE)
+    return fine_tuning.RATES["language"] if adapter_of(method) in fine_tuning.METHODS else FULL_RATE
 
 
 def made(base: nn.Module, method: str, rank: int, seed: int) -> nn.Module:
