@@ -156,14 +156,14 @@ def picture(found: dict[Group, dict[Case, Gains]], path: Path) -> None:
 def write(path: Path, lines: list[dict[str, Any]], about: dict[str, Any]) -> None:
     """Write tables beside the lines, and the picture."""
     found = gathered(lines)
-    seconds = sum(line["seconds"] for line in lines)
+    hours = sum(line["seconds"] for line in lines) / 3600
     parts = [
         f"{about['cpu']}, {about['cores']} cores; float32. AdamW without decay, five steps of "
         "warm-up, then linearly to zero; gradients clipped to norm 1. Gain: fall of the loss in "
         "nats on data not trained on, the mean over seeds; a run whose loss is not finite, or has "
         "not fallen, counts as no gain. LoRA's rate is the best of the grid for LoRA of rank 8. "
         "Share: of the best gain of that method and size at any rate, scaled or as published. "
-        f"{len(lines)} runs, {seconds / 3600:.1f} hours, evaluation included."
+        f"{len(lines)} runs, {hours:.1f} hours, evaluation included."
     ]
     records, judged = [], []
     for (task, targets, steps), cases in found.items():
@@ -179,5 +179,6 @@ def write(path: Path, lines: list[dict[str, Any]], about: dict[str, Any]) -> Non
         judged += [{"task": task, **verdict} for verdict in found_here]
         records += [{"task": task, **row} for row in rows]
     page = "\n\n".join(parts) + "\n"
-    harness.report(path.with_suffix(".json"), about, records, page, verdicts=judged)
+    spent = {"runs": len(lines), "hours": hours}
+    harness.report(path.with_suffix(".json"), about, records, page, verdicts=judged, **spent)
     picture(found, path.with_suffix(".png"))

@@ -16,12 +16,13 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnlib_adapters.base_model.peft_names import chosen_adapter
 from tnlib_adapters.fitting.outer_cores import centre, outer_cores
 from tnlib_adapters.gradients.fits import check_fitted, fitted, held_energy
-from tnlib_adapters.gradients.weight_gradients import Loss, WeightGradient, weight_gradients
+from tnlib_adapters.gradients.passes import Loss
+from tnlib_adapters.gradients.weight_gradients import WeightGradient, found_gradients
 from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
 from tnlib_adapters.networks.rate_scaling import REFERENCE_VARIANCE
 from tnlib_adapters.peft_plugin.config import NetworkConfig
@@ -69,7 +70,8 @@ def start_from_gradients(
         A model with an adapter of one of these methods, or with PEFT's LoRA.
     batches : sequence, or mapping of str to WeightGradient
         A few batches as for training; or what :func:`weight_gradients` found of them, by names of
-        the weights in the base model.
+        the weights in the base model. Of every gradient 64 directions are kept, or twice the size
+        of the adapter. A weight without a gradient keeps its usual start.
     adapter_name : str, optional
         Which adapter, by default the active one.
     loss, at_once, progressbar
@@ -87,8 +89,8 @@ def start_from_gradients(
     TypeError
         If the adapter is no update of weights, or its method does not say how cores are fitted.
     ValueError
-        If the adapter was trained already, does not start at zero by one core of zeros, or there
-        is no gradient for a weight.
+        If the adapter was trained already, does not start at zero by one core of zeros, or is not
+        active; and as :func:`weight_gradients` does.
 
     Notes
     -----
@@ -120,24 +122,25 @@ def start_from_gradients(
             layers[path] = module
     if isinstance(config, NetworkConfig):
         _check_networks(config, layers, name)
-    elif not layers:
-        raise TypeError(
-            f"{type(config).__name__} is not of tnlib_adapters and no LoRA of linear layers"
+        sizes: list[object] = [getattr(config, config.size_field, None)]
+    else:
+        _check_lora(config, layers, name)
+        sizes = [len(layer.lora_A[name].weight) for layer in layers.values()]
+    if not isinstance(batches, Mapping) and name not in model.active_adapters:
+        raise ValueError(
+            f"adapter {name!r} is not active, {model.active_adapters} are: the gradients would be "
+            f"those of another model; call model.set_adapter({name!r}) first"
         )
-    if not isinstance(batches, Mapping):
-        batches = weight_gradients(
-            base,
-            batches,
-            layers,
-            loss=loss,
-            at_once=at_once,
-            generator=drawn,
-            progressbar=progressbar,
-        )
-    missing = [path for path in layers if path not in batches]
-    if missing:
-        raise ValueError(f"there is no gradient for {missing[0]}; there are {sorted(batches)[:4]}")
-    gradients = {path: batches[path] for path in layers}
+    gradients = found_gradients(
+        base,
+        batches,
+        layers,
+        sizes,
+        loss=loss,
+        at_once=at_once,
+        generator=drawn,
+        progressbar=progressbar,
+    )
     if isinstance(config, NetworkConfig):
         return _start_networks(config, layers, name, gradients, drawn, show=bool(progressbar))
     return _start_lora(layers, name, gradients)
@@ -151,12 +154,30 @@ def _check_networks(config: NetworkConfig, layers: Mapping[str, NetworkLayer], n
         centres = [centre(part) for _, part in update.declared.networks]
         if None in centres:
             raise ValueError(
-                f"{path}: {config.method} starts at the pretrained weight, or has no core of zeros "
-                'to which the others lead; for DoTA set init_weights="random"'
+                f"{path}: {config.method} does not start by one core of zeros to which the others "
+                'lead; for DoTA set init_weights="random", for LoRETTA init="identity"'
             )
         # An update is zero as long as its core of zeros is; nothing dense is formed to see it.
         if any(update.stored[key].any() for key in centres if key is not None):
-            raise ValueError(f"{path}: the adapter is not at its start; it has been trained")
+            raise _not_zero(path)
+
+
+def _check_lora(config: peft.PeftConfig, layers: Mapping[str, Any], name: str) -> None:
+    linear = all(isinstance(layer.lora_A[name], nn.Linear) for layer in layers.values())
+    if not layers or not linear:
+        raise TypeError(
+            f"{type(config).__name__} is not of tnlib_adapters and no LoRA of linear layers"
+        )
+    for path, layer in layers.items():
+        if layer.lora_B[name].weight.any():
+            raise _not_zero(path)
+
+
+def _not_zero(path: str) -> ValueError:
+    return ValueError(
+        f"{path}: the update is not zero; it was trained, or set to start elsewhere. Start from "
+        "gradients before training, with the usual init_weights"
+    )
 
 
 @torch.no_grad()
@@ -185,6 +206,8 @@ def _start_networks(
         # A shared core is the same for all weights.
         shared = {core.key for core in network.cores if core.group is not None}
         values |= {key: started.setdefault(key, values[key]) for key in shared}
+        if not gradients[path].energy:
+            continue
         update = layers[path].update(name)
         update.set_initial(
             {key: value.to(torch.float64) for key, value in values.items()}, again=True
@@ -200,8 +223,8 @@ def _start_lora(
     energy = sum(gradient.energy for gradient in gradients.values())
     held = 0.0
     for path, layer in layers.items():
-        if layer.lora_B[name].weight.any():
-            raise ValueError(f"{path}: the adapter is not at its start; it has been trained")
+        if not gradients[path].energy:
+            continue
         a: Tensor = layer.lora_A[name].weight
         _, values, right = gradients[path].leading.svd()
         count = min(len(a), right.shape[1])

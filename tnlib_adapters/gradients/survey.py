@@ -1,4 +1,4 @@
-"""Which method suits a model and its data: how much of the first gradients each can hold."""
+"""How much of the first gradients of a model and its data each method can hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from tnlib.common.table import aligned
 from tnlib_adapters.gradients.fits import check_fitted, fitted, held_energy
-from tnlib_adapters.gradients.weight_gradients import Loss, weight_gradients
+from tnlib_adapters.gradients.passes import Loss
+from tnlib_adapters.gradients.weight_gradients import WeightGradient, found_gradients
 from tnlib_adapters.parameter_count import Count, counted, targeted
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 
@@ -68,7 +69,7 @@ class GradientSurvey:
 
 def gradient_survey(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | Mapping[str, WeightGradient],
     configs: Mapping[str, NetworkConfig | LoraConfig],
     *,
     loss: Loss | None = None,
@@ -78,17 +79,18 @@ def gradient_survey(
 ) -> GradientSurvey:
     """How much of the gradients of a few batches every method can hold.
 
-    Nothing is trained: an answer before training to which method suits a model and its data. The
-    gradients are decomposed in the format of each method, which tells the part of their energy that
-    its network can have. From its start a network can follow less, see
+    Nothing is trained. The gradients are decomposed in the format of each method, which tells the
+    part of their energy that its network can have: which size of a method is enough, and whether
+    the weights have in common what it shares. From its start a network can follow less, see
     :func:`start_from_gradients`.
 
     Parameters
     ----------
     model : torch.nn.Module
         A model without adapters.
-    batches : sequence
-        A few batches as for training.
+    batches : sequence, or mapping of str to WeightGradient
+        A few batches as for training; or what :func:`weight_gradients` found of them. Of every
+        gradient 64 directions are kept, or twice the size of the largest method.
     configs : mapping of str to NetworkConfig or peft.LoraConfig
         The methods by a name for the table.
     loss, at_once, progressbar
@@ -115,6 +117,9 @@ def gradient_survey(
     >>> [(row.name, row.parameters) for row in found.rows]
     [('LoRA', 128), ('LoTR', 72)]
     """
+    if not configs:
+        raise ValueError("configs is empty; give the methods by a name for the table")
+    model = getattr(model, "_orig_mod", model)  # as it was before torch.compile
     drawn = generator or torch.Generator().manual_seed(0)
     cases: dict[str, tuple[Any, Count, dict[str, Any]]] = {}
     for name, given in configs.items():
@@ -123,10 +128,11 @@ def gradient_survey(
         check_fitted(config, networks)
         cases[name] = config, counted(model, config, sites), networks
     weights = dict.fromkeys(path for _, _, networks in cases.values() for path in networks)
-    gradients = weight_gradients(
+    gradients = found_gradients(
         model,
         batches,
         weights,
+        [getattr(config, config.size_field, None) for config, _, _ in cases.values()],
         loss=loss,
         at_once=at_once,
         generator=drawn,

@@ -1,13 +1,8 @@
-"""Gradients of the loss by the weights of a model, without training them.
-
-The gradient by the weight of a linear layer is the product of the gradient by what it returns with
-what it got. So the weights stay frozen, in whatever form they are: in 4 bits, or adapted.
-"""
+"""Gradients of the loss by the weights of a model, by their leading singular directions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +12,13 @@ from tqdm.auto import tqdm
 
 from tnlib import tt_svd
 from tnlib_adapters.base_model.linear_modules import features
+from tnlib_adapters.checks import positive_int
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
+from tnlib_adapters.gradients.passes import Loss, accumulated, undisturbed
 from tnlib_adapters.progress import is_shown
 
 # Singular directions that are kept of every gradient.
 KEPT = 64
-
-Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,9 +63,10 @@ def weight_gradients(
     model : torch.nn.Module
         Any model, adapted or not; it is left as it is.
     batches : sequence
-        What the model is called with: mappings, moved to its device. A few are enough.
+        What the model is called with: mappings, moved to its device. A few are enough, and all
+        that are given are used: of a loader give ``itertools.islice(loader, 4)``.
     modules : sequence of str
-        Names of linear layers in `model`.
+        Names of linear layers in `model`. The gradient by one that no batch calls is zero.
     loss : callable, optional
         Makes a loss of the model and a batch; by default ``model(**batch).loss``.
     at_once : int, optional
@@ -86,9 +82,15 @@ def weight_gradients(
     Raises
     ------
     TypeError
-        If a module is not a linear layer.
+        If a module is not a linear layer, or a batch is no mapping and there is no `loss`.
     ValueError
-        If there is no batch, no loss, or a gradient that is not finite.
+        If there is no batch, no loss, a loss or a gradient that is not finite, or an input of a
+        layer that was changed in place after its call.
+
+    Notes
+    -----
+    In float16 small gradients would be lost: there the loss is multiplied by a large number for the
+    backward pass, and the gradients are divided by it.
 
     Examples
     --------
@@ -98,76 +100,70 @@ def weight_gradients(
     >>> {name: gradient.leading.shape for name, gradient in found.items()}
     {'0': (3, 4), '2': (2, 3)}
     """
-    names, batches = [*modules], [*batches]
-    if not batches:
-        raise ValueError("batches is empty; a few batches as for training are needed")
-    for name in names:
-        module = model.get_submodule(name)
-        if features(module) is None and not hasattr(module, "base_layer"):
-            kind = type(module).__name__
-            raise TypeError(f"{name}: the gradient by a {kind} is not that by a matrix")
-    size = min(at_once or len(names), len(names))
+    names = [*dict.fromkeys(modules)]
+    batches = _checked(model, batches, names)
+    positive_int("kept", kept)
+    size = len(names)
+    if at_once is not None:
+        positive_int("at_once", at_once)
+        size = min(at_once, size)
     groups = [names[k : k + size] for k in range(0, len(names), size)]
     work = sum(parameter.numel() for parameter in model.parameters()) * len(batches)
     shown = is_shown(progressbar, work)
     found: dict[str, WeightGradient] = {}
     total = len(groups) * len(batches) + len(names)
-    with tqdm(total=total, desc="first gradients", disable=not shown) as bar, _undisturbed(model):
+    with tqdm(total=total, desc="first gradients", disable=not shown) as bar, undisturbed(model):
         for group in groups:
-            dense = _accumulated(model, batches, group, loss or _model_loss, bar.update)
+            dense = accumulated(model, batches, group, loss, bar.update)
             for name in group:
                 found[name] = _leading(name, dense.pop(name), kept, generator)
                 bar.update()
     return found
 
 
-def _accumulated(
+def found_gradients(
     model: nn.Module,
-    batches: Sequence[Any],
-    names: Sequence[str],
-    loss: Loss,
-    done: Callable[[], object],
-) -> dict[str, Tensor]:
-    """Dense gradients in float32, (out_features, in_features) each."""
-    found: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(name).register_forward_hook(_watch(name, found), with_kwargs=True)
-        for name in names
-    ]
-    try:
-        for batch in batches:
-            value = loss(model, _on(batch, model))
-            if not value.requires_grad:
-                raise ValueError(
-                    f"the loss does not depend on {names[0]}: it was not called, or loss= detaches"
-                )
-            value.backward()  # type: ignore[no-untyped-call]
-            done()
-    finally:
-        for handle in handles:
-            handle.remove()
-    missing = [name for name in names if name not in found]
+    batches: Iterable[Any] | Mapping[str, WeightGradient],
+    modules: Iterable[str],
+    sizes: Iterable[object],
+    **options: Any,
+) -> dict[str, WeightGradient]:
+    """The gradients by some weights, of batches or as they were found before.
+
+    `sizes` are those of the networks: as many directions are kept as they can use.
+    """
+    names = [*modules]
+    if not isinstance(batches, Mapping):
+        largest = max((size for size in sizes if isinstance(size, int)), default=0)
+        return weight_gradients(model, batches, names, kept=max(KEPT, 2 * largest), **options)
+    if not all(isinstance(value, WeightGradient) for value in batches.values()):
+        raise TypeError(
+            f"batches is one batch, with {', '.join(map(str, [*batches][:4]))}; give a list of "
+            "batches, or what weight_gradients found"
+        )
+    missing = [name for name in names if name not in batches]
     if missing:
-        raise ValueError(f"no gradient reached {missing[0]}: no batch calls it; leave it out")
+        raise ValueError(f"there is no gradient for {missing[0]}; there are {sorted(batches)[:4]}")
+    return {name: batches[name] for name in names}
+
+
+def _checked(model: nn.Module, batches: Iterable[Any], names: Sequence[str]) -> list[Any]:
+    """The batches, after a look at what is asked for."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("there are no gradients inside torch.inference_mode(); leave it first")
+    if not names:
+        raise ValueError("modules is empty; names of linear layers are needed")
+    for name in names:
+        module = model.get_submodule(name)
+        if features(module) is None:
+            kind = type(module).__name__
+            raise TypeError(f"{name}: the gradient by a {kind} is not that by a matrix")
+        if any(weight.is_meta for weight in module.parameters()):
+            raise ValueError(f"{name} is on the meta device; load its weight first")
+    found = [*batches]
+    if not found:
+        raise ValueError("batches is empty; a few batches as for training are needed")
     return found
-
-
-def _watch(name: str, found: dict[str, Tensor]) -> Callable[..., Tensor]:
-    """A forward hook that adds to the gradient when the backward pass comes by."""
-
-    def hook(module: nn.Module, args: Any, kwargs: Any, y: Tensor) -> Tensor:
-        x = (args[0] if args else next(iter(kwargs.values()))).detach()
-        if not y.requires_grad:
-            y = y + torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)
-
-        def add(grad: Tensor) -> None:
-            product = grad.flatten(0, -2).float().mT @ x.flatten(0, -2).float()
-            found[name] = found[name] + product if name in found else product
-
-        y.register_hook(add)  # type: ignore[no-untyped-call]
-        return y
-
-    return hook
 
 
 def _leading(
@@ -179,39 +175,3 @@ def _leading(
     first, second = tt_svd(gradient, min(kept, *gradient.shape), rng=generator).cores
     update = LowRankUpdate(torch.as_tensor(first)[0], torch.as_tensor(second)[..., 0])
     return WeightGradient(update, float(gradient.square().sum()))
-
-
-def _model_loss(model: nn.Module, batch: Any) -> Tensor:
-    output = model(**batch)
-    value: Tensor | None = getattr(output, "loss", None)
-    if value is None:
-        raise ValueError("the model returned no loss; put labels into the batches, or give loss=")
-    return value
-
-
-def _on(batch: Any, model: nn.Module) -> Any:
-    """The batch on the device of the model."""
-    device = next(model.parameters()).device
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _on(value, model) for key, value in batch.items()}
-    return batch
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Frozen and without dropout, and as before afterwards."""
-    trained = [value for value in model.parameters() if value.requires_grad]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    for value in trained:
-        value.requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for value in trained:
-            value.requires_grad_(True)
-        for module, training in modes:
-            module.training = training

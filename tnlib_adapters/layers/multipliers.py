@@ -45,7 +45,10 @@ class MultipliedCores(nn.Module):
         others = said.tolist()
         if not all(other > 0 and math.frexp(other)[0] == 0.5 for other in others):
             keys = ", ".join(self._factors)
-            raise RuntimeError(f"the multipliers of {keys} were never loaded: {others}")
+            raise RuntimeError(
+                f"the multipliers of {keys} are no powers of two: {others}; they were never "
+                "loaded, or the file is damaged"
+            )
         for (key, factor), other in zip(self._factors.items(), others, strict=True):
             if other != factor:
                 getattr(self, key).mul_(other / factor)
@@ -71,6 +74,11 @@ class MultipliedCores(nn.Module):
             errors.append(
                 f"{names[0]} and others come without multipliers: they were saved by a module "
                 "without rate scaling; load them into one with rate_scaling=False (strength=None)"
+            )
+        if prefix + MULTIPLIERS in state_dict and not names:
+            errors.append(
+                f"{prefix + MULTIPLIERS} comes with cores that were saved by a module with rate "
+                "scaling; load them into one with rate_scaling=True"
             )
         if names:
             self._convert()

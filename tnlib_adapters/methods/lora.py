@@ -75,8 +75,9 @@ def declared(config: LoraConfig) -> CountedLoRA:
     for field, why in refused.items():
         if value := getattr(config, field, None):
             raise ValueError(
-                f"{field}={value!r}: {why}, which cannot be counted; build the model with "
-                "peft.get_peft_model and call print_trainable_parameters()"
+                f"{field}={value!r}: {why}, which cannot be counted from a declaration; leave it "
+                "out, or build the model with peft.get_peft_model and call "
+                "print_trainable_parameters()"
             )
     fields = {field: getattr(config, field) for field in _SAME}
     bias = config.bias.replace("lora_only", f"{CountedLoRA.method}_only")

@@ -48,19 +48,23 @@ class MethodBase:
     def strength(self, site: Site) -> float | None:
         """How many times as far as LoRA's a step moves the update; None without rate scaling.
 
-        One at the method's default ``alpha``, and otherwise in proportion.
+        One at the method's default ``alpha``, and otherwise in proportion to its size.
         """
         if not self.rate_scaling:
             return None
-        defaults = {
-            field.name: field.default
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
-            if field.name in ("alpha", "use_rslora")
-        }
+        defaults: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if field.name in ("alpha", "use_rslora"):
+                make: Any = field.default_factory
+                value = field.default if make is dataclasses.MISSING else make()
+                if value is not dataclasses.MISSING:
+                    defaults[field.name] = value
         if all(getattr(self, name) == value for name, value in defaults.items()):
             return 1.0
         default = dataclasses.replace(self, **defaults)  # type: ignore[type-var]
-        return gain(self.network(site)) / gain(default.network(site))
+        own, usual = gain(self.network(site)), gain(default.network(site))
+        # An update that alpha makes zero is scaled as any other.
+        return abs(own / usual) if own and usual else 1.0
 
     @property
     def fit_gradients(self) -> Fit | None:

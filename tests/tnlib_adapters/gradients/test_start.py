@@ -17,11 +17,13 @@ from tnlib_adapters import (
     DoTAConfig,
     LoTRConfig,
     Network,
+    WeightGradient,
     normal,
     start_from_gradients,
     weight_gradients,
     zeros,
 )
+from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.fitting.outer_cores import outer_cores
 from tnlib_adapters.networks.initializers import deviation
 
@@ -123,11 +125,41 @@ def test_a_full_network_holds_all():
     assert start_from_gradients(model, batches()).held == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("method", CONFIGS)
+def test_weights_without_a_gradient_keep_their_usual_start(method):
+    model = adapted(method)
+    before, first = logits(model), {n: p.clone() for n, p in model.named_parameters()}
+    names = [n for n, m in model.get_base_model().named_modules() if hasattr(m, "get_delta_weight")]
+    found = weight_gradients(model.get_base_model(), batches(), names)
+    *_, last = names
+    zero = LowRankUpdate(*(torch.zeros_like(m) for m in vars(found[last].leading).values()))
+    start_from_gradients(model, {**found, last: WeightGradient(zero, 0.0)})
+    assert torch.equal(logits(model), before)
+    own = {n: p for n, p in model.named_parameters() if f".{last}." in n}
+    assert all(torch.equal(value, first[name]) for name, value in own.items())
+    losses = train(model)
+    assert losses[-1] < losses[0]
+
+
 def test_what_cannot_start_so_is_refused():
     trained = adapted("lotr")
     train(trained)
-    with pytest.raises(ValueError, match="not at its start; it has been trained"):
+    with pytest.raises(ValueError, match="the update is not zero; it was trained"):
         start_from_gradients(trained, batches())
+    far = adapted("lora")
+    last = [m for m in far.modules() if hasattr(m, "lora_B")][-1]
+    torch.nn.init.ones_(last.lora_B["default"].weight)
+    before = [value.clone() for value in far.parameters()]
+    with pytest.raises(ValueError, match="the update is not zero"):
+        start_from_gradients(far, batches())
+    assert all(map(torch.equal, before, far.parameters()))
+    gaussian = peft.get_peft_model(make("llama"), METHODS["rep"](init="gaussian"))
+    with pytest.raises(ValueError, match='for LoRETTA init="identity"'):
+        start_from_gradients(gaussian, batches())
+    with pytest.raises(
+        TypeError, match="batches is one batch, with input_ids, labels; give a list"
+    ):
+        start_from_gradients(adapted("lotr"), batches()[0])
     pretrained = peft.get_peft_model(make("llama"), DoTAConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match='set init_weights="random"'):
         start_from_gradients(pretrained, batches())
@@ -138,6 +170,12 @@ def test_what_cannot_start_so_is_refused():
         start_from_gradients(make("llama"), batches())
     with pytest.raises(ValueError, match="give adapter_name"):
         start_from_gradients(adapted("lotr"), batches(), adapter_name="other")
+    two = adapted("lotr")
+    two.add_adapter("second", CONFIGS["lotr"](target_modules=TARGETS["llama"]))
+    with pytest.raises(ValueError, match=r"'second' is not active.*model.set_adapter\('second'\)"):
+        start_from_gradients(two, batches(), adapter_name="second")
+    two.set_adapter("second")
+    assert start_from_gradients(two, batches()).held > 0
     other = peft.get_peft_model(make("llama"), peft.VeraConfig(target_modules=["q_proj"]))
     with pytest.raises(TypeError, match="VeraConfig is not of tnlib_adapters"):
         start_from_gradients(other, batches())

@@ -48,6 +48,31 @@ def test_it_prints_a_table_and_leaves_configurations_alone():
     assert {name: dict(vars(config)) for name, config in configs.items()} == before
 
 
+def test_gradients_may_come_from_before():
+    model = make("llama").eval()
+    names = [f"model.layers.{k}.self_attn.q_proj" for k in range(2)]
+    configs = {"LoTR": LoTRConfig(r=4, target_modules=["q_proj"])}
+    found = weight_gradients(model, batches(), names)
+    (before,), (now,) = (gradient_survey(model, b, configs).rows for b in (found, batches()))
+    assert before.held == pytest.approx(now.held, rel=1e-4)
+    with pytest.raises(ValueError, match=r"no gradient for model\.layers\.1"):
+        gradient_survey(model, {names[0]: found[names[0]]}, configs)
+    with pytest.raises(ValueError, match="configs is empty"):
+        gradient_survey(model, found, {})
+
+
+def test_large_ranks_are_seen_whole():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(100, 100))
+    data, loss = [torch.randn(200, 100)], lambda m, x: m(x).square().sum()
+    configs = {str(r): peft.LoraConfig(r=r, target_modules=["0"]) for r in (80, 100)}
+    some, whole = gradient_survey(model, data, configs, loss=loss).rows
+    gradient = weight_gradients(model, data, ["0"], loss=loss, kept=100)["0"].leading.dense()
+    values = torch.linalg.svdvals(gradient).square()
+    assert some.held == pytest.approx(float(values[:80].sum() / values.sum()), rel=1e-4)
+    assert whole.held == pytest.approx(1, abs=1e-4)
+
+
 def test_series_adapters_are_refused():
     with pytest.raises(TypeError, match="not a change of weights; set variant='rep'"):
         gradient_survey(make("llama"), batches(), {"adp": METHODS["adp"]()})

@@ -101,11 +101,62 @@ def test_bad_input_is_named():
         weight_gradients(model, data, [name], loss=lambda m, b: torch.zeros(()))
     with pytest.raises(ValueError, match="is not finite"):
         weight_gradients(model, data, [name], loss=lambda m, b: m(**b).loss * float("inf"))
+    masked = [*data, {**data[0], "labels": torch.full_like(data[0]["labels"], -100)}]
+    with pytest.raises(ValueError, match=r"loss of batch 2 is not finite: nan; check its labels"):
+        weight_gradients(model, masked, [name])
+    with pytest.raises(ValueError, match=r"is of shape \(4,\); one number is needed"):
+        weight_gradients(model, data, [name], loss=lambda m, b: m(**b).loss * torch.ones(4))
+    with pytest.raises(TypeError, match="a batch is a tuple; a mapping of the model's arguments"):
+        weight_gradients(model, [(data[0]["input_ids"],)], [name])
+    with pytest.raises(ValueError, match="modules is empty"):
+        weight_gradients(model, data, [])
+    for field in ("at_once", "kept"):
+        with pytest.raises(ValueError, match=f"{field} must be at least 1, got -1"):
+            weight_gradients(model, data, [name], **{field: -1})
+    with torch.inference_mode(), pytest.raises(ValueError, match="inside torch"):
+        weight_gradients(model, data, [name])
+    with pytest.raises(ValueError, match="is on the meta device"):
+        weight_gradients(make("llama").to("meta"), data, [name])
+    assert [*weight_gradients(model, data, [name, name])] == [name]
     with pytest.raises(AttributeError):
         weight_gradients(model, data, ["model.nothing"])
 
 
-def test_a_layer_that_no_batch_calls_is_named():
+def test_the_gradient_by_a_layer_that_no_batch_calls_is_zero():
+    model = torch.nn.ModuleList([torch.nn.Linear(4, 5), torch.nn.Linear(6, 3)])
+    first = lambda m, x: m[0](x).sum()  # noqa: E731
+    called, other = weight_gradients(model, [torch.ones(2, 4)], ["0", "1"], loss=first).values()
+    assert called.energy > 0
+    assert other.energy == 0
+    assert other.leading.shape == (3, 6)
+    with pytest.raises(ValueError, match="no gradient reached 1: no batch calls it, nor any other"):
+        weight_gradients(
+            model, [torch.ones(2, 4)], ["1"], loss=lambda m, x: (m[0](x.requires_grad_())).sum()
+        )
+
+
+@pytest.mark.parametrize("power", [-12, 0, 12])
+def test_small_and_large_gradients_in_float16_are_kept(power):
+    """Its roundoff is 2**-11; what is below 2**-24 would be lost, above 2**16 infinite."""
+    half = make("llama").half().eval()
+    names, data = targets("llama", half), batches()
+    found = weight_gradients(half, data, names, loss=lambda m, b: m(**b).loss * 2.0**power)
+    exact = weight_gradients(half.float(), data, names)
+    for name, gradient in exact.items():
+        difference = found[name].leading.dense() / 2.0**power - gradient.leading.dense()
+        assert float(difference.square().sum()) <= 2.0**-12 * gradient.energy
+
+
+def test_an_input_that_is_changed_in_place_is_named():
     model = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
-    with pytest.raises(ValueError, match="no gradient reached 1: no batch calls it"):
-        weight_gradients(model, [torch.ones(2, 4)], ["0", "1"], loss=lambda m, x: m[0](x).sum())
+
+    def loss(m, x):
+        h = x * 1.0
+        y = m[0](h)
+        h += y.detach()
+        return (m[1](h) + y).square().sum()
+
+    with pytest.raises(ValueError, match="0: its input was changed in place after the call"):
+        weight_gradients(model, [torch.ones(2, 4)], ["0", "1"], loss=loss)
+    copied = weight_gradients(model, [torch.ones(2, 4)], ["1"], loss=loss)
+    assert copied["1"].energy > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field, replace
 
 import peft
 import pytest
@@ -14,7 +15,7 @@ from tests.tnlib_adapters.adapters import adapted, every_method, moved
 from tests.tnlib_adapters.forms import MERGEABLE, METHODS
 from tests.tnlib_adapters.models import TERMS, logits, make, tokens, train
 from tests.tolerances import assert_close
-from tnlib_adapters import NetworkLinear
+from tnlib_adapters import NetworkConfig, NetworkLinear, Site
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -130,11 +131,38 @@ def test_a_state_without_multipliers_is_refused(method, strict):
         layer(method, 1.0).load_state_dict(state, strict=strict)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("method", MERGEABLE)
+def test_a_state_with_multipliers_is_refused_without_rate_scaling(method, strict):
+    with pytest.raises(RuntimeError, match="load them into one with rate_scaling=True"):
+        layer(method, None).load_state_dict(layer(method, 1.0).state_dict(), strict=strict)
+
+
+@pytest.mark.parametrize("default", [8.0, 0.0])
+def test_own_methods_may_have_any_alpha(default):
+    @dataclass
+    class Own(NetworkConfig, method=f"own_{default:g}"):
+        r: int = 4
+        alpha: float = field(default_factory=lambda: default)
+
+        def network(self, site):
+            base = METHODS["lotr"](r=self.r).network(site)
+            return replace(base, scale=self.alpha)
+
+    site = Site("q_proj", 48, 64)
+    assert Own().strength(site) == 1
+    for alpha in (16.0, -16.0):
+        assert Own(alpha=alpha).strength(site) == (2 if default else 1)
+    linear = torch.nn.Linear(48, 64)
+    adapted = NetworkLinear.from_linear(linear, Own(alpha=-16.0))
+    assert torch.equal(adapted(torch.ones(1, 48)), linear(torch.ones(1, 48)))
+
+
 def test_multipliers_that_were_never_loaded_are_named():
     adapted = layer("lotr", 1.0)
     adapted.update._initialized = False
     adapted.update.multipliers.zero_()
-    with pytest.raises(RuntimeError, match="multipliers of g were never loaded"):
+    with pytest.raises(RuntimeError, match=r"multipliers of g are no powers of two.*never loaded"):
         adapted(torch.ones(1, 64))
 
 
