@@ -22,6 +22,7 @@ from tnlib_adapters.methods.lora import declared
 from tnlib_adapters.networks.rate_scaling import declared_multipliers
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.trained_norms import is_multiplied
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Count:
     anchored : int
         Frozen values that are saved beside the trained ones (theta_0 of DoTA).
     multipliers : int
-        Multipliers of the cores, which are saved beside them.
+        Multipliers of cores and norms, which are saved beside them.
 
     Examples
     --------
@@ -178,7 +179,8 @@ def counted(model: nn.Module, config: NetworkConfig, sites: Mapping[str, Site]) 
             stored |= {(key, owners[key]) for key in declared_multipliers(network)}
     rows = [CountRow(*row, len(owners)) for row, owners in found.items()]
     modules = _modules(model, config, [*sites])
-    return Count((*rows, *modules), tuple(sites), anchored, len(stored))
+    norms = _multiplied_norms(model, config) if config.rate_scaling else 0
+    return Count((*rows, *modules), tuple(sites), anchored, len(stored) + norms)
 
 
 def targeted(model: nn.Module, config: object) -> tuple[NetworkConfig, dict[str, Site]]:
@@ -218,6 +220,15 @@ def targeted(model: nn.Module, config: object) -> tuple[NetworkConfig, dict[str,
     else:
         raise ValueError(f"target_modules={config.target_modules!r} match no linear layer")
     return config, {name: sites[name] for name in names}
+
+
+def _multiplied_norms(model: nn.Module, config: NetworkConfig) -> int:
+    saved = tuple(config.modules_to_save or ())
+    return sum(
+        is_multiplied(getattr(module, "original_module", module))
+        for name, module in model.named_modules()
+        if saved and name.endswith(saved)
+    )
 
 
 def _modules(model: nn.Module, config: NetworkConfig, adapted: list[str]) -> list[CountRow]:

@@ -137,7 +137,7 @@ def _parts(header: Mapping[str, Entry], method: str) -> Iterator[Part]:
             core, kind = f"{method}_{rest.removesuffix('.weight')}", "weight"
         else:
             core = ".".join(name.split(".")[-2:])
-        kind = MULTIPLIERS if core == MULTIPLIERS and kind != "module" else kind
+        kind = MULTIPLIERS if core.rpartition(".")[2] == MULTIPLIERS else kind
         yield Part(owner, core, kind, entry)
 
 

@@ -20,6 +20,7 @@ from tnlib_adapters.peft_plugin.adapter_file_checks import shapes_in
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.core_store import AdapterPart
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
+from tnlib_adapters.peft_plugin.trained_norms import as_base
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Adapter:
     model : torch.nn.Module
         The adapted base model, without weights where the adapter came from a folder.
     extras : dict of str to Tensor
-        What is trained in full (norms, heads, biases), by its name in the adapter's file without
-        PEFT's prefix.
+        What is trained in full (norms, heads, biases), as the base has it, by its name in the
+        adapter's file without PEFT's prefix.
     """
 
     config: NetworkConfig
@@ -123,7 +124,7 @@ def _of_model(model: peft.PeftModel, name: str | None) -> Adapter:
     extras = {
         plain: state[key].detach().cpu().contiguous() for plain, key in _extras(config, state)
     }
-    return Adapter(config, name, model.get_base_model(), extras)
+    return Adapter(config, name, model.get_base_model(), as_base(extras))
 
 
 def _of_folder(folder: Path, base: Any) -> Adapter:
@@ -154,7 +155,7 @@ def _of_folder(folder: Path, base: Any) -> Adapter:
             failure = failure or error
             continue
         # As it was saved: PEFT adds to it.
-        return Adapter(config, "default", model.get_base_model(), extras)
+        return Adapter(config, "default", model.get_base_model(), as_base(extras))
     place = type(base).__name__ if isinstance(base, nn.Module) else repr(base)
     raise ValueError(
         f"the adapter in {folder} does not fit the base {place}; give the model that it was "

@@ -123,11 +123,11 @@ def multipliers(
             exact = deviations[key] / start / others
         else:
             exact = target / sizes[key] * math.sqrt(2)
-        found[key] = _power_of_two(exact)
+        found[key] = power_of_two(exact)
     return found
 
 
-def _power_of_two(exact: float) -> float:
+def power_of_two(exact: float) -> float:
     """The nearest one; what lies between two is not to depend on the last bit."""
     return 2.0 ** math.floor(math.log2(exact) + 0.5 + 1e-9)
 
@@ -157,7 +157,7 @@ def declared_multipliers(declaration: Declaration, strength: float = 1.0) -> dic
         cores = [core for network in product.networks for core in network.cores]
         found = multipliers(product, declared_deviations(cores), strength) | found
     biases = declaration.bias_gains().items()
-    return found | {key: _power_of_two(strength / gain) for key, gain in biases}
+    return found | {key: power_of_two(strength / gain) for key, gain in biases}
 
 
 def started_multipliers(network: Network, values: Cores, strength: float = 1.0) -> dict[str, float]:

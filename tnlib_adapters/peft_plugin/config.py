@@ -46,6 +46,7 @@ class NetworkConfig(MethodFields):
     rate_scaling : bool
         Store the cores divided by multipliers, so that one step of the learning rate moves the
         update as far as it moves LoRA's: LoRA's rate is right for every method, rank and width.
+        Norms that are trained along are stored divided by their size.
         False stores them as they are, as published; each method then wants a rate of its own.
     progressbar : bool, optional
         Show progress while the cores are initialised; by default on large models only.

@@ -17,7 +17,7 @@ from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.merged_layer import MergeInto, rounding_report
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts
 from tnlib_adapters.peft_plugin.naming import naming
-from tnlib_adapters.peft_plugin.trained_norms import narrow_norms
+from tnlib_adapters.peft_plugin.trained_norms import put_norms_back
 from tnlib_adapters.quantization.metadata import refresh
 
 
@@ -119,7 +119,7 @@ class Merging(BaseTuner):
         """Take the adapters out, where everything that shall be merged is."""
         if not merged:
             restore_parts(self.model)
-        narrow_norms(self.model)
+        put_norms_back(self.model)
         for key, layer in self._all_layers():
             parent, _, child = key.rpartition(".")
             setattr(self.model.get_submodule(parent), child, layer.base_layer)

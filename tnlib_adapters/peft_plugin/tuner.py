@@ -38,7 +38,7 @@ from tnlib_adapters.peft_plugin.injection import Before, check_name, initialise,
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.merge_model import Merging
 from tnlib_adapters.peft_plugin.naming import naming
-from tnlib_adapters.peft_plugin.trained_norms import narrow_norms, widen_norms
+from tnlib_adapters.peft_plugin.trained_norms import narrow_norms, train_norms_apart
 from tnlib_adapters.quantization.metadata import described, difference
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ class NetworkTuner(Merging):
                 targets.forget_left_out(config, adapted, self._left_out)
             elif config.init_weights != "saved":  # files of earlier versions name what is left out
                 targets.check_left_out(entries, adapted, self._left_out)
-            if autocast_adapter_dtype:
-                widen_norms(model, adapter_name)
+            train_norms_apart(
+                model, adapter_name, scaled=config.rate_scaling, wide=autocast_adapter_dtype
+            )
             if file_shapes is not None:
                 targets.check_compiled(model)
             if file_shapes and config.init_weights in ("saved", "random"):

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from transformers import Trainer, TrainingArguments
 
-from tests.tnlib_adapters.adapters import adapted, every_method, moved
+from tests.tnlib_adapters.adapters import adapted, alone, every_method, moved
 from tests.tnlib_adapters.forms import MERGEABLE, METHODS
 from tests.tnlib_adapters.models import TERMS, logits, make, tokens, train
 from tests.tolerances import assert_close
@@ -65,11 +65,12 @@ def test_the_field_is_a_flag(value):
 
 @every_method
 def test_values_of_another_parametrisation_are_refused(method):
-    states = {}
+    states, cores = {}, alone(method)  # PEFT itself looks for what norms have
     for scaled in (True, False):
-        states[scaled] = peft.get_peft_model_state_dict(model_of(method, rate_scaling=scaled))
+        model = model_of(method, rate_scaling=scaled, **cores)
+        states[scaled] = peft.get_peft_model_state_dict(model)
     for scaled in (True, False):
-        model = model_of(method, rate_scaling=scaled)
+        model = model_of(method, rate_scaling=scaled, **cores)
         before = logits(model)
         with pytest.raises(ValueError, match=f"set rate_scaling={not scaled}"):
             peft.set_peft_model_state_dict(model, states[not scaled])

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.tnlib_adapters.forms import METHODS
 from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
+from tests.tolerances import assert_close
 from tnlib_adapters.peft_plugin.trained_norms import TrainedNorm, is_norm
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -113,3 +114,107 @@ def test_statistics_are_kept_in_the_copy():
     assert merged.norm.num_batches_tracked == 1
     assert type(merged.norm) is nn.BatchNorm1d
     assert_same_outputs(merged(x).detach(), outputs)
+
+
+class OnePlusRMSNorm(nn.Module):
+    """A norm that multiplies by one plus its weight, as Gemma's."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, x.shape[-1:]) * (1 + self.weight)
+
+
+class Gated(nn.Module):
+    """A norm of two arrays."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x, gate):
+        return nn.functional.rms_norm(x * gate, x.shape[-1:]) * self.weight
+
+
+def layer_norm(weight):
+    norm = nn.LayerNorm(len(weight))
+    with torch.no_grad():
+        norm.weight.copy_(weight)
+        norm.bias.fill_(3.0)
+    return norm
+
+
+@pytest.mark.parametrize("power", [-6, -1, 0, 3])
+@pytest.mark.parametrize("kind", [layer_norm, Gated, OnePlusRMSNorm])
+def test_the_multiplier_is_the_size_of_the_gain(kind, power):
+    """Within half a power of two of it; the bias does not count."""
+    generator = torch.Generator().manual_seed(power + 10)
+    gain = 2.0**power * (1 + 0.1 * torch.randn(256, generator=generator))
+    norm = kind(gain - 1 if kind is OnePlusRMSNorm else gain)
+    apart = TrainedNorm(norm, scaled=True)
+    assert float(apart.multipliers) == 2.0**power
+    assert torch.equal(apart.weight * apart.multipliers, norm.weight)
+
+
+def test_norms_that_are_zero_or_keep_statistics_are_stored_as_they_are():
+    assert float(TrainedNorm(layer_norm(torch.zeros(8)), scaled=True).multipliers) == 1
+    base = Running()
+    model = peft.get_peft_model(base, METHODS["rep"](target_modules=["a"]))
+    assert type(model.base_model.model.norm.modules_to_save["default"]) is nn.BatchNorm1d
+
+
+def small_norms(name, dtype=torch.float32):
+    base = pretrained(name, dtype)
+    for module in base.modules():
+        if is_norm(module):
+            for parameter in module.parameters():
+                parameter.data *= 0.07
+    return base
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@both
+def test_a_step_changes_norms_by_the_rate_times_their_size(method, name, dtype, tmp_path):
+    reference = small_norms(name, dtype)
+    model = adapted(small_norms(name, dtype), method, name)
+    assert torch.equal(logits(model), logits(reference))
+    norms = [m for m in model.modules() if isinstance(m, TrainedNorm)]
+    stored = [norm.weight.detach().clone() for norm in norms]
+    rate = 2.0**-7
+    train(model, steps=1, lr=rate)
+    steps = []
+    for norm, theta in zip(norms, stored, strict=True):
+        if torch.equal(norm.weight, theta):
+            continue
+        steps.append(float((norm.weight.detach() - theta).abs().max()))
+        assert float(norm.multipliers) == 2.0**-4
+        merged = norm.as_base().weight
+        assert merged.dtype == dtype
+        assert_close(merged, norm.weight * norm.multipliers)
+    # Adam's epsilon shortens the steps of small gradients.
+    assert max(steps) == pytest.approx(rate, rel=1e-3)
+    outputs = logits(model.eval())
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(small_norms(name, dtype), tmp_path).eval()
+    assert torch.equal(logits(loaded), outputs)
+    plain = small_norms(name, dtype)
+    plain.load_adapter(str(tmp_path))
+    assert torch.equal(logits(plain.eval()), outputs)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_norms_without_autocast_have_the_bases_dtype(scaled, tmp_path):
+    base = small_norms("llama", torch.bfloat16)
+    config = METHODS["rep"](target_modules=["q_proj"], dropout=0.0, rate_scaling=scaled)
+    model = peft.get_peft_model(base, config, autocast_adapter_dtype=False).eval()
+    norms = [n for n, p in model.named_parameters() if "norm" in n and p.requires_grad]
+    assert norms
+    assert {model.get_parameter(n).dtype for n in norms} == {torch.bfloat16}
+    outputs = logits(model)
+    assert torch.equal(outputs, logits(small_norms("llama", torch.bfloat16)))
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(small_norms("llama", torch.bfloat16), tmp_path).eval()
+    assert torch.equal(logits(loaded), outputs)
