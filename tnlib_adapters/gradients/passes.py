@@ -63,13 +63,16 @@ def accumulated(
             handle.remove()
     if not sums.gradients:
         raise ValueError(f"no gradient reached {names[0]}: no batch calls it, nor any other")
-    zero = {n: torch.zeros(features(m) or ()) for n, m in modules.items()}
+    like = next(iter(sums.gradients.values()))
+    zero = {n: like.new_zeros(features(m) or ()) for n, m in modules.items()}
     return zero | sums.gradients
 
 
 def _check_loss(value: Tensor, what: str, name: str) -> None:
     if not value.requires_grad:
         raise ValueError(f"{what} does not depend on {name}: it was not called, or loss= detaches")
+    if value.is_meta:
+        raise ValueError(f"{what} is on the meta device; load the model's weights first")
     if value.numel() != 1:
         raise ValueError(f"{what} is of shape {tuple(value.shape)}; one number is needed")
     if not value.isfinite():

@@ -158,8 +158,6 @@ def _checked(model: nn.Module, batches: Iterable[Any], names: Sequence[str]) -> 
         if features(module) is None:
             kind = type(module).__name__
             raise TypeError(f"{name}: the gradient by a {kind} is not that by a matrix")
-        if any(weight.is_meta for weight in module.parameters()):
-            raise ValueError(f"{name} is on the meta device; load its weight first")
     found = [*batches]
     if not found:
         raise ValueError("batches is empty; a few batches as for training are needed")

@@ -96,6 +96,26 @@ class TrainedNorm(nn.Module):
                 values[name] = values[name].to(self._original._parameters[name].dtype)
         return functional_call(self._computing, values, args, kwargs)
 
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+        )
+        stored = any(prefix + name in state_dict for name in self._parameters)
+        if self._scaled and stored and prefix + MULTIPLIERS not in state_dict:
+            errors.append(
+                f"{prefix.rstrip('.')} comes without multipliers: it was saved without rate "
+                "scaling; load it with rate_scaling=False"
+            )
+
     def as_base(self) -> nn.Module:
         """The trained norm as a module of the base's class and dtype."""
         with onloaded(self._original):

@@ -165,6 +165,12 @@ def test_norms_that_are_zero_or_keep_statistics_are_stored_as_they_are():
     assert type(model.base_model.model.norm.modules_to_save["default"]) is nn.BatchNorm1d
 
 
+def test_values_without_multipliers_are_refused():
+    apart = TrainedNorm(layer_norm(0.1 * torch.ones(8)), scaled=True)
+    with pytest.raises(RuntimeError, match="comes without multipliers"):
+        apart.load_state_dict(layer_norm(torch.ones(8)).state_dict(), strict=False)
+
+
 def small_norms(name, dtype=torch.float32):
     base = pretrained(name, dtype)
     for module in base.modules():
