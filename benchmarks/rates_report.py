@@ -177,7 +177,14 @@ def write(path: Path, lines: list[dict[str, Any]], about: dict[str, Any]) -> Non
             + "\n\n".join([*map(words, found_here), table(rows)])
         )
         judged += [{"task": task, **verdict} for verdict in found_here]
-        records += [{"task": task, **row} for row in rows]
+        sizes = {
+            (line["method"], line["size"]): line["parameters"]
+            for line in lines
+            if line["task"] == task
+        }
+        for row in rows:
+            trained = sizes[row["method"], row["size"]]
+            records.append({"task": task, "parameters": trained, **row})
     page = "\n\n".join(parts) + "\n"
     spent = {"runs": len(lines), "hours": hours}
     harness.report(path.with_suffix(".json"), about, records, page, verdicts=judged, **spent)
