@@ -178,8 +178,9 @@ def counted(model: nn.Module, config: NetworkConfig, sites: Mapping[str, Site]) 
             owners = {core.key: core.group or name for core in network.cores}
             stored |= {(key, owners[key]) for key in declared_multipliers(network)}
     rows = [CountRow(*row, len(owners)) for row, owners in found.items()]
-    modules = _modules(model, config, [*sites])
-    norms = _multiplied_norms(model, config) if config.rate_scaling else 0
+    saved = _saved(model, config)
+    norms = sum(map(is_multiplied, saved.values())) if config.rate_scaling else 0
+    modules = _modules(model, config, [*sites], saved)
     return Count((*rows, *modules), tuple(sites), anchored, len(stored) + norms)
 
 
@@ -222,27 +223,27 @@ def targeted(model: nn.Module, config: object) -> tuple[NetworkConfig, dict[str,
     return config, {name: sites[name] for name in names}
 
 
-def _multiplied_norms(model: nn.Module, config: NetworkConfig) -> int:
-    saved = tuple(config.modules_to_save or ())
-    return sum(
-        is_multiplied(getattr(module, "original_module", module))
-        for name, module in model.named_modules()
-        if saved and name.endswith(saved)
-    )
-
-
-def _modules(model: nn.Module, config: NetworkConfig, adapted: list[str]) -> list[CountRow]:
-    """Modules trained in full, and trained biases, by the last part of their names."""
-    saved = tuple(config.modules_to_save or ())
+def _saved(model: nn.Module, config: NetworkConfig) -> dict[str, nn.Module]:
+    """Modules trained in full by name; where a copy is trained already, the original."""
+    ends = tuple(config.modules_to_save or ())
+    found: dict[str, nn.Module] = {}
     inside: tuple[str, ...] = ()
-    sizes = []
     for name, module in model.named_modules():
-        if saved and name.endswith(saved) and not (inside and name.startswith(inside)):
+        if ends and name.endswith(ends) and not (inside and name.startswith(inside)):
             inside = (*inside, f"{name}.")
-            # Where a copy is trained already, one of the two is counted.
-            original: nn.Module = getattr(module, "original_module", module)
-            size = sum(parameter.numel() for parameter in original.parameters())
-            sizes.append((name.rpartition(".")[2], size))
+            found[name] = getattr(module, "original_module", module)
+    return found
+
+
+def _modules(
+    model: nn.Module, config: NetworkConfig, adapted: list[str], saved: Mapping[str, nn.Module]
+) -> list[CountRow]:
+    """Modules trained in full, and trained biases, by the last part of their names."""
+    sizes = [
+        (name.rpartition(".")[2], sum(parameter.numel() for parameter in module.parameters()))
+        for name, module in saved.items()
+    ]
+    inside = tuple(f"{name}." for name in saved)
     for name, parameter in model.named_parameters() if config.bias != "none" else ():
         owner, _, leaf = name.rpartition(".")
         counted = config.bias == "all" or owner in adapted

@@ -64,8 +64,9 @@ def accumulated(
     if not sums.gradients:
         raise ValueError(f"no gradient reached {names[0]}: no batch calls it, nor any other")
     like = next(iter(sums.gradients.values()))
-    zero = {n: like.new_zeros(features(m) or ()) for n, m in modules.items()}
-    return zero | sums.gradients
+    for name in modules.keys() - sums.gradients.keys():
+        sums.gradients[name] = like.new_zeros(features(modules[name]) or ())
+    return sums.gradients
 
 
 def _check_loss(value: Tensor, what: str, name: str) -> None:
@@ -101,7 +102,7 @@ def _watch(name: str, sums: _Sums) -> Callable[..., Tensor]:
                     "the weight is lost; copy it before it is changed"
                 )
             product = grad.flatten(0, -2).float().mT @ x.flatten(0, -2).float()
-            product = product / sums.factor
+            product /= sums.factor
             known = sums.gradients.get(name)
             sums.gradients[name] = product if known is None else known + product
 

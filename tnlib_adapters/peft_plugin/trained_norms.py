@@ -40,20 +40,15 @@ class TrainedNorm(nn.Module):
         The base's norm, which this module refers to and does not register.
     scaled : bool
         Store the parameters divided by a multiplier, a buffer: the power of two next to the gain.
-    wide : bool
-        Store them in float32 at least, and otherwise as the base does.
     """
 
-    def __init__(self, original: nn.Module, *, scaled: bool, wide: bool = True) -> None:
+    def __init__(self, original: nn.Module, *, scaled: bool) -> None:
         super().__init__()
         self._scaled = scaled
         with onloaded(original):
             for name, value in original._parameters.items():
-                stored = None if value is None else value.detach().clone()
-                if stored is not None:
-                    dtype = torch.promote_types(stored.dtype, torch.float32)
-                    stored = nn.Parameter(stored.to(dtype) if wide else stored)
-                self.register_parameter(name, stored)
+                wide = None if value is None else value.detach().clone().to(_wide(value.dtype))
+                self.register_parameter(name, None if wide is None else nn.Parameter(wide))
             for name, buffer in original._buffers.items():
                 self.register_buffer(name, None if buffer is None else buffer.detach().clone())
         # Neither is a submodule: what is trained is here.
@@ -66,8 +61,7 @@ class TrainedNorm(nn.Module):
     def _divide(self, gain: float) -> None:
         for value in self.parameters(recurse=False):
             value.div_(gain)
-        first = next(self.parameters(recurse=False))
-        self.register_buffer(MULTIPLIERS, torch.full_like(first[:1], gain))
+        self.register_buffer(MULTIPLIERS, next(self.parameters(False)).new_full((1,), gain))
 
     @torch.no_grad()
     def _gain(self) -> float:
@@ -79,7 +73,8 @@ class TrainedNorm(nn.Module):
         weight = next(iter(values.values()))
         if weight.is_meta:
             return 1.0
-        drawn = torch.randn(_ROWS, weight.shape[-1], generator=torch.Generator().manual_seed(0))
+        width = weight.shape[-1] if weight.ndim else 1
+        drawn = torch.randn(_ROWS, width, generator=torch.Generator().manual_seed(0))
         try:
             y = functional_call(self._computing, values, drawn.to(weight)).float()
             size = float((y - y.mean(0)).square().mean().sqrt())
@@ -90,10 +85,11 @@ class TrainedNorm(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute as the base's norm does, with these parameters."""
         self._computing.training = self.training
-        values = as_base(dict(self.named_buffers(recurse=False)) | dict(self.named_parameters()))
-        for name in self._parameters:
-            if name in values:
-                values[name] = values[name].to(self._original._parameters[name].dtype)
+        values: dict[str, Tensor] = dict(self.named_buffers(recurse=False))
+        factor = values.pop(MULTIPLIERS) if self._scaled else None
+        for name, value in self.named_parameters(recurse=False):
+            whole = value if factor is None else value * factor
+            values[name] = whole.to(self._original._parameters[name].dtype)
         return functional_call(self._computing, values, args, kwargs)
 
     def _load_from_state_dict(
@@ -136,20 +132,18 @@ class TrainedNorm(nn.Module):
             return getattr(computing, name)
 
 
-def train_norms_apart(
-    model: nn.Module, adapter_name: str, *, scaled: bool, wide: bool = True
-) -> None:
+def train_norms_apart(model: nn.Module, adapter_name: str, *, scaled: bool) -> None:
     """Train the norms of an adapter in float32 and by their size, where they are not so already."""
     for wrapper in _wrapped_norms(model):
         if adapter_name in wrapper.modules_to_save:
             norm = wrapper.original_module
             parameters = [*norm.parameters(False)]
             elsewhere = hasattr(norm, "_hf_hook") and any(p.is_meta for p in parameters)
-            widened = wide and (elsewhere or any(p.dtype in _HALVES for p in parameters))
+            widened = elsewhere or any(p.dtype in _HALVES for p in parameters)
             by_size = scaled and is_multiplied(norm)
             if widened or by_size:
                 trained = wrapper.modules_to_save[adapter_name]
-                apart = TrainedNorm(norm, scaled=by_size, wide=wide).train(trained.training)
+                apart = TrainedNorm(norm, scaled=by_size).train(trained.training)
                 for parameter, old in zip(apart.parameters(), trained.parameters(), strict=True):
                     parameter.requires_grad_(old.requires_grad)
                 wrapper.modules_to_save[adapter_name] = apart
@@ -158,10 +152,11 @@ def train_norms_apart(
 def narrow_norms(model: nn.Module, adapter_name: str) -> None:
     """Store the norms of an adapter in the dtype of the base's."""
     for wrapper in _wrapped_norms(model):
-        for name, norm in wrapper.modules_to_save.items():
-            if adapter_name == name and isinstance(norm, TrainedNorm):
-                dtype = next(wrapper.original_module.parameters(False)).dtype
-                wrapper.modules_to_save[name] = norm.to(dtype) if norm._scaled else norm.as_base()
+        norms = wrapper.modules_to_save
+        norm = dict(norms).get(adapter_name)
+        if isinstance(norm, TrainedNorm):
+            dtype = next(wrapper.original_module.parameters(False)).dtype
+            norms[adapter_name] = norm.to(dtype) if norm._scaled else norm.as_base()
 
 
 def put_norms_back(model: nn.Module) -> None:
@@ -173,14 +168,13 @@ def put_norms_back(model: nn.Module) -> None:
 
 
 def as_base(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values as a base has them, by name, of those of norms that are stored divided."""
-    ends = [name for name in state if f".{name}".endswith(f".{MULTIPLIERS}")]
-    prefixes = {name.removesuffix(MULTIPLIERS): state[name] for name in ends}
-    found = {name: value for name, value in state.items() if name not in ends}
-    for name, value in found.items():
-        prefix = name[: len(name) - len(name.rpartition(".")[2])]
-        if prefix in prefixes:
-            found[name] = value * prefixes[prefix]
+    """A state with the values of norms as a base has them, where they are stored divided."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        owner, dot, last = name.rpartition(".")
+        factor = state.get(f"{owner}{dot}{MULTIPLIERS}")
+        if last != MULTIPLIERS:
+            found[name] = value if factor is None else value * factor
     return found
 
 
@@ -190,8 +184,11 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_multiplied(module: nn.Module) -> bool:
-    """Whether rate scaling stores a module's parameters divided: a norm without statistics."""
-    return is_norm(module) and not module._buffers
+    """Whether rate scaling stores a module's parameters divided.
+
+    Those of a norm without statistics or parts.
+    """
+    return is_norm(module) and not (module._buffers or module._modules)
 
 
 def _wrapped_norms(model: nn.Module) -> list[ModulesToSaveWrapper]:
@@ -200,3 +197,7 @@ def _wrapped_norms(model: nn.Module) -> list[ModulesToSaveWrapper]:
         for module in model.modules()
         if isinstance(module, ModulesToSaveWrapper) and is_norm(module.original_module)
     ]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

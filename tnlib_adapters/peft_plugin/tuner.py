@@ -96,9 +96,9 @@ class NetworkTuner(Merging):
                 targets.forget_left_out(config, adapted, self._left_out)
             elif config.init_weights != "saved":  # files of earlier versions name what is left out
                 targets.check_left_out(entries, adapted, self._left_out)
-            train_norms_apart(
-                model, adapter_name, scaled=config.rate_scaling, wide=autocast_adapter_dtype
-            )
+            train_norms_apart(model, adapter_name, scaled=config.rate_scaling)
+            if not autocast_adapter_dtype:
+                narrow_norms(model, adapter_name)
             if file_shapes is not None:
                 targets.check_compiled(model)
             if file_shapes and config.init_weights in ("saved", "random"):

@@ -77,6 +77,16 @@ def test_values_of_another_parametrisation_are_refused(method):
         assert torch.equal(logits(model), before)
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+@every_method
+def test_files_of_another_parametrisation_are_refused(method, scaled, tmp_path):
+    model_of(method, rate_scaling=scaled).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rate_scaling": not scaled}))
+    with pytest.raises(ValueError, match=f"set rate_scaling={scaled}"):
+        peft.PeftModel.from_pretrained(make("llama"), tmp_path)
+
+
 @pytest.mark.parametrize("method", MERGEABLE)
 def test_both_parametrisations_start_and_compute_alike(method):
     """One start, moved as far in values, is one function: multipliers are powers of two."""

@@ -165,6 +165,32 @@ def test_norms_that_are_zero_or_keep_statistics_are_stored_as_they_are():
     assert type(model.base_model.model.norm.modules_to_save["default"]) is nn.BatchNorm1d
 
 
+class ScaleNorm(nn.Module):
+    """A norm with one number, and one with parts."""
+
+    def __init__(self, *, parts=False):
+        super().__init__()
+        self.g = nn.Parameter(torch.tensor(0.25))
+        self.a = nn.Linear(8, 8) if parts else None
+
+    def forward(self, x):
+        x = x if self.a is None else self.a(x)
+        return nn.functional.normalize(x, dim=-1) * self.g * x.shape[-1] ** 0.5
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_norms_of_one_number_are_multiplied_and_norms_with_parts_are_not(parts):
+    base = Running()
+    base.norm = ScaleNorm(parts=parts)
+    x = torch.randn(4, 8)
+    before = base(x).detach()
+    model = peft.get_peft_model(base, METHODS["rep"](target_modules=["a"])).eval()
+    norm = model.base_model.model.norm.modules_to_save["default"]
+    assert torch.equal(model(x), before)
+    assert type(norm) is (ScaleNorm if parts else TrainedNorm)
+    assert parts or float(norm.multipliers) == 0.25
+
+
 def test_values_without_multipliers_are_refused():
     apart = TrainedNorm(layer_norm(0.1 * torch.ones(8)), scaled=True)
     with pytest.raises(RuntimeError, match="comes without multipliers"):
