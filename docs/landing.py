@@ -70,17 +70,20 @@ def plot_profiles(axes: Axes, weights: dict[str, np.ndarray]) -> None:
 def plot_methods(axes: Axes, ink: str) -> None:
     """Share of LoRA's gain against the size of the file."""
     records = [r for r in measured("fine_tuning")["records"] if r["task"] == "language"]
-    places = {"LoRA (peft)": ("center", 13), "DoTA": ("center", -14)}
+    # Side of the text that is at the point, and offsets in points.
+    places = {"LoRA (peft)": ("left", 8, 5), "DoTA": ("center", 4, -14)}
+    places |= {"LoRETTA adp": ("center", -12, 14), "DoTA, random start": ("right", 8, -20)}
+    places |= {"LoRETTA rep": ("right", 2, 13), "LoRA, rank 1 (peft)": ("right", -8, 0)}
     for record in records:
         method = record["method"]
         size, gain = record["bytes"] / 1000, float(np.median(record["gain"]))
-        color = COLORS[3] if method == "LoRA (peft)" else COLORS[0]
+        color = COLORS[3] if "(peft)" in method else COLORS[0]
         axes.plot(size, gain, "o", markersize=8, color=color)
-        side, below = places.get(method, ("right" if size > 200 else "left", 0))
+        side, *offset = places.get(method, ("left", 8, 0))
         axes.annotate(
-            method.replace(", random start", " (random)"),
+            method.replace(", random start", " (random)").replace(" (peft)", ""),
             (size, gain),
-            ({"right": -8, "left": 8, "center": 0}[side], below),
+            offset,
             textcoords="offset points",
             ha=side,
             va="center",
