@@ -69,6 +69,12 @@ class Site:
         Numbers of query heads and of key and value heads; 1 where the model does not say.
     interleaved : bool
         Whether a fused projection has its rows head group by head group.
+    experts : int
+        Of a weight with a matrix for every expert, the first axis of its parameter: how many; 0 for
+        any other. The shape is that of one matrix.
+    expert : int
+        Index at which a network is fixed that has a leg "expert" of this size: always 0, the
+        networks of the others are the same at their indices.
 
     Examples
     --------
@@ -93,6 +99,8 @@ class Site:
     heads: int = 1
     kv_heads: int = 1
     interleaved: bool = False
+    experts: int = 0
+    expert: int = 0
 
 
 def find_sites(model: nn.Module) -> dict[str, Site]:
@@ -117,15 +125,10 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     linear = list(linear_layers(model))
     modules = dict(original_modules(model))
     owners = {name: _Owner.of(name, modules) for name, _ in linear}
-    positions = {name: _position(name) for name, _ in linear}
     roles = {name: _role(name, out, owners[name]) for name, (out, _) in linear}
-    # Layers are counted where there is attention, or everywhere if there is none.
-    attended = {positions[name][0] for name, role in roles.items() if role and positions[name][0]}
-    containers = attended or {container for container, _, _ in positions.values() if container}
-    layers: dict[tuple[str, int], int] = {}
-    for container, number, _ in positions.values():
-        if container in containers:
-            layers.setdefault((container, number), len(layers))
+    positions = {name: position(name) for name, _ in linear}
+    layers = _numbered_layers(positions, roles)
+    containers = {container for container, _ in layers}
     counted = {name: not containers or positions[name][0] in containers for name in positions}
     roles = {name: role if counted[name] else "" for name, role in roles.items()}
     # Weights of one kind can share a tensor: those of a role, others of the same two widths.
@@ -157,7 +160,28 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     return sites
 
 
-def _position(name: str) -> tuple[str, int, str]:
+def numbered_layers(model: nn.Module) -> dict[tuple[str, int], int]:
+    """Numbers of the layers of a model, by container and the number in it."""
+    linear = list(linear_layers(model))
+    modules = dict(original_modules(model))
+    roles = {name: _role(name, out, _Owner.of(name, modules)) for name, (out, _) in linear}
+    return _numbered_layers({name: position(name) for name, _ in linear}, roles)
+
+
+def _numbered_layers(
+    positions: Mapping[str, tuple[str, int, str]], roles: Mapping[str, str]
+) -> dict[tuple[str, int], int]:
+    """Layers are counted where there is attention, or everywhere if there is none."""
+    attended = {positions[name][0] for name, role in roles.items() if role and positions[name][0]}
+    containers = attended or {container for container, _, _ in positions.values() if container}
+    layers: dict[tuple[str, int], int] = {}
+    for container, number, _ in positions.values():
+        if container in containers:
+            layers.setdefault((container, number), len(layers))
+    return layers
+
+
+def position(name: str) -> tuple[str, int, str]:
     """Container, number and path in the layer; the first number of a name is the layer's."""
     match = re.fullmatch(r"(?:(.*?)\.)?(\d+)\.(.+)", name)
     return (match[1] or ".", int(match[2]), match[3]) if match else ("", 0, "")

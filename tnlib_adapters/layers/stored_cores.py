@@ -12,7 +12,6 @@ from tnlib_adapters.base_model.offloaded import settle
 from tnlib_adapters.layers.multipliers import MULTIPLIERS, MultipliedCores
 from tnlib_adapters.layers.shared_cores import SharedCores, empty, hold
 from tnlib_adapters.networks.declaration_kinds import Declaration
-from tnlib_adapters.networks.network import Network
 from tnlib_adapters.networks.rate_scaling import declared_multipliers, started_multipliers
 
 # Before the names of cores: what they start from, and how far they are from there.
@@ -186,7 +185,7 @@ class StoredCores(MultipliedCores):
     def _set_multipliers(self) -> None:
         """Choose those of distances by the anchor, and write all into the buffer."""
         if self._distances:
-            network: Network = self.declared  # type: ignore[assignment]
+            ((_, network),) = self.declared.networks
             self._factors = started_multipliers(network, self.anchor or {}, self._strength or 1.0)
         if self._factors:
             place: Tensor = self.multipliers  # type: ignore[assignment]

@@ -3,7 +3,8 @@
 A tensor-train layer from n to m features is a train over the modes of n and then of m. Two
 variants use pairs of them, down to a bottleneck of b features and up again:
 
-rep   Delta W = (alpha / b) up down, an update of the weight;
+rep   Delta W = (alpha / b) up down, an update of the weight; over the experts of a layer its second
+      train has a mode for the expert, and its other cores are shared by all;
 adp   h + (alpha / b) up(relu(down(h))), a series adapter with biases on a module's output, or on
       the inputs of a gated feed-forward part.
 
@@ -24,7 +25,9 @@ from tnlib_adapters.checks import choice, flag, fraction, mode_lists, positive_i
 from tnlib_adapters.fitting.bottleneck import fit_bottleneck
 from tnlib_adapters.networks.builders import clipped, middle_cuts, nominal, tt_layer
 from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration, Declaration
+from tnlib_adapters.networks.core import Core
 from tnlib_adapters.networks.default_modes import tt_modes
+from tnlib_adapters.networks.initializers import normal
 from tnlib_adapters.networks.network import Network
 from tnlib_adapters.networks.nonlinear import BottleneckAdapter, ReplacedLinear
 from tnlib_adapters.peft_plugin.config import NetworkConfig
@@ -178,5 +181,28 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         if self.variant == "adp":
             side = "input" if before else "output"
             return BottleneckAdapter(down, up, side, scale, dropout, self.additive_form)
+        if site.experts:
+            up = _with_experts(up, site)
         cores, sizes = (*down.cores, *up.cores), {**down.sizes, **up.sizes}
-        return Network(cores, sizes, up.out_legs, down.in_legs, scale=scale, dropout=dropout)
+        return Network(
+            cores, sizes, up.out_legs, down.in_legs, up.fixed_indices, scale=scale, dropout=dropout
+        )
+
+
+def _with_experts(up: Network, site: Site) -> Network:
+    """The train from the bottleneck with a mode for the expert, before the modes of the output.
+
+    All experts share its other cores.
+    """
+    outward = [any(leg in up.out_legs for leg in core.legs) for core in up.cores]
+    place = max(outward.index(True), 1)
+    bond = up.cores[place].legs[0]
+    rank, split = up.sizes[bond], f"{bond}_split"
+    mode = Core("up_expert", ("expert", bond, split), normal(rank**-0.5))
+    after = replace(up.cores[place], legs=(split, *up.cores[place].legs[1:]))
+    return replace(
+        up,
+        cores=(*up.cores[:place], mode, after, *up.cores[place + 1 :]),
+        sizes={**up.sizes, split: rank, "expert": site.experts},
+        fixed_indices={"expert": site.expert},
+    )

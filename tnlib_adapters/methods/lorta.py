@@ -32,7 +32,8 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
 
     With plain attention the trainable parameters are r (d + d/H + H + L + 4), whichever of q, k, v
     and o are targeted. Other matrices of a layer form one CP tensor for every pair of widths, with
-    H = 1. Fused projections are split into q, k and v as the architecture lays them out.
+    H = 1. Fused projections are split into q, k and v as the architecture lays them out. Weights of
+    experts form tensors of their own, with a factor C_e (E, r) for the expert.
 
     Beside these it has the attributes of :class:`NetworkConfig`.
 
@@ -123,31 +124,33 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
 
     def _other(self, site: Site) -> Network:
         narrow, wide = sorted((site.out_features, site.in_features))
-        group = f"{'layers' if site.container else 'outside'}_{narrow}x{wide}"
+        kind = "experts" if site.experts else "layers" if site.container else "outside"
+        group = f"{kind}_{narrow}x{wide}"
         return self._cp(site, group, site.matrix, narrow, wide, 1, site.out_features == wide)
 
     def _cp(
         self, site: Site, group: str, matrix: int, whole: int, cut: int, heads: int, on_output: bool
     ) -> Network:
         c, legs = uniform(math.sqrt(6 / self.r)), (("head", "width"), ("whole",))
+        cores = (
+            Core("a", ("whole", "rank"), uniform(self.r**-0.5), f"{group}_{whole}"),
+            Core("b", ("width", "rank"), zeros, f"{group}_{cut // heads}"),
+            Core("c_head", ("head", "rank"), c, f"{group}_{heads}"),
+            Core("c_layer", ("layer", "rank"), c, group),
+            Core("c_matrix", ("matrix", "rank"), c, group),
+        )
+        sizes = {"whole": whole, "width": cut // heads, "head": heads, "rank": self.r}
+        sizes |= {"layer": site.depth, "matrix": site.n_matrices}
+        fixed = {"layer": site.layer, "matrix": matrix}
+        if site.experts:
+            cores += (Core("c_expert", ("expert", "rank"), c, f"{group}_{site.experts}"),)
+            sizes |= {"expert": site.experts}
+            fixed |= {"expert": site.expert}
         return Network(
-            cores=(
-                Core("a", ("whole", "rank"), uniform(self.r**-0.5), f"{group}_{whole}"),
-                Core("b", ("width", "rank"), zeros, f"{group}_{cut // heads}"),
-                Core("c_head", ("head", "rank"), c, f"{group}_{heads}"),
-                Core("c_layer", ("layer", "rank"), c, group),
-                Core("c_matrix", ("matrix", "rank"), c, group),
-            ),
-            sizes={
-                "whole": whole,
-                "width": cut // heads,
-                "head": heads,
-                "layer": site.depth,
-                "matrix": site.n_matrices,
-                "rank": self.r,
-            },
+            cores,
+            sizes,
             out_legs=legs[not on_output],
             in_legs=legs[on_output],
-            fixed_indices={"layer": site.layer, "matrix": matrix},
+            fixed_indices=fixed,
             scale=self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r),
         )

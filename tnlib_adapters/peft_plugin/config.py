@@ -32,6 +32,12 @@ class NetworkConfig(MethodFields):
         model.
     exclude_modules : list of str, str, optional
         Names that are not adapted although they match.
+    target_parameters : list of str, "all-experts", optional
+        Weights of experts to adapt, by the endings of their names: ``experts.gate_up_proj``, or a
+        part of it as ``experts.up_proj``. Alone, or with ``target_modules=[]``, no linear layers
+        are adapted.
+    experts : list of int, dict of str to list of int, optional
+        Which experts to adapt, of every module or by the endings of modules' names; all by default.
     layers_to_transform : int, list of int, optional
         Indices of the layers to adapt; all by default.
     layers_pattern : list of str, str, optional

@@ -25,6 +25,8 @@ class MethodFields(MethodBase, PeftConfig):
 
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
+    target_parameters: list[str] | str | None = field(default=None)
+    experts: list[int] | dict[str, list[int]] | None = field(default=None)
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
@@ -66,6 +68,7 @@ class MethodFields(MethodBase, PeftConfig):
         flag("rate_scaling", self.rate_scaling)
         if self.older:
             self.rate_scaling = False
+        self._check_experts()
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             _names(name, value)
@@ -82,7 +85,7 @@ class MethodFields(MethodBase, PeftConfig):
         numbers = layers if isinstance(layers, list | tuple | set) else [layers]
         if layers is not None and not all(type(number) is int for number in numbers):
             raise TypeError(f"layers_to_transform must be an int or a list of ints, got {layers!r}")
-        if self.target_modules is not None and not self.target_modules:
+        if self.target_modules is not None and not self.target_modules and not self.adapts_experts:
             raise ValueError("target_modules is empty; name modules, or leave it out")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError(
@@ -93,6 +96,32 @@ class MethodFields(MethodBase, PeftConfig):
             raise ValueError("layers_pattern says where layers_to_transform counts; give both")
         choice("bias", self.bias, ("none", "all", f"{self.method}_only"))
         choice("init_weights", self.init_weights, self.starts)
+
+    @property
+    def adapts_experts(self) -> bool:
+        """Whether weights of experts are adapted."""
+        return bool(self.target_parameters)
+
+    def _check_experts(self) -> None:
+        entries = self.target_parameters
+        if isinstance(entries, str) and entries != "all-experts":
+            raise ValueError(
+                f"target_parameters={entries!r}: give a list of names such as "
+                "['experts.down_proj'], or 'all-experts'"
+            )
+        _names("target_parameters", entries)
+        chosen = self.experts
+        if chosen is None:
+            return
+        if not entries:
+            raise ValueError("experts says which of target_parameters are adapted; give both")
+        for numbers in chosen.values() if isinstance(chosen, dict) else (chosen,):
+            listed = isinstance(numbers, list | tuple)
+            if not listed or not all(type(number) is int for number in numbers):
+                raise TypeError(
+                    "experts must be a list of ints, or one for every module by name, got "
+                    f"{chosen!r}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as they are saved: the method with what has to be imported to load it."""

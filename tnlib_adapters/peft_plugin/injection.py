@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tnlib_adapters.base_model.offloaded import onloaded
-from tnlib_adapters.layers.stored_cores import ANCHOR
-from tnlib_adapters.layers.update import Update
+from tnlib_adapters.layers.stored_cores import ANCHOR, StoredCores
 from tnlib_adapters.peft_plugin.core_store import AdapterPart
+from tnlib_adapters.peft_plugin.expert_layer import put_experts_back
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts
 from tnlib_adapters.peft_plugin.naming import naming
+from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
 from tnlib_adapters.progress import is_shown
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Before:
         self.active = {
             id(module): (module.active_adapters, module.disable_adapters)
             for module in model.modules()
-            if isinstance(module, NetworkLayer)
+            if isinstance(module, WeightLayer)
         }
         self.known = "peft_config" in vars(model)
 
@@ -52,8 +53,9 @@ class Before:
                     setattr(model.get_submodule(parent), child, part.base_layer)
                 else:
                     delattr(model.get_submodule(parent), child)
-            elif isinstance(part, NetworkLayer) and id(part) in self.active:
+            elif isinstance(part, WeightLayer) and id(part) in self.active:
                 part._active_adapter, part._disable_adapters = self.active[id(part)]
+        put_experts_back(model)
         restore_parts(model, adapter_name)
         if not self.known:
             vars(model).pop("peft_config", None)
@@ -85,7 +87,7 @@ def refuse_second(model: nn.Module, adapter_name: str) -> None:
 
 
 def initialise(
-    layers: Sequence[tuple[str, NetworkLayer]], adapter_name: str, config: MethodFields
+    layers: Sequence[tuple[str, WeightLayer]], adapter_name: str, config: MethodFields
 ) -> None:
     """Set the initial values of an adapter's cores.
 
@@ -101,7 +103,7 @@ def initialise(
     work = sum(layer.out_features * layer.in_features for _, layer in layers)
     shown = is_shown(config.progressbar, work)
     for name, layer in tqdm(layers, desc="initialising cores", disable=not shown, unit="layer"):
-        update = layer.update(adapter_name)
+        update = layer.stored(adapter_name)
         twin = _twin(layer, adapter_name) if again else None
         with naming(name), torch.no_grad(), onloaded(layer.get_base_layer()):
             if _on_meta(update, layer):
@@ -111,23 +113,22 @@ def initialise(
                     twin.anchor | {ANCHOR + key: v for key, v in twin.anchor.items()}
                 )
                 continue
-            weight = layer.oriented_base_weight().detach() if config.uses_weight else None
-            values = config.initial_cores(update.declared, weight)
+            values = layer.initial_values(adapter_name, config)
             if twin is not None:
                 values |= {
                     core.key: twin.cores[core.key] for core in twin.network.cores if core.frozen
                 }
             update.set_initial(values)
             if name == layers[0][0] and config.init_weights is True:
-                _check_start(update, layer, config)
+                _check_start(layer.first_update(adapter_name), config)
 
 
-def _check_start(update: Update, layer: NetworkLayer, config: MethodFields) -> None:
+def _check_start(first: tuple[Tensor, Tensor] | None, config: MethodFields) -> None:
     """Warn if a method of a user's own does not start as the base model, with how far off."""
     own = not type(config).__module__.startswith("tnlib_adapters.")
-    if own and update.additive and (delta := update.delta()).any():
-        weight = layer.oriented_base_weight().float()
-        size = float(torch.linalg.norm(delta) / torch.linalg.norm(weight).clamp_min(1e-30))
+    if own and first is not None and first[0].any():
+        delta, weight = first
+        size = float(torch.linalg.norm(delta) / torch.linalg.norm(weight.float()).clamp_min(1e-30))
         warnings.warn(
             f"{config.method} does not start as the base model: its first update is {size:.2g} of "
             "the weight (Frobenius norms); let one core start at zero, or declare the network "
@@ -136,17 +137,16 @@ def _check_start(update: Update, layer: NetworkLayer, config: MethodFields) -> N
         )
 
 
-def _twin(layer: NetworkLayer, adapter_name: str) -> Update | None:
+def _twin(layer: WeightLayer, adapter_name: str) -> StoredCores | None:
     """Another adapter of the layer with the same declaration."""
-    network = layer.update(adapter_name).network
+    network = layer.stored(adapter_name).network
     for name in layer.held:
-        other = layer.update(name)
+        other = layer.stored(name)
         same = other.network.shapes == network.shapes and other.network.anchored == network.anchored
         if name != adapter_name and same:
             return other
     return None
 
 
-def _on_meta(update: Update, layer: NetworkLayer) -> bool:
-    values = (*update.cores.values(), layer.get_base_layer().weight)
-    return any(isinstance(value, Tensor) and value.is_meta for value in values)
+def _on_meta(update: StoredCores, layer: WeightLayer) -> bool:
+    return layer.base_on_meta() or any(value.is_meta for value in update.cores.values())

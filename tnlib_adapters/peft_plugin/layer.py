@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
@@ -18,51 +18,34 @@ from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.layers.base_layer import dense_weight, is_plain, only_multiplies
 from tnlib_adapters.layers.forward import adapted_forward
 from tnlib_adapters.layers.residual_base import ResidualLinear
-from tnlib_adapters.layers.shared_cores import SharedCores
 from tnlib_adapters.layers.update import Update
 from tnlib_adapters.networks.as_tnlib import UpdateView
 from tnlib_adapters.networks.core import computing
 from tnlib_adapters.networks.declaration_kinds import Declaration
-from tnlib_adapters.peft_plugin.core_store import AdapterPart, CoreStore
+from tnlib_adapters.peft_plugin.core_store import CoreStore
 from tnlib_adapters.peft_plugin.merged_layer import (
     Merged,
     MergeInto,
-    RoundingErrors,
     merged_layer,
     rounding_errors,
 )
+from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
+
+if TYPE_CHECKING:
+    from tnlib_adapters.peft_plugin.fields import MethodFields
 
 
-class NetworkLayer(AdapterPart, BaseTunerLayer):
-    """A linear layer adapted by networks.
-
-    Cores that an adapter shares with other layers are in a :class:`CoreStore`; whatever PEFT does
-    to the adapter of this layer is done to them too.
-    """
-
-    attribute = "update"
-
-    def __init_subclass__(cls, *, prefix: str | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(prefix=prefix, **kwargs)
-        if prefix is not None:
-            cls.adapter_layer_names = (prefix + cls.attribute,)
-            cls.other_param_names = ()
+class NetworkLayer(WeightLayer):
+    """A linear layer adapted by networks."""
 
     def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
         super().__init__()
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
         self.base_layer = base_layer
         inner = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(inner, **quantization)
         self.out_features, self.in_features = _features(inner)
-        # What the casts of merging took; what merging makes of a base that cannot take the update;
-        # whether another module has the same weight; and the base that a merged layer stands for.
-        self.rounding: list[RoundingErrors] = []
-        self.merging = MergeInto()
-        self.tied = False
+        # The base that a merged layer stands for.
         self._set_aside: list[nn.Module] = []
-        object.__setattr__(self, "_store", None)
 
     def add_adapter(
         self,
@@ -84,10 +67,7 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
                 "the base is Q(W - N(theta_0)) in 4 bits, for the one adapter that has theta_0; "
                 "load the model again for another"
             )
-        shared = None
-        if store is not None:
-            object.__setattr__(self, "_store", store)
-            shared = store.cores(adapter_name)
+        shared = self.shared_cores(adapter_name, store)
         weight: Tensor = base.weight  # type: ignore[assignment]
         if strength is not None and network.in_series_with_weight:
             with onloaded(base):
@@ -95,69 +75,46 @@ class NetworkLayer(AdapterPart, BaseTunerLayer):
         update = Update(
             network, shared, device=device, dtype=computing([weight]), strength=strength
         )
-        self.held[adapter_name] = update.train(self.training)
-        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters the active ones; they train unless in inference mode."""
-        super().set_adapter(adapter_names, inference_mode)
-        for name, shared in self._shared():
-            shared.requires_grad_(name in self.active_adapters and not inference_mode)
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Use the active adapters, or none."""
-        super().enable_adapters(enabled)
-        if not enabled:
-            for _, shared in self._shared():
-                shared.requires_grad_(False)
-
-    def set_requires_grad(
-        self, adapter_names: str | Sequence[str], requires_grad: bool = True
-    ) -> None:
-        """Train the values of some adapters, or freeze them."""
-        super().set_requires_grad(adapter_names, requires_grad)
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        for name, shared in self._shared():
-            if name in names:
-                shared.requires_grad_(requires_grad)
-
-    def requires_grad_(self, requires_grad: bool = True) -> NetworkLayer:
-        """Train everything in the layer and what it shares, or freeze it."""
-        super().requires_grad_(requires_grad)
-        for _, shared in self._shared():
-            shared.requires_grad_(requires_grad)
-        return self
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter, from all layers in turn as PEFT does; the first takes its store."""
-        store: Any = self._store
-        if store is not None and adapter_name in store.held:
-            del store.held[adapter_name]
-        super().delete_adapter(adapter_name)
-
-    def _shared(self) -> Iterator[tuple[str, SharedCores]]:
-        """The shared cores of every adapter that has some."""
-        for name, update in self.held.items():
-            if update.shared is not None:
-                yield name, update.shared  # type: ignore[misc]
+        self.hold(adapter_name, update, inference_mode)
 
     def update(self, adapter_name: str) -> Update:
         """The update of one adapter."""
         return self.held[adapter_name]  # type: ignore[return-value]
 
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        """Move an update; unlike PEFT's own layers, never cast it to the base layer's dtype.
+    def place(self) -> torch.device:
+        """Where the layer computes."""
+        return device_of(self.get_base_layer())
 
-        Shared cores are moved where a device is named: other layers know other ones.
-        """
-        target = device_of(self.get_base_layer()) if device is None else device
+    @property
+    def base_parameter(self) -> Any:
+        """The weight of the base layer; None where it is computed."""
+        return self.get_base_layer()._parameters.get("weight")
+
+    def check_mergeable(self, adapter_name: str) -> None:
+        """Raise TypeError or ValueError if an adapter cannot be merged."""
+        self.update(adapter_name).weight_network()
+        # Of a quantised base, whether it can be read.
+        packed_weight(self.get_base_layer())
+
+    def base_dtype(self) -> torch.dtype | None:
+        """Floating dtype of the base weight; None of a quantised one."""
+        dtype: torch.dtype = self.get_base_layer().weight.dtype  # type: ignore[assignment]
+        return dtype if dtype.is_floating_point else None
+
+    def base_on_meta(self) -> bool:
+        """Whether the base weight has no values."""
+        weight = self.get_base_layer().weight
+        return isinstance(weight, Tensor) and weight.is_meta
+
+    def initial_values(self, adapter_name: str, config: MethodFields) -> dict[str, Tensor]:
+        """Initial cores of an adapter by key, as its configuration wants them."""
+        weight = self.oriented_base_weight().detach() if config.uses_weight else None
+        return config.initial_cores(self.update(adapter_name).declared, weight)
+
+    def first_update(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
+        """The update of an adapter and the base weight, to compare; None where it has none."""
         update = self.update(adapter_name)
-        moved = [update] if device is None or update.shared is None else [update, update.shared]
-        for module in moved:
-            if target.type != "meta" and not _on_meta(module):
-                module.to(target)
+        return (update.delta(), self.oriented_base_weight()) if update.additive else None
 
     def oriented_base_weight(self) -> Tensor:
         """The dense base weight as (out_features, in_features)."""
@@ -356,7 +313,3 @@ def _features(layer: nn.Module) -> tuple[int, int]:
             "whose weight is used without its layer); leave it out of target_modules"
         )
     return widths
-
-
-def _on_meta(module: nn.Module) -> bool:
-    return any(value.device.type == "meta" for value in module.state_dict().values())

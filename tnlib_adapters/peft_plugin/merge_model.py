@@ -11,13 +11,14 @@ from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from torch import nn
 from tqdm.auto import tqdm
 
-from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.peft_plugin.core_store import STORE
+from tnlib_adapters.peft_plugin.expert_layer import put_experts_back
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.merged_layer import MergeInto, rounding_report
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts
 from tnlib_adapters.peft_plugin.naming import naming
 from tnlib_adapters.peft_plugin.trained_norms import put_norms_back
+from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
 from tnlib_adapters.quantization.metadata import refresh
 
 
@@ -120,9 +121,11 @@ class Merging(BaseTuner):
         if not merged:
             restore_parts(self.model)
         put_norms_back(self.model)
+        put_experts_back(self.model, all=True)
         for key, layer in self._all_layers():
-            parent, _, child = key.rpartition(".")
-            setattr(self.model.get_submodule(parent), child, layer.base_layer)
+            if isinstance(layer, NetworkLayer):
+                parent, _, child = key.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, layer.base_layer)
         if hasattr(self.model, STORE):
             delattr(self.model, STORE)
         # What is left to PEFT: modules that were trained in full, and its own notes.
@@ -151,7 +154,7 @@ class Merging(BaseTuner):
         """Put a module in the place of another, which need not have a weight of its own."""
         setattr(parent, child_name, new_module)
 
-    def _settle(self, layer: NetworkLayer, into: MergeInto, tied: bool) -> None:
+    def _settle(self, layer: WeightLayer, into: MergeInto, tied: bool) -> None:
         """Say into what a layer merges; what is merged otherwise already is merged again."""
         merged = [*layer.merged_adapters]
         again = merged and ((layer.is_quantized and layer.merging != into) or tied > layer.tied)
@@ -161,7 +164,7 @@ class Merging(BaseTuner):
         if again:
             layer.merge(adapter_names=merged)
 
-    def _tied(self, layers: dict[str, NetworkLayer]) -> set[str]:
+    def _tied(self, layers: dict[str, WeightLayer]) -> set[str]:
         """Names of the layers whose weight is that of another module too."""
         owners = Counter(
             id(parameter)
@@ -172,7 +175,7 @@ class Merging(BaseTuner):
         return {
             key
             for key, layer in layers.items()
-            if owners[id(layer.get_base_layer()._parameters.get("weight"))] > 1
+            if owners[id(layer.base_parameter)] > 1
         }
 
     def _check_mergeable(self, adapter_names: list[str] | None) -> None:
@@ -180,28 +183,26 @@ class Merging(BaseTuner):
         for name in adapter_names or self.active_adapters:
             for key, layer in self._layers(self.model, name):
                 with naming(key):
-                    layer.update(name).weight_network()
-                    # Of a quantised base, whether it can be read.
-                    packed_weight(layer.get_base_layer())
-                    if hasattr(layer.get_base_layer().weight, "full_tensor"):
+                    layer.check_mergeable(name)
+                    if hasattr(layer.base_parameter, "full_tensor"):
                         raise ValueError(
                             "the weight is sharded over devices; save the adapter, load it in one "
                             "process and merge there"
                         )
 
-    def _report_rounding(self, layers: list[NetworkLayer]) -> None:
+    def _report_rounding(self, layers: list[WeightLayer]) -> None:
         lost = [value for layer in layers for value in layer.rounding]
         if any(error for found in lost for pair in found.values() for error in pair):
             warnings.warn(rounding_report(lost), stacklevel=3)
 
-    def _all_layers(self) -> list[tuple[str, NetworkLayer]]:
-        return [(k, m) for k, m in self.model.named_modules() if isinstance(m, NetworkLayer)]
+    def _all_layers(self) -> list[tuple[str, WeightLayer]]:
+        return [(k, m) for k, m in self.model.named_modules() if isinstance(m, WeightLayer)]
 
-    def _layers(self, model: nn.Module, adapter_name: str) -> list[tuple[str, NetworkLayer]]:
+    def _layers(self, model: nn.Module, adapter_name: str) -> list[tuple[str, WeightLayer]]:
         return [
             (name, layer)
             for name, layer in model.named_modules()
-            if isinstance(layer, NetworkLayer) and adapter_name in layer.held
+            if isinstance(layer, WeightLayer) and adapter_name in layer.held
         ]
 
     def _names(self, model: nn.Module, adapter_name: str) -> list[str]:

@@ -15,6 +15,7 @@ from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
 from tnlib_adapters.peft_plugin.core_store import CoreStore
+from tnlib_adapters.peft_plugin.expert_layer import ExpertLayer
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.peft_type import peft_type, saved_type
 from tnlib_adapters.peft_plugin.tuner import NetworkTuner
@@ -67,10 +68,17 @@ def _classes(name: str, config_class: type[Any]) -> type[NetworkTuner]:
         place | {"__qualname__": f"{owner}.layer_cls"},
         prefix=prefix,
     )
+    expert = type(
+        f"{title}Experts",
+        (ExpertLayer,),
+        place | {"__qualname__": f"{owner}.expert_cls"},
+        prefix=prefix,
+    )
     store = type(
         f"{title}Cores", (CoreStore,), place | {"__qualname__": f"{owner}.store_cls"}, prefix=prefix
     )
     members = {"prefix": prefix, "layer_cls": layer, "store_cls": store, "__qualname__": owner}
+    members |= {"expert_cls": expert}
     tuner = type(f"{title}Model", (NetworkTuner,), place | members)
     config_class.tuner = tuner
     return tuner

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from tnlib_adapters.base_model.linear_modules import bare_experts, features
@@ -40,7 +40,7 @@ def choose(config: MethodFields, model: nn.Module) -> None:
     ValueError
         If the method knows none for it.
     """
-    if config.target_modules is not None:
+    if config.target_modules is not None or config.adapts_experts:
         return
     kind = getattr(getattr(model, "config", None), "model_type", "")
     usual: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
@@ -174,7 +174,13 @@ def check_weight(layer: nn.Module) -> None:
         )
     if weight is not None and weight.numel() == 0 and 0 in (features(layer) or ()):
         raise ValueError(f"the layer is {features(layer)} wide and has no values to adapt")
-    if weight is not None and weight.is_floating_point() and weight.dtype.itemsize == 1:
+    if weight is not None and weight.is_floating_point():
+        check_dtype(weight)
+
+
+def check_dtype(weight: Tensor) -> None:
+    """Raise TypeError if an update cannot be added to values of this dtype."""
+    if not weight.is_floating_point() or weight.dtype.itemsize == 1:
         raise TypeError(
             f"weights of {weight.dtype} are not supported; load the model in bfloat16, or quantise "
             "it in 4 bits (tnlib_adapters.quantization)"

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import init_empty_weights
 from peft.utils import get_quantization_kwargs
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from tnlib_adapters.base_model.adaptable import unusable
 from tnlib_adapters.base_model.linear_modules import check_output
-from tnlib_adapters.base_model.offloaded import device_of
 from tnlib_adapters.base_model.peft_names import PREFIX
+from tnlib_adapters.base_model.expert_parameters import find_expert_sites
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.fourbit.bitsandbytes import prevent_repacking
 from tnlib_adapters.layers.strategy_report import plans
+from tnlib_adapters.networks.expert_network import over_experts
 from tnlib_adapters.networks.facts import facts
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.adapter_file_checks import (
@@ -34,14 +37,19 @@ from tnlib_adapters.peft_plugin.adapter_file_checks import (
     plain_key,
 )
 from tnlib_adapters.peft_plugin.core_store import STORE, AdapterPart, CoreStore
+from tnlib_adapters.peft_plugin.expert_layer import AdaptedExperts, ExpertLayer
+from tnlib_adapters.peft_plugin.expert_targets import chosen_experts, targeted_parameters
 from tnlib_adapters.peft_plugin.injection import Before, check_name, initialise, refuse_second
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.merge_model import Merging
 from tnlib_adapters.peft_plugin.naming import naming
 from tnlib_adapters.peft_plugin.trained_norms import narrow_norms, train_norms_apart
+from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
 from tnlib_adapters.quantization.metadata import described, difference
 
 if TYPE_CHECKING:
+    from tnlib_adapters.base_model.expert_parameters import ExpertParameter
+    from tnlib_adapters.networks.declaration import Declared
     from tnlib_adapters.peft_plugin.fields import MethodFields
 
 
@@ -50,6 +58,7 @@ class NetworkTuner(Merging):
 
     tuner_layer_cls = NetworkLayer
     layer_cls: type[NetworkLayer]
+    expert_cls: type[ExpertLayer]
     store_cls: type[CoreStore]
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
@@ -182,8 +191,8 @@ class NetworkTuner(Merging):
             return
         narrow_norms(self.model, adapter_name)
         layers = [layer for _, layer in self._layers(self.model, adapter_name)]
-        weights: list[Any] = [layer.get_base_layer().weight for layer in layers]
-        floating = [weight.dtype for weight in weights if weight.dtype.is_floating_point]
+        dtypes = [layer.base_dtype() for layer in layers]
+        floating = [dtype for dtype in dtypes if dtype is not None]
         if floating:
             # One dtype for all: layers meet in the cores that they share.
             widest = floating[0]
@@ -215,8 +224,6 @@ class NetworkTuner(Merging):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if parameter_name is not None:
-            raise ValueError(f"{current_key}.{parameter_name}: bare parameters are not supported")
         with naming(current_key):
             layer = target
             targets.check_weight(target)
@@ -236,17 +243,11 @@ class NetworkTuner(Merging):
                 self._sites = find_sites(self.model)
             site = self._sites.get(plain_key(current_key))
             site = site or Site(current_key, layer.out_features, layer.in_features)
-            network = peft_config.network(site)
-            if not hasattr(network, "cores"):
-                raise TypeError(
-                    f"{type(peft_config).__name__}.network must return a Network or another "
-                    f"declaration, got {network!r}"
-                )
-            store = self._store() if any(core.group for core in network.cores) else None
+            network = _declared(peft_config, site)
             layer.add_adapter(
                 adapter_name,
                 network,
-                store,
+                self._store(network),
                 peft_config.inference_mode,
                 self._device(layer),
                 peft_config.strength(site),
@@ -259,16 +260,76 @@ class NetworkTuner(Merging):
                 layer.register_forward_hook(_nothing)
             setattr(parent, target_name, layer)
 
-    def _device(self, layer: NetworkLayer) -> torch.device:
+    def _inject_parameters(
+        self, peft_config: Any, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """Adapt the weights of experts, and name them."""
+        found = targeted_parameters(peft_config, model)
+        sites = find_expert_sites(model) if found else {}
+        for name, parameter in found.items():
+            with init_empty_weights() if low_cpu_mem_usage else nullcontext(), naming(name):
+                experts = model.get_submodule(parameter.module)
+                if not isinstance(experts, AdaptedExperts):
+                    owner, _, child = parameter.module.rpartition(".")
+                    experts = AdaptedExperts(experts).train(experts.training)
+                    setattr(model.get_submodule(owner), child, experts)
+                self._adapt_experts(
+                    peft_config, adapter_name, experts, name.rsplit(".", 1)[-1], sites[name],
+                    parameter,
+                )
+        return [*found]
+
+    def _adapt_experts(
+        self,
+        config: MethodFields,
+        adapter_name: str,
+        experts: AdaptedExperts,
+        key: str,
+        site: Site,
+        parameter: ExpertParameter,
+    ) -> None:
+        """Give one weight of experts an adapter."""
+        layer = experts.layers.get(key)
+        made = layer or self.expert_cls(experts.base_layer, parameter)
+        if type(made) is not self.expert_cls:
+            raise ValueError(
+                f"is adapted by {type(made).__name__} already; a model takes adapters of one "
+                "method at a time"
+            )
+        targets.check_dtype(made.values)
+        chosen = chosen_experts(config.experts, parameter.module, parameter.n_experts)
+        if chosen is not None:
+            site = replace(site, experts=len(chosen))
+        if layer is None:
+            made.set_adapter(self.active_adapters)
+        network = over_experts(_declared(config, site), site.experts)
+        made.add_adapter(
+            adapter_name,
+            network,
+            self._store(network),
+            config.inference_mode,
+            self._device(made),
+            config.strength(site),
+            chosen,
+        )
+        if layer is None:
+            if adapter_name not in self.active_adapters:
+                made.requires_grad_(False)
+            setattr(experts, key, made.train(experts.training))
+
+    def _device(self, layer: WeightLayer) -> torch.device:
         """Where a layer computes; PEFT takes off-loaded weights from their hooks while it loads."""
-        device = device_of(layer.get_base_layer())
+        device = layer.place()
         places = getattr(self.model, "hf_device_map", None)
         if device.type != "meta" or not places:
             return device
         used = [place for place in places.values() if place not in ("cpu", "disk")]
         return torch.device(used[0] if used else "cpu")
 
-    def _store(self) -> CoreStore:
+    def _store(self, network: Declared) -> CoreStore | None:
+        """Where the cores that a network shares are; None where it has none."""
+        if not any(core.group for core in network.cores):
+            return None
         store: CoreStore | None = getattr(self.model, STORE, None)
         if store is None:
             store = self.store_cls()
@@ -337,13 +398,14 @@ class NetworkTuner(Merging):
         """Record what the adapter and its base are, or say how a saved one's base differs."""
         config: MethodFields = self.peft_config[adapter_name]  # type: ignore[assignment]
         layers = self._layers(model, adapter_name)
-        bases = [described(layer.get_base_layer()) for _, layer in layers]
+        linear = [layer for _, layer in layers if isinstance(layer, NetworkLayer)]
+        bases = [described(layer.get_base_layer()) for layer in linear]
         base = next((found for found in bases if found is not None), None)
         start = {k: v for k, v in (config.described or {}).items() if k == "start"}
-        config.described = start | facts(layer.update(adapter_name).declared for _, layer in layers)
+        config.described = start | facts(layer.stored(adapter_name).declared for _, layer in layers)
         if fresh:
             for name, layer in layers:
-                network = layer.update(adapter_name).network
+                network = layer.stored(adapter_name).network
                 if base is not None and getattr(network, "residual", False):
                     raise ValueError(
                         f"{name}: residual=True over a base in 4 bits would take theta_0 out of "
@@ -359,6 +421,17 @@ class NetworkTuner(Merging):
         """Make the model what it was before an adapter was injected."""
         before.restore(model, adapter_name)
         self.targeted_module_names = before.targeted
+
+
+def _declared(config: MethodFields, site: Site) -> Any:
+    """What a method declares for a weight."""
+    network = config.network(site)
+    if not hasattr(network, "cores"):
+        raise TypeError(
+            f"{type(config).__name__}.network must return a Network or another declaration, got "
+            f"{network!r}"
+        )
+    return network
 
 
 def _nothing(*_: Any) -> None:

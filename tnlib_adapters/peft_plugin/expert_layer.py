@@ -1,0 +1,285 @@
+"""What a method puts into a model for experts: one layer a weight, around the module that has them.
+
+:class:`AdaptedExperts` takes the place of the module; its :class:`ExpertLayer` hold the adapters of
+one weight each, or of a projection that is fused in it, and merge them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor, nn
+
+from tnlib_adapters.base_model.expert_parameters import ExpertParameter
+from tnlib_adapters.base_model.offloaded import device_of, onloaded
+from tnlib_adapters.layers.expert_forward import Part, experts_forward
+from tnlib_adapters.layers.expert_update import ExpertUpdate
+from tnlib_adapters.networks.core import computing
+from tnlib_adapters.networks.expert_network import ExpertNetwork
+from tnlib_adapters.peft_plugin.core_store import CoreStore
+from tnlib_adapters.peft_plugin.merged_layer import Merged, RoundingErrors
+from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
+
+if TYPE_CHECKING:
+    from tnlib_adapters.peft_plugin.fields import MethodFields
+
+
+class ExpertLayer(WeightLayer):
+    """The adapters of a weight of experts.
+
+    Parameters
+    ----------
+    owner : torch.nn.Module
+        The module that has the parameter.
+    parameter : ExpertParameter
+        Which rows of which parameter are adapted.
+    """
+
+    def __init__(self, owner: nn.Module, parameter: ExpertParameter) -> None:
+        super().__init__()
+        self.parameter = parameter
+        self.out_features, self.in_features = parameter.out_features, parameter.in_features
+        # Registered by the module that computes with it.
+        object.__setattr__(self, "_owner", owner)
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        network: ExpertNetwork,
+        store: CoreStore | None,
+        inference_mode: bool,
+        device: torch.device,
+        strength: float | None = None,
+        chosen: Sequence[int] | None = None,
+    ) -> None:
+        """Allocate an update on a device, see :class:`ExpertUpdate`; the tuner sets its values."""
+        network.check_fits(self.out_features, self.in_features)
+        update = ExpertUpdate(
+            network,
+            self.shared_cores(adapter_name, store),
+            n_experts=self.parameter.n_experts,
+            chosen=chosen,
+            device=device,
+            dtype=computing([self.values]),
+            strength=strength,
+        )
+        self.hold(adapter_name, update, inference_mode)
+
+    @property
+    def values(self) -> Tensor:
+        """The parameter."""
+        return getattr(self._owner, self.parameter.parameter)  # type: ignore[no-any-return]
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter, which has the rows of other projections too where some are fused."""
+        return self.values
+
+    def get_base_layer(self) -> nn.Module:
+        """The module that has the parameter."""
+        return self._owner  # type: ignore[return-value]
+
+    def update(self, adapter_name: str) -> ExpertUpdate:
+        """The update of one adapter."""
+        return self.held[adapter_name]  # type: ignore[return-value]
+
+    def weight_of(self, expert: int) -> Tensor:
+        """The matrix of one expert, (out_features, in_features)."""
+        return self._oriented(self.values[expert])
+
+    def _oriented(self, matrix: Tensor) -> Tensor:
+        matrix = matrix.mT if self.parameter.transposed else matrix
+        return matrix[self.parameter.rows]
+
+    def place(self) -> torch.device:
+        """Where the experts compute."""
+        hooked = hasattr(self._owner, "_hf_hook")
+        return device_of(self._owner) if hooked else self.values.device  # type: ignore[arg-type]
+
+    def base_dtype(self) -> torch.dtype | None:
+        """Dtype of the parameter."""
+        return self.values.dtype
+
+    def base_on_meta(self) -> bool:
+        """Whether the parameter has no values."""
+        return self.values.is_meta
+
+    def initial_values(self, adapter_name: str, config: MethodFields) -> dict[str, Tensor]:
+        """Initial cores by key; what is declared for one expert is started for each in turn."""
+        update = self.update(adapter_name)
+        declared: ExpertNetwork = update.declared  # type: ignore[assignment]
+        if declared.single is None:
+            return config.initial_cores(declared.network)
+        chosen = range(self.parameter.n_experts) if update.chosen is None else update.chosen
+        started: dict[str, list[Tensor]] = {}
+        for expert in chosen:
+            weight = self.weight_of(expert).detach() if config.uses_weight else None
+            for key, value in config.initial_cores(declared.single, weight).items():
+                started.setdefault(key, []).append(value)
+        own = {key for core in declared.cores if not core.group for key in (core.key,)}
+        return {
+            key: torch.stack(values) if key in own or "anchor_" in key else values[0]
+            for key, values in started.items()
+        }
+
+    def first_update(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
+        """The update of the first adapted expert and its base weight."""
+        update = self.update(adapter_name)
+        expert = 0 if update.chosen is None else update.chosen[0]
+        return update.delta(expert), self.weight_of(expert)
+
+    @property
+    def base_parameter(self) -> Tensor:
+        """The parameter."""
+        return self.values
+
+    def check_mergeable(self, adapter_name: str) -> None:
+        """Raise RuntimeError if an adapter has no values yet; updates of experts always merge."""
+        self.update(adapter_name).check_initialized()
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add updates to the parameter, expert by expert: in float32, then cast to its dtype.
+
+        Parameters
+        ----------
+        safe_merge : bool
+            Check that the merged weight is finite before it is written.
+        adapter_names : list of str, optional
+            Adapters to merge, the active ones by default.
+
+        Raises
+        ------
+        ValueError
+            With `safe_merge`, if the merged weight would not be finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.held]
+        if names:
+            merged = self.merged_with(names, check=safe_merge)
+            self.values.data = merged.weight
+            self.rounding += merged.rounding
+            self.merged_adapters += names
+
+    def merged_with(self, names: Sequence[str], *, check: bool = False) -> Merged:
+        """The parameter with more adapters merged; the module is left as it is.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`merge` does.
+        """
+        merged, rounding = self._plus(names, 1.0)
+        if check and not torch.isfinite(merged).all():
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {' or '.join(names)} seems to "
+                "be broken: its sum with the base weight is not finite; nothing was merged"
+            )
+        return Merged(merged, rounding=rounding)
+
+    @torch.no_grad()
+    def _plus(self, names: Sequence[str], sign: float) -> tuple[Tensor, list[RoundingErrors]]:
+        """The parameter plus or minus updates, and what the cast to its dtype takes."""
+        made = self.values.detach().clone()
+        lost = of_delta = of_total = 0.0
+        exact = made.dtype.itemsize >= 4
+        for expert in range(self.parameter.n_experts):
+            updates = [self.update(name) for name in names]
+            found = [u.delta(expert).to(made.device) for u in updates if u.slot(expert) is not None]
+            if not found:
+                continue
+            place = self._oriented(made[expert])
+            delta = sign * torch.stack(found).sum(0) if len(found) > 1 else sign * found[0]
+            total = place.to(computing([made, delta])) + delta
+            place.copy_(total)
+            if not exact:
+                lost += float((place.to(total.dtype) - total).square().sum())
+                of_delta += float(delta.square().sum())
+                of_total += float(total.square().sum())
+        if exact:
+            return made, []
+        update, weight = ((lost / whole) ** 0.5 if whole else 0.0 for whole in (of_delta, of_total))
+        return made, [{str(made.dtype): (update, weight)}]
+
+    def unmerge(self) -> None:
+        """Subtract all merged updates from the parameter."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        self.take_back(self.merged_adapters)
+
+    def take_back(self, names: Sequence[str]) -> None:
+        """Unmerge the adapters `names` only."""
+        gone = [name for name in self.merged_adapters if name in names]
+        if gone:
+            self.rounding = []
+            self.values.data = self._plus(gone, -1.0)[0]
+            self.merged_adapters = [n for n in self.merged_adapters if n not in gone]
+
+    def active_updates(self) -> list[ExpertUpdate]:
+        """The updates that apply."""
+        if self.disable_adapters or self.merged:
+            return []
+        return [self.update(name) for name in self.active_adapters if name in self.held]
+
+    def extra_repr(self) -> str:
+        """The weight that is adapted."""
+        p = self.parameter
+        return f"experts={p.n_experts}, out_features={p.out_features}, in_features={p.in_features}"
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """PEFT's conversion knows layers, not parameters."""
+        return False
+
+
+def put_experts_back(model: nn.Module, *, all: bool = False) -> None:
+    """Put the modules of experts back in their places, where nothing of them is adapted."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AdaptedExperts) and (all or not module.layers):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.base_layer)
+
+
+class AdaptedExperts(nn.Module):
+    """A module of experts some of whose weights are adapted.
+
+    Attributes
+    ----------
+    base_layer : torch.nn.Module
+        The module.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    def __getattr__(self, name: str) -> Any:
+        """What the module has besides its weights."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("_modules", {}).get("base_layer")
+            if base is None or name.startswith("_"):
+                raise
+            return getattr(base, name)
+
+    @property
+    def layers(self) -> dict[str, ExpertLayer]:
+        """The adapted weights by name."""
+        return {n: m for n, m in self._modules.items() if isinstance(m, ExpertLayer)}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The experts, with the active updates unless disabled or merged."""
+        parts: dict[str, list[Part]] = {}
+        for layer in self.layers.values():
+            if layer.disable_adapters and layer.merged:
+                layer.unmerge()
+            for update in layer.active_updates():
+                found = parts.setdefault(layer.parameter.parameter, [])
+                found.append((layer.parameter.rows, update))
+        if not parts:
+            return self.base_layer(*args, **kwargs)
+        with onloaded(self.base_layer):
+            return experts_forward(self.base_layer, parts, *args, **kwargs)
+

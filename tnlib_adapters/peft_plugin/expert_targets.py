@@ -1,0 +1,118 @@
+"""Which weights of experts a configuration adapts, and which experts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+
+from tnlib_adapters.base_model.expert_parameters import ExpertParameter, expert_parameters
+from tnlib_adapters.base_model.linear_modules import bare_experts
+from tnlib_adapters.base_model.sites import position
+
+if TYPE_CHECKING:
+    from tnlib_adapters.peft_plugin.fields import MethodFields
+
+ALL_EXPERTS = "all-experts"
+Chosen = Sequence[int] | Mapping[str, Sequence[int]] | None
+
+
+def targeted_parameters(config: MethodFields, model: nn.Module) -> dict[str, ExpertParameter]:
+    """The weights of experts that ``target_parameters`` match, by name.
+
+    Raises
+    ------
+    ValueError
+        If an entry matches no weight of experts, or two match the same rows of one.
+    """
+    entries = config.target_parameters
+    if not entries:
+        return {}
+    known = expert_parameters(model)
+    if entries == ALL_EXPERTS:
+        found = {name: p for name, p in known.items() if p.whole and _wanted(config, name)}
+        if not found:
+            raise ValueError(f"target_parameters={ALL_EXPERTS!r}: {_none(model)}")
+        return found
+    found = {}
+    for entry in sorted(entries):
+        matched = {n: p for n, p in known.items() if n == entry or n.endswith(f".{entry}")}
+        if not matched:
+            raise ValueError(f"target_parameters entry {entry!r}: {_no_match(model, entry, known)}")
+        found |= {name: p for name, p in matched.items() if _wanted(config, name)}
+    for name, parameter in found.items():
+        owner = f"{parameter.module}.{parameter.parameter}".removeprefix(".")
+        if not parameter.whole and owner in found:
+            raise ValueError(
+                f"target_parameters match {owner} and {name}, which is a part of it; name the "
+                "whole weight or its parts"
+            )
+    return {name: known[name] for name in known if name in found}
+
+
+def _wanted(config: MethodFields, name: str) -> bool:
+    """Whether the layer is to be adapted and the weight is not excluded."""
+    layers = config.layers_to_transform
+    if layers is not None:
+        container, number, _ = position(name)
+        numbers = [layers] if isinstance(layers, int) else layers
+        patterns = config.layers_pattern or ()
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        named = not patterns or container.rsplit(".", 1)[-1] in patterns
+        if number not in numbers or not named or not container:
+            return False
+    excluded = _Only(config.exclude_modules)
+    return not (excluded.target_modules and check_target_module_exists(excluded, name))
+
+
+class _Only:
+    """Names alone, as PEFT matches those of modules."""
+
+    def __init__(self, names: Any) -> None:
+        self.target_modules = names
+        self.exclude_modules = None
+
+
+def chosen_experts(chosen: Chosen, module: str, n_experts: int) -> tuple[int, ...] | None:
+    """The experts of a module that are adapted, in order; None for all.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not there, or none is chosen.
+    """
+    if isinstance(chosen, Mapping):
+        names = [n for n in chosen if n == module or module.endswith(f".{n}")]
+        chosen = chosen[max(names, key=len)] if names else None
+    if chosen is None:
+        return None
+    numbers = sorted({*chosen})
+    if not numbers or numbers[0] < 0 or numbers[-1] >= n_experts:
+        raise ValueError(f"experts={[*chosen]}: the module has experts 0 to {n_experts - 1}")
+    return None if len(numbers) == n_experts else tuple(numbers)
+
+
+def _no_match(model: nn.Module, entry: str, known: Mapping[str, ExpertParameter]) -> str:
+    names = [name for name, _ in model.named_parameters()]
+    if any(name == entry or name.endswith(f".{entry}") for name in names):
+        return (
+            "is a parameter, but not one of experts that can be adapted: linear layers are adapted "
+            "by target_modules"
+        )
+    some = sorted({".".join(name.split(".")[-2:]) for name in known})
+    return f"matches no weight of experts; there are {some}" if some else _none(model)
+
+
+def _none(model: nn.Module) -> str:
+    bare = bare_experts(model)
+    if bare:
+        return (
+            f"the experts of this {type(model).__name__} ({', '.join(bare[:3])}) are not computed "
+            "by transformers' experts interface, so they cannot be adapted"
+        )
+    return (
+        f"this {type(model).__name__} has no experts that are held as parameters; experts that are "
+        "linear layers are adapted by target_modules"
+    )
