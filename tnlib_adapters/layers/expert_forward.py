@@ -10,6 +10,7 @@ raises, so that no update is left out unseen.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -34,19 +35,37 @@ def experts_forward(
     TypeError
         If the module uses an adapted weight in a way that is not known.
     """
-    weights = {name: AdaptedWeight(getattr(base, name), found) for name, found in parts.items()}
-    return _forward_of(base)(_View(base, weights), *args, **kwargs)
+    forward: Any = type(base).forward
+    tokens = None
+    if uses_interface(base):
+        from transformers.integrations import moe
+
+        chosen: str = base.config._experts_implementation  # type: ignore[assignment,union-attr]
+        forward = moe.ALL_EXPERTS_FUNCTIONS.get_interface(chosen, forward.__wrapped__)
+        if forward is moe.grouped_mm_experts_forward:
+            tokens = _Tokens.of(*args, **kwargs)
+    weights = {}
+    for name, found in parts.items():
+        first = name != "down_proj"
+        weights[name] = AdaptedWeight(getattr(base, name), found, None, tokens if first else None)
+    return forward(_View(base, weights), *args, **kwargs)
 
 
-def _forward_of(base: nn.Module) -> Callable[..., Any]:
-    """The forward function of a module, for any `self`."""
-    own: Any = type(base).forward
-    if not uses_interface(base):
-        return own  # type: ignore[no-any-return]
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+@dataclass(frozen=True)
+class _Tokens:
+    """The activations that experts are called with, and which of them every sorted row is.
 
-    chosen: str = base.config._experts_implementation  # type: ignore[assignment,union-attr]
-    return ALL_EXPERTS_FUNCTIONS.get_interface(chosen, own.__wrapped__)  # type: ignore[no-any-return]
+    Products that all experts share are done once a token, and not once for each of its experts.
+    """
+
+    hidden_states: Tensor
+    source: Tensor
+
+    @classmethod
+    def of(cls, hidden_states: Tensor, top_k_index: Tensor, *_: Any, **__: Any) -> _Tokens:
+        """As transformers sorts them for grouped products."""
+        order = torch.sort(top_k_index.reshape(-1))[1]
+        return cls(hidden_states, order // top_k_index.shape[-1])
 
 
 class _View:
@@ -76,14 +95,21 @@ class AdaptedWeight:
         The updates.
     experts : Tensor, optional
         By which index it was taken of the weight of all experts.
+    tokens : _Tokens, optional
+        What it is multiplied with, before rows are made of it.
     """
 
     def __init__(
-        self, value: Tensor, parts: Sequence[Part], experts: Tensor | int | None = None
+        self,
+        value: Tensor,
+        parts: Sequence[Part],
+        experts: Tensor | int | None = None,
+        tokens: _Tokens | None = None,
     ) -> None:
         self.value = value
         self.parts = parts
         self.experts = experts
+        self.tokens = tokens
 
     @property
     def shape(self) -> torch.Size:
@@ -114,11 +140,13 @@ class AdaptedWeight:
 
     def transpose(self, first: int, second: int) -> AdaptedWeight:
         """The weight with its matrices transposed: how it is multiplied says how they lie."""
-        return AdaptedWeight(self.value.transpose(first, second), self.parts, self.experts)
+        value = self.value.transpose(first, second)
+        return AdaptedWeight(value, self.parts, self.experts, self.tokens)
 
     def to(self, *args: Any, **kwargs: Any) -> AdaptedWeight:
         """The weight in another dtype or place."""
-        return AdaptedWeight(self.value.to(*args, **kwargs), self.parts, self.experts)
+        value = self.value.to(*args, **kwargs)
+        return AdaptedWeight(value, self.parts, self.experts, self.tokens)
 
     def float(self) -> AdaptedWeight:
         """The weight in float32."""
@@ -199,8 +227,14 @@ def _bmm(y: Tensor, first: Any, second: Any) -> Tensor:
 
 def _grouped(y: Tensor, x: Tensor, weight: AdaptedWeight, *args: Any, **kwargs: Any) -> Tensor:
     """Sorted rows, with the row behind each expert's last one."""
-    ends = args[0] if args else kwargs["offs"]
-    return weight.added(y, lambda update: update.apply_groups(x, ends))
+    ends, tokens = args[0] if args else kwargs["offs"], weight.tokens
+
+    def product(update: ExpertUpdate) -> Tensor:
+        if tokens is None or not update.network.starts_shared:
+            return update.apply_groups(x, ends)
+        return update.apply_groups(tokens.hidden_states, ends, tokens.source)
+
+    return weight.added(y, product)
 
 
 _PRODUCTS: dict[Any, Callable[..., Tensor]] = {

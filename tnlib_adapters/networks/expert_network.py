@@ -103,6 +103,11 @@ class ExpertNetwork(Declared):
         """How rows of many experts go through it; None where they go expert by expert."""
         return chain_of(self.network.unanchored, EXPERT)
 
+    @property
+    def starts_shared(self) -> bool:
+        """Whether all experts share what is done first with activations."""
+        return self.chain is not None and not self.chain.factors[0].of_expert
+
     @cached_property
     def _alone(self) -> Network:
         """The network of one expert, of cores that hold one."""
