@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 class NetworkTuner(Merging):
     """Injects a :class:`NetworkLayer` for every target. Subclasses name prefix and classes."""
 
-    tuner_layer_cls = NetworkLayer
+    tuner_layer_cls = WeightLayer
     layer_cls: type[NetworkLayer]
     expert_cls: type[ExpertLayer]
     store_cls: type[CoreStore]
