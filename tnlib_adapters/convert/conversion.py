@@ -16,8 +16,8 @@ class ConvertedWeight:
     ----------
     name : str
         Name of the module.
-    shape : (int, int)
-        Output and input width.
+    shape : (int, int) or (int, int, int)
+        Output and input width, of a weight of experts after their number.
     ranks : tuple of int
         Rank of the result: one number for LoRA, LoTR and LoRTA, the bonds of a train.
     n_params : int
@@ -36,7 +36,7 @@ class ConvertedWeight:
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     ranks: tuple[int, ...]
     n_params: int
     error: float

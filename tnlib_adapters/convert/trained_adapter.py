@@ -19,6 +19,7 @@ from tnlib_adapters.convert.candidates import candidates
 from tnlib_adapters.peft_plugin.adapter_file_checks import shapes_in
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.core_store import AdapterPart
+from tnlib_adapters.peft_plugin.expert_layer import AdaptedExperts, ExpertLayer
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.trained_norms import as_base
 
@@ -53,6 +54,17 @@ class Adapter:
             for name, module in self.model.named_modules()
             if isinstance(module, NetworkLayer) and self.name in module.held
         }
+
+    @property
+    def experts(self) -> dict[str, list[ExpertLayer]]:
+        """The adapted weights of experts by the names of their parameters, whole or in parts."""
+        found: dict[str, list[ExpertLayer]] = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, ExpertLayer) and self.name in module.held:
+                owner = name.rpartition(".")[0]
+                parameter = f"{owner}.{module.parameter.parameter}".removeprefix(".")
+                found.setdefault(parameter, []).append(module)
+        return found
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -201,10 +213,16 @@ def _ours(config: object, where: str) -> NetworkConfig:
 def _module_names(model: nn.Module) -> Iterator[str]:
     """Names as they are without adapters, which put modules between."""
     inside: tuple[str, ...] = ()
+    # What stands around experts has their names.
+    around: tuple[str, ...] = ()
     for name, module in original_modules(model):
         if not name or (inside and name.startswith(inside)):
             continue
         if isinstance(module, AdapterPart):
             inside = (*inside, f"{name}.")
+        if isinstance(module, AdaptedExperts):
+            around = (*around, f"{name}.base_layer")
+        if name in around:
+            continue
         if isinstance(module, NetworkLayer) or not isinstance(module, AdapterPart):
-            yield name
+            yield name.replace(".base_layer.", ".") if name.startswith(around) else name

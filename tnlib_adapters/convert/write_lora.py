@@ -24,6 +24,12 @@ from tqdm.auto import tqdm
 from tnlib_adapters.base_model.linear_modules import is_transposed
 from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
+from tnlib_adapters.convert.expert_factors import (
+    by_owner,
+    expert_factors,
+    target_entries,
+    wrapper_names,
+)
 from tnlib_adapters.convert.folder import check_free, whole
 from tnlib_adapters.convert.trained_adapter import Adapter, adapter_of
 from tnlib_adapters.convert.truncation import check_target, low_rank
@@ -99,8 +105,9 @@ def to_lora(
     target = check_free(output)
     source = adapter_of(adapter, base=base, adapter_name=adapter_name)
     layers = source.layers
-    _check_read_as_written(source, _config(source, dict.fromkeys(layers, 1), base))
+    _check_read_as_written(source, _config(source, dict.fromkeys(layers, 1), 1, base))
     work = sum(layer.out_features * layer.in_features for layer in layers.values())
+    work += sum(layer.values.numel() for found in source.experts.values() for layer in found)
     shown = is_shown(progressbar, work)
     weights: list[ConvertedWeight] = []
     tensors = {f"{PREFIX}{name}": value for name, value in source.extras.items()}
@@ -115,11 +122,38 @@ def to_lora(
         shape = (layer.out_features, layer.in_features)
         ranks, values = (len(found.A),), found.A.numel() + found.B.numel()
         weights.append(ConvertedWeight(name, shape, ranks, values, found.error, found.norm))
-    config = _config(source, {weight.name: weight.ranks[0] for weight in weights}, base)
+    ranks_of_layers = {weight.name: weight.ranks[0] for weight in weights}
+    found_experts = [
+        *tqdm(
+            expert_factors(source, rank, eps),
+            desc="to LoRA, experts",
+            disable=not shown or not source.experts,
+            total=len(source.experts),
+        )
+    ]
+    # One rank for all, or PEFT would look for the names of parameters among those of modules.
+    common = max((found.rank for found in found_experts), default=0)
+    places = _places(source)
+    for factors in found_experts:
+        a, b = factors.tensors(common)
+        tensors[f"{PREFIX}{places[factors.name]}.lora_A.weight"] = a
+        tensors[f"{PREFIX}{places[factors.name]}.lora_B.weight"] = b
+        weights.append(factors.converted(common))
+    config = _config(source, ranks_of_layers, common, base)
     with whole(target) as folder:
         _write(folder, config, tensors)
         size = (folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size
     return Conversion(tuple(weights), 0, size)
+
+
+def _places(source: Adapter) -> dict[str, str]:
+    """Where PEFT has the factors of every adapted parameter of experts."""
+    found = {}
+    for module, keys in by_owner(source.experts).items():
+        owner = source.experts[f"{module}.{keys[0]}".removeprefix(".")][0].get_base_layer()
+        for key, place in wrapper_names(keys, owner, module).items():
+            found[f"{module}.{key}".removeprefix(".")] = place
+    return found
 
 
 def _check_read_as_written(source: Adapter, config: LoraConfig) -> None:
@@ -129,10 +163,12 @@ def _check_read_as_written(source: Adapter, config: LoraConfig) -> None:
     fused experts, also where they are the names of ordinary layers.
     """
     names = [*source.layers]
+    own = set(config.target_parameters or ())
     try:
         convert_peft_config_for_transformers(config, source.model, None)
-        left = [] if not config.target_parameters else list(config.target_modules or ())
-        taken = [n for n in names if config.target_parameters and not n.endswith(tuple(left))]
+        more = set(config.target_parameters or ()) - own
+        left = list(config.target_modules or ()) if more else []
+        taken = [n for n in names if more and not n.endswith(tuple(left))]
     except ValueError:
         taken = names
     if taken:
@@ -145,10 +181,13 @@ def _check_read_as_written(source: Adapter, config: LoraConfig) -> None:
         )
 
 
-def _config(source: Adapter, ranks: dict[str, int], base: Any) -> LoraConfig:
-    """A configuration that matches the adapted modules and scales every product by 1."""
-    old = source.config
-    usual = Counter(ranks.values()).most_common(1)[0][0]
+def _config(source: Adapter, ranks: dict[str, int], of_experts: int, base: Any) -> LoraConfig:
+    """A configuration that matches the adapted modules and scales every product by 1.
+
+    `ranks` are those of linear layers, `of_experts` that of parameters.
+    """
+    old, experts = source.config, source.experts
+    usual = of_experts if experts else Counter(ranks.values()).most_common(1)[0][0]
     pattern = {f"^{re.escape(name)}": r for name, r in ranks.items() if r != usual}
     bias: Any = old.bias if old.bias in ("none", "all") else "lora_only"
     mapping = old.auto_mapping
@@ -160,7 +199,8 @@ def _config(source: Adapter, ranks: dict[str, int], base: Any) -> LoraConfig:
         lora_alpha=usual,
         rank_pattern=dict(pattern),
         alpha_pattern=dict(pattern),
-        target_modules=_targets(old.target_modules, ranks, source.modules),
+        target_modules=_targets(old.target_modules, ranks, source.modules) if ranks else [],
+        target_parameters=target_entries([*experts], source.parameters) if experts else None,
         fan_in_fan_out=any(is_transposed(x.get_base_layer()) for x in source.layers.values()),
         bias=bias,
         modules_to_save=list(dict.fromkeys(old.modules_to_save or ())) or None,
@@ -195,7 +235,8 @@ def _write(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None
     path = folder / CONFIG_NAME
     fields = json.loads(path.read_text(encoding="utf-8"))
     # PEFT keeps targets as a set, whose order changes from run to run.
-    if isinstance(fields["target_modules"], list):
-        fields["target_modules"].sort()
+    for key in ("target_modules", "target_parameters"):
+        if isinstance(fields.get(key), list):
+            fields[key].sort()
     path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
     safetensors.torch.save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})

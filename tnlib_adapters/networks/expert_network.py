@@ -96,7 +96,7 @@ class ExpertNetwork(Declared):
 
     def plan_strategies(self) -> None:
         """Work out now how it is applied: a graph that is compiled cannot."""
-        _ = self.chain, self._alone.plan_strategies()
+        _ = self.chain, self.alone.plan_strategies()
 
     @cached_property
     def chain(self) -> Chain | None:
@@ -109,8 +109,8 @@ class ExpertNetwork(Declared):
         return self.chain is not None and not self.chain.factors[0].of_expert
 
     @cached_property
-    def _alone(self) -> Network:
-        """The network of one expert, of cores that hold one."""
+    def alone(self) -> Network:
+        """The network of one expert, of the cores that :meth:`of_expert` gives."""
         sizes = {leg: 1 if leg == EXPERT else n for leg, n in self.network.sizes.items()}
         return replace(self.network, sizes=sizes)
 
@@ -127,17 +127,17 @@ class ExpertNetwork(Declared):
     def delta(self, cores: Cores, anchor: Cores | None, expert: int) -> Tensor:
         """The dense update of one expert, (out_features, in_features); differentiable."""
         start = None if anchor is None else self.of_expert(anchor, expert)
-        return self._alone.delta(self.of_expert(cores, expert), start)
+        return self.alone.delta(self.of_expert(cores, expert), start)
 
     def cut_factors(self, cores: Cores, anchor: Cores | None, expert: int) -> Factors | None:
         """B and A with ``B @ A`` the update of one expert; None where no cut gives such."""
         start = None if anchor is None else self.of_expert(anchor, expert)
-        return self._alone.cut_factors(self.of_expert(cores, expert), start)
+        return self.alone.cut_factors(self.of_expert(cores, expert), start)
 
     def apply_one(self, x: Tensor, cores: Cores, anchor: Cores | None, expert: int) -> Tensor:
         """The product of ``x`` (..., in_features) with the update of one expert."""
         start = None if anchor is None else self.of_expert(anchor, expert)
-        return self._alone.apply(x, self.of_expert(cores, expert), start)
+        return self.alone.apply(x, self.of_expert(cores, expert), start)
 
     def apply(
         self,
