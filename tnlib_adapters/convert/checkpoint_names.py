@@ -10,7 +10,7 @@ from torch import nn
 
 def names_in_checkpoint(
     model: nn.Module, parameters: Iterable[str], stored: Iterable[str]
-) -> tuple[dict[str, str], set[str]]:
+) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Names in a checkpoint by the names in the model, and what has no tensor of its own there.
 
     A checkpoint may have the prefix of the base model where the model has none, or the other way
@@ -30,20 +30,21 @@ def names_in_checkpoint(
     -------
     dict of str to str
         Parameters that the checkpoint has as they are.
-    set of str
-        Parameters that are made of tensors of another layout.
+    dict of str to list of str
+        Of parameters that are made of tensors of another layout the names of those.
     """
     names = dict.fromkeys(parameters, True)
     renamings, converters = _conversions(model)
     prefix: Any = getattr(model, "base_model_prefix", None) or None
-    found, made = {}, set()
+    found: dict[str, str] = {}
+    made: dict[str, list[str]] = {}
     # Sorted, as transformers reads them: some of its renamings count on it.
     for key in sorted(stored):
         name, converter = _renamed(key, renamings, converters, prefix, names)
         if name in names and converter is None:
             found[name] = key
         elif name in names:
-            made.add(name)
+            made.setdefault(name, []).append(key)
     return found, made
 
 

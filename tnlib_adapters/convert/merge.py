@@ -180,7 +180,7 @@ def merge(
         _write_json(folder / "config.json", _config(source, plan, cast))
         n_bytes = sum((folder / shard).stat().st_size for shard in headers)
     return MergeReport(
-        {name: plan.rounding[name] for name in source.layers},
+        {name: found.share for name, found in plan.rounding.items()},
         tuple(name for name in plan.full if name in checkpoint.tensors),
         plan.added,
         tuple(dict.fromkeys(plan.changes[name].dtype for name in plan.weights)),

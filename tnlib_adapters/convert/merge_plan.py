@@ -12,6 +12,7 @@ from torch import Tensor
 from tnlib_adapters.base_model.linear_modules import is_transposed
 from tnlib_adapters.convert.checkpoint import FLOATING, Change, Checkpoint
 from tnlib_adapters.convert.checkpoint_names import names_in_checkpoint
+from tnlib_adapters.convert.merge_experts import ExpertMerge, Rounding
 from tnlib_adapters.convert.trained_adapter import Adapter
 from tnlib_adapters.networks.core import computing
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
@@ -28,13 +29,14 @@ class MergePlan:
     checkpoint : Checkpoint
         The base model's.
     weights : dict of str to str
-        Names of adapted layers by the names of their weights in the checkpoint.
+        Names of adapted layers, and of weights of experts, by the names of their tensors in the
+        checkpoint.
     full : dict of str to Tensor
         What was trained in full, by its name in the checkpoint.
     changes : dict of str to Change
         Everything to write that is not copied, by its name in the checkpoint.
-    rounding : dict of str to float
-        By layer, filled while the changes are written: see :class:`MergeReport`.
+    rounding : dict of str to Rounding
+        By weight, filled while the changes are written: see :class:`MergeReport`.
     """
 
     source: Adapter
@@ -42,7 +44,7 @@ class MergePlan:
     weights: dict[str, str] = field(default_factory=dict)
     full: dict[str, Tensor] = field(default_factory=dict)
     changes: dict[str, Change] = field(default_factory=dict)
-    rounding: dict[str, float] = field(default_factory=dict)
+    rounding: dict[str, Rounding] = field(default_factory=dict)
 
     @classmethod
     def of(cls, source: Adapter, checkpoint: Checkpoint, cast: torch.dtype | None) -> MergePlan:
@@ -60,6 +62,10 @@ class MergePlan:
             # PEFT saves an output embedding that is adapted: a resized one is not the old one.
             base = extras.pop(f"{name}.weight", None)
             plan.changes[stored] = plan._sum(name, layer, stored, base, cast)
+        experts = ExpertMerge(source, checkpoint, known, made, plan.rounding)
+        for stored, name, change in experts.changes(cast):
+            plan.weights[stored] = name
+            plan.changes[stored] = change
         # Heads that the checkpoint lacks are written as the adapted weights are.
         usual = next(iter(plan.changes.values())).dtype
         for name, value in extras.items():
@@ -155,8 +161,8 @@ class MergePlan:
                     f"{name}: the merged weight is not finite in {dtype}: the adapter holds nan or "
                     "inf, or the dtype is too narrow; nothing was written"
                 )
-            lost = torch.linalg.norm(written.to(exact.dtype) - exact)
-            self.rounding[name] = float(lost / torch.linalg.norm(delta)) if delta.any() else 0.0
+            self.rounding[name] = Rounding()
+            self.rounding[name].add(written, exact, delta)
             return written
 
         return Change(dtype, expected, total)
