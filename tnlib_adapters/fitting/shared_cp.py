@@ -1,8 +1,8 @@
 """One CP tensor for all weights: a coupled CP decomposition of their updates.
 
 The declarations say which factors a weight uses and how its rows or columns are cut into
-heads. Weights with the same five factors are a family; one tensor is fitted to all families that
-share layers and matrices. The fit starts from the CP decomposition of the family with the largest
+heads. Weights with the same factors are a family; one tensor is fitted to all families that share
+layers and matrices. The fit starts from the CP decomposition of the family with the largest
 updates, whose wide side is compressed, and from random factors; the best start is polished.
 """
 
@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 
 from tnlib import cp_als
 from tnlib_adapters.execution.dense_forms import interleaved
-from tnlib_adapters.fitting.coupled_cp_als import ROLES, Family, Values, improved, polish
+from tnlib_adapters.fitting.coupled_cp_als import (
+    PICKED,
+    ROLES,
+    WHOLE,
+    Family,
+    Values,
+    improved,
+    polish,
+)
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
 from tnlib_adapters.networks.initializers import normal
@@ -47,7 +55,7 @@ def fit_shared_cp(
 ) -> dict[str, dict[str, Tensor]]:
     """Cores by weight and key, in float64.
 
-    Rows of C_l and C_m that no given weight uses stay as drawn. Memory goes with the factors of
+    Rows of C_l, C_m and C_e that no given weight uses stay as drawn. Memory goes with the factors of
     the updates times the heads.
     """
     parts = _all_parts(networks, updates)
@@ -127,13 +135,14 @@ def gathered(parts: Sequence[_Part]) -> list[Family]:
         )
         network = same[0].network
         fixed = [part.network.fixed_indices for part in same]
-        layers, matrices = (torch.tensor([f[leg] for f in fixed]) for leg in ("layer", "matrix"))
-        families.append(Family(_keys(network), cut, whole, layers, matrices))
+        keys = _keys(network)
+        rows = {r: torch.tensor([f[leg] for f in fixed]) for r, leg in PICKED.items() if r in keys}
+        families.append(Family(keys, cut, whole, rows))
     return families
 
 
 def cp_start(family: Family, like: Values, generator: torch.Generator) -> Values:
-    """Factors from the CP decomposition of one family, whose layers and matrices are one mode."""
+    """Factors from the CP decomposition of one family, whose picked factors are one mode."""
     rank = like[family.keys["a"]].shape[1]
     n, heads, width, _ = family.cut.shape
     leading = _leading([family], min(2 * rank, max(_LARGEST // (n * heads * width), 1)))
@@ -141,15 +150,34 @@ def cp_start(family: Family, like: Values, generator: torch.Generator) -> Values
     tensor = torch.einsum("nhws,nps->nphw", family.cut, inside)
     cp = cp_als(tensor, rank, max_iter=30, tol=1e-4, rng=generator)
     numbers, a, head, b = (torch.as_tensor(factor) for factor in cp.factors)
-    layers, matrices = like[family.keys["c_layer"]].clone(), like[family.keys["c_matrix"]].clone()
-    # One number for every update is a number for its layer times one for its matrix.
-    grid = torch.zeros(rank, len(layers), len(matrices), dtype=torch.float64)
-    grid[:, family.layers, family.matrices] = numbers.mT
-    u, s, vh = torch.linalg.svd(grid, full_matrices=False)
-    layers[family.layers] = (u[:, :, 0] * s[:, :1].sqrt()).mT[family.layers]
-    matrices[family.matrices] = (vh[:, 0] * s[:, :1].sqrt()).mT[family.matrices]
-    found = (b * torch.as_tensor(cp.weights), leading @ a, head, layers, matrices)
-    return dict(zip((family.keys[role] for role in ROLES), found, strict=True))
+    found = dict(zip(WHOLE, (b * torch.as_tensor(cp.weights), leading @ a, head), strict=True))
+    values = {family.keys[role]: factor for role, factor in found.items()}
+    return values | _split_numbers(family, like, numbers)
+
+
+def _split_numbers(family: Family, like: Values, numbers: Tensor) -> Values:
+    """Picked factors whose product at the rows of every update is about its number, (n, rank)."""
+    roles = [*family.rows]
+    sizes = [len(like[family.keys[role]]) for role in roles]
+    grid = torch.zeros(*sizes, numbers.shape[1], dtype=torch.float64)
+    grid[tuple(family.rows.values())] = numbers
+    found, left = {}, grid
+    for axis, role in enumerate(roles):
+        # The leading vector of every rank along this axis; what the others meet is left.
+        flat = grid.movedim(-1, 0).movedim(axis + 1, 1).flatten(2)
+        vector = torch.linalg.svd(flat, full_matrices=False)[0][:, :, 0].mT
+        left = (left * vector.reshape(-1, *[1] * (left.ndim - 2), vector.shape[1])).sum(0)
+        value = like[family.keys[role]].clone()
+        rows = family.rows[role]
+        value[rows] = vector[rows]
+        found[family.keys[role]] = value
+    # What is left is one number a rank; all factors get the same part of it.
+    share = left.abs() ** (1 / len(roles))
+    for number, role in enumerate(roles):
+        rows = family.rows[role].unique()
+        sign = left.sign() if number == 0 else torch.ones_like(left)
+        found[family.keys[role]][rows] *= share * sign
+    return found
 
 
 def _leading(families: Sequence[Family], most: int) -> Tensor:
@@ -178,10 +206,10 @@ def balanced(
     cores = {core.key: core for network in networks for core in network.cores}
     values = dict(values)
     factor = torch.full_like(next(iter(values.values()))[0], 1 / scale)
-    for role in ROLES[1:]:
+    for role in [role for role in ROLES[1:] if role in families[0].keys]:
         used: dict[str, Tensor] = {}
         for family in families:
-            rows = {"c_layer": family.layers, "c_matrix": family.matrices}.get(role)
+            rows = family.rows.get(role)
             key = family.keys[role]
             used.setdefault(key, torch.zeros(len(values[key]), dtype=torch.bool))
             used[key][slice(None) if rows is None else rows] = True
@@ -242,4 +270,4 @@ def _sides(part: _Part) -> tuple[Tensor, Tensor]:
 def _keys(network: Network) -> dict[str, str]:
     """Key of the factor of every role."""
     keys = {core.name: core.key for core in network.cores}
-    return {role: keys[role] for role in ROLES}
+    return {role: keys[role] for role in ROLES if role in keys}

@@ -114,6 +114,22 @@ class ExpertNetwork(Declared):
         sizes = {leg: 1 if leg == EXPERT else n for leg, n in self.network.sizes.items()}
         return replace(self.network, sizes=sizes)
 
+    def at(self, expert: int) -> Network:
+        """What is declared for one expert: with its own cores alone, or fixed at its index."""
+        if self.single is not None:
+            return self.single
+        fixed = {**self.network.fixed_indices, EXPERT: expert}
+        return replace(self.network, fixed_indices=fixed)
+
+    def gathered(self, cores: Sequence[Cores]) -> dict[str, Tensor]:
+        """The cores of all experts, of those of the networks that :meth:`at` gives."""
+        own = {core.key for core in self.cores if EXPERT in core.legs}
+        stacked = own if self.single is not None else set()
+        return {
+            key: torch.stack([found[key] for found in cores]) if key in stacked else cores[0][key]
+            for key in self.shapes
+        }
+
     def of_expert(self, cores: Cores, expert: int) -> dict[str, Tensor]:
         """The cores of one expert, the shared ones among them."""
         found = {}

@@ -11,18 +11,36 @@ import torch
 from tests.tnlib_adapters.low_rank_updates import norm
 from tests.tnlib_adapters.models import make
 from tests.tolerances import rounding
-from tnlib_adapters import LoRTAConfig, find_sites
+from tnlib_adapters import LoRTAConfig, Site, find_sites
 from tnlib_adapters.fitting import coupled_cp_als, shared_cp
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
+from tnlib_adapters.networks.expert_network import over_experts
 
 # Squared errors that are differences of squared norms, of a few thousand numbers each.
 FLOOR = rounding(torch.float64, 4096) ** 0.5
 
 
-def problem(rank, seed=0):
-    """Families of a grouped attention with LoRTA's own updates, and the factors they are of."""
-    sites = {n: site for n, site in find_sites(make("llama")).items() if site.role}
-    networks = {name: LoRTAConfig(r=rank).network(site) for name, site in sites.items()}
+def declared(kind, rank):
+    """Declarations of a grouped attention, or of the experts of two layers."""
+    config = LoRTAConfig(r=rank)
+    if kind == "attention":
+        sites = {n: site for n, site in find_sites(make("llama")).items() if site.role}
+        return {name: config.network(site) for name, site in sites.items()}
+    found = {}
+    for layer, matrix, (out, width) in itertools.product((0, 1), (0, 1), ((12, 8),)):
+        widths = (out, width) if matrix else (width, out)
+        site = Site("", *widths, layer=layer, depth=2, matrix=matrix, n_matrices=2, experts=3)
+        experts = over_experts(config.network(site), 3)
+        found |= {f"{layer}.{matrix}.{e}": experts.at(e) for e in range(3)}
+    return found
+
+
+kinds = pytest.mark.parametrize("kind", ["attention", "experts"])
+
+
+def problem(rank, seed=0, kind="attention"):
+    """Families with LoRTA's own updates, and the factors they are of."""
+    networks = declared(kind, rank)
     generator = torch.Generator().manual_seed(seed)
     values = {}
     for network in networks.values():
@@ -51,8 +69,9 @@ def test_families_share_what_grouped_queries_share():
     assert differing == ["c_head"]
 
 
-def test_the_residual_is_that_of_the_dense_updates():
-    networks, updates, families, values = problem(3)
+@kinds
+def test_the_residual_is_that_of_the_dense_updates(kind):
+    networks, updates, families, values = problem(3, kind=kind)
     other = {key: value + 0.3 for key, value in values.items()}
     cores = {k: v / networks_scale(networks) if k[:2] == "b_" else v for k, v in other.items()}
     off = [norm(networks[n].delta(cores) - updates[n].dense()) for n in networks]
@@ -66,10 +85,12 @@ def networks_scale(networks):
     return next(iter(networks.values())).scale
 
 
-def test_every_factor_is_solved_to_where_the_gradient_vanishes():
-    _, _, families, values = problem(3)
+@kinds
+def test_every_factor_is_solved_to_where_the_gradient_vanishes(kind):
+    _, _, families, values = problem(3, kind=kind)
     values = {key: value + 0.3 for key, value in values.items()}
-    for role in coupled_cp_als.ROLES:
+    assert len(families[0].keys) == (6 if kind == "experts" else 5)
+    for role in families[0].keys:
         for key in {family.keys[role] for family in families}:
             sharing = [family for family in families if family.keys[role] == key]
             found = [family.equations(values, role) for family in sharing]
@@ -84,13 +105,17 @@ def test_every_factor_is_solved_to_where_the_gradient_vanishes():
 
 def residual(family, values):
     """Squared distance, from the definition."""
-    b, a, heads, layers, matrices = family.factors(values)
-    model = torch.einsum("wr,ir,hr,nr,nr->nhwi", b, a, heads, layers, matrices)
+    b, a, heads = (values[family.keys[role]] for role in coupled_cp_als.WHOLE)
+    numbers = 1
+    for role, rows in family.rows.items():
+        numbers = numbers * values[family.keys[role]][rows]
+    model = torch.einsum("wr,ir,hr,nr->nhwi", b, a, heads, numbers)
     return ((torch.einsum("nhws,nis->nhwi", family.cut, family.whole) - model) ** 2).sum()
 
 
-def test_sweeps_never_raise_the_error_and_recover_from_a_near_start():
-    _, _, families, values = problem(3)
+@kinds
+def test_sweeps_never_raise_the_error_and_recover_from_a_near_start(kind):
+    _, _, families, values = problem(3, kind=kind)
     generator = torch.Generator().manual_seed(5)
     near = {
         key: value + 0.05 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
@@ -124,6 +149,16 @@ def test_a_start_has_the_leading_directions_and_the_best_b():
     longest = max(norm(networks[n].delta(own)) for n, own in cores.items())
     for gradient, b in zip(gradients, free.values(), strict=True):
         assert norm(gradient) * norm(b.detach()) <= 1e-8 * (sizes + longest) ** 2
+
+
+@kinds
+def test_updates_of_the_method_are_found_again(kind):
+    """With the right rank the error is that of where a sweep stops to help."""
+    networks, updates, _, _ = problem(2, kind=kind)
+    cores = shared_cp.fit_shared_cp(networks, updates, torch.Generator().manual_seed(2))
+    off = [norm(networks[n].delta(cores[n]) - updates[n].dense()) for n in networks]
+    total = [norm(update.dense()) for update in updates.values()]
+    assert math.hypot(*off) < 1e-3 * math.hypot(*total)
 
 
 def test_balancing_keeps_the_tensor_and_gives_the_lengths_of_the_start():
