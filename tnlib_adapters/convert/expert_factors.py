@@ -125,13 +125,11 @@ def target_entries(names: Sequence[str], parameters: Sequence[str]) -> list[str]
     return short if matched == set(names) else sorted(names)
 
 
-def split_factors(
-    a: Tensor, b: Tensor, n_experts: int, scale: float
-) -> list[tuple[Tensor, Tensor]]:
-    """B with the scale and A of every expert, of PEFT's two tensors."""
-    first = a.double().reshape(n_experts, -1, a.shape[1])
-    second = b.double().reshape(b.shape[0], -1, n_experts).permute(2, 0, 1)
-    return [(scale * left, right) for left, right in zip(second, first, strict=True)]
+def split_factors(a: Tensor, b: Tensor, n_experts: int) -> list[tuple[Tensor, Tensor]]:
+    """B and A of every expert, of PEFT's two tensors."""
+    first = a.reshape(n_experts, -1, a.shape[1])
+    second = b.reshape(b.shape[0], -1, n_experts).permute(2, 0, 1)
+    return [*zip(second, first, strict=True)]
 
 
 def by_owner(names: Mapping[str, object]) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
-from tnlib_adapters.convert.read_lora import LoRA
+from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
+from tnlib_adapters.networks.expert_network import ExpertNetwork
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 
 
@@ -21,13 +23,15 @@ class Fitted:
     ----------
     config : NetworkConfig
         Configuration.
-    networks : dict of str to Network or FusedProjection
+    networks : dict of str to Network, FusedProjection or ExpertNetwork
         Declarations by weight.
     cores : dict of str to dict of str to Tensor
-        Values by weight and key; those of a group are the same in every weight. They are rounded
-        to float32, as a file has them.
-    lora : LoRA
-        What they stand for.
+        Values by weight and key, of experts by that of each; those of a group are the same in
+        every weight. They are rounded to float32, as a file has them.
+    updates : dict of str to LowRankUpdate
+        What they stand for, of experts that of each.
+    others : dict of str to Tensor
+        What was trained in full, by its names in a file.
     strengths : dict of str to float or None
         How far a step moves the update of every weight, see :class:`Update`.
     """
@@ -37,13 +41,16 @@ class Fitted:
         config: NetworkConfig,
         networks: dict[str, Any],
         cores: dict[str, dict[str, Tensor]],
-        lora: LoRA,
+        updates: dict[str, LowRankUpdate],
+        others: dict[str, Tensor],
         strengths: dict[str, float | None],
     ) -> None:
         self.config = config
         self.networks = networks
-        self.lora = lora
+        self.updates = updates
+        self.others = others
         self.strengths = strengths
+        cores = {name: _together(name, network, cores) for name, network in networks.items()}
         self.own = {
             name: {c.key: cores[name][c.key].float() for c in network.cores if c.group is None}
             for name, network in networks.items()
@@ -71,13 +78,31 @@ class Fitted:
 
     def _weight(self, name: str) -> ConvertedWeight:
         """Error and size of one weight, whose two dense updates are formed for it."""
-        network, own, update = self.networks[name], self.own[name], self.lora.updates[name]
+        network, own = self.networks[name], self.own[name]
         cores = {key: (self.shared | own)[key].double() for key in network.shapes}
-        old = update.dense()
-        off = float(torch.linalg.norm(network.delta(cores) - old))
-        norm = float(torch.linalg.norm(old))
+        single = {name: (network, cores)}
+        shape: tuple[int, ...] = (network.out_features, network.in_features)
+        ranks = self.config.weight_ranks(network)
+        if isinstance(network, ExpertNetwork):
+            numbers = range(network.n_experts)
+            single = {
+                f"{name}[{e}]": (network.alone, network.of_expert(cores, e)) for e in numbers
+            }
+            shape, ranks = (len(numbers), *shape), self.config.weight_ranks(network.at(0))
+        off = norm = 0.0
+        for key, (part, values) in single.items():
+            old = self.updates[key].dense()
+            off = math.hypot(off, float(torch.linalg.norm(part.delta(values) - old)))
+            norm = math.hypot(norm, float(torch.linalg.norm(old)))
         error = off / norm if norm else (math.inf if off else 0.0)
-        values = sum(value.numel() for value in own.values())
-        return ConvertedWeight(
-            name, update.shape, self.config.weight_ranks(network), values, error, norm
-        )
+        size = sum(value.numel() for value in own.values())
+        return ConvertedWeight(name, shape, ranks, size, error, norm)
+
+
+def _together(
+    name: str, network: Any, cores: Mapping[str, Mapping[str, Tensor]]
+) -> Mapping[str, Tensor]:
+    """The cores of a weight, of experts those of all."""
+    if not isinstance(network, ExpertNetwork):
+        return cores[name]
+    return network.gathered([cores[f"{name}[{e}]"] for e in range(network.n_experts)])

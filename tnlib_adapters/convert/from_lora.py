@@ -15,12 +15,14 @@ from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.candidates import candidates
 from tnlib_adapters.convert.conversion import Conversion
+from tnlib_adapters.convert.expert_updates import expert_sites, expert_updates
 from tnlib_adapters.convert.fitted import Fitted
 from tnlib_adapters.convert.folder import check_free
 from tnlib_adapters.convert.read_lora import LoRA, read_lora
 from tnlib_adapters.convert.truncation import check_target
 from tnlib_adapters.convert.write_adapter import write_adapter
 from tnlib_adapters.methods import METHODS
+from tnlib_adapters.networks.expert_network import declared, expert_by_expert
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.progress import is_shown
 
@@ -30,6 +32,7 @@ COPIED = (
     "exclude_modules",
     "layers_to_transform",
     "layers_pattern",
+    "target_parameters",
     "modules_to_save",
     "task_type",
     "base_model_name_or_path",
@@ -121,17 +124,19 @@ def from_lora(
     largest = _with_fields_of(source, config)
     model, sites = _model(source, largest, base)
     drawn = generator or torch.Generator().manual_seed(0)
-    work = sum(math.prod(update.shape) for update in source.updates.values())
+    updates = source.updates | expert_updates(source, model, sites)
+    work = sum(math.prod(update.shape) for update in updates.values())
     show = is_shown(progressbar, work)
 
     def fitted(config: NetworkConfig) -> Fitted:
-        networks: dict[str, Any] = {name: config.network(site) for name, site in sites.items()}
+        networks: dict[str, Any] = {name: declared(config, site) for name, site in sites.items()}
         _check_networks(networks)
         assert config.fit_updates is not None
-        cores = config.fit_updates(networks, source.updates, drawn, show=show)
-        _check_cores(networks, cores, config)
+        single = expert_by_expert(networks)
+        cores = config.fit_updates(single, updates, drawn, show=show)
+        _check_cores(single, cores, config)
         strengths = {name: config.strength(site) for name, site in sites.items()}
-        return Fitted(config, networks, cores, source, strengths)
+        return Fitted(config, networks, cores, updates, source.others, strengths)
 
     found = fitted(largest) if eps is None else _smallest(fitted, largest, eps, show=show)
     size = write_adapter(folder, found, model)
@@ -191,6 +196,8 @@ def _sites(model: nn.Module, source: LoRA) -> dict[str, Site]:
     """The sites of the LoRA's modules, in the model's order."""
     sites = find_sites(model)
     kind = type(model).__name__
+    if not source.updates and not source.of_experts:
+        raise ValueError("the LoRA adapts nothing")
     for name, update in source.updates.items():
         if name not in sites:
             raise ValueError(
@@ -203,7 +210,8 @@ def _sites(model: nn.Module, source: LoRA) -> dict[str, Site]:
                 f"{name}: the LoRA's update is {update.shape[0]} x {update.shape[1]}, the layer of "
                 f"{kind} {widths[0]} x {widths[1]}; give the LoRA's own base model as base="
             )
-    return {name: site for name, site in sites.items() if name in source.updates}
+    found = {name: site for name, site in sites.items() if name in source.updates}
+    return found | expert_sites(source, model)
 
 
 def _with_fields_of(source: LoRA, config: NetworkConfig) -> NetworkConfig:

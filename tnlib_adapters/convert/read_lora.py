@@ -39,12 +39,16 @@ class LoRA:
         Its ``adapter_config.json``.
     updates : dict of str to LowRankUpdate
         Updates by the names of their modules in the model.
+    of_experts : dict of str to (Tensor, Tensor)
+        The factors A and B of weights of experts, with the scale in B, by the names of PEFT's
+        wrappers; which weights they are of, the model says.
     others : dict of str to Tensor
         Modules trained in full and biases, by their names in the file.
     """
 
     config: Mapping[str, Any]
     updates: dict[str, LowRankUpdate]
+    of_experts: dict[str, tuple[Tensor, Tensor]]
     others: dict[str, Tensor]
 
 
@@ -84,8 +88,41 @@ def read_lora(folder: Path) -> LoRA:
             others[key] = value
     if not factors:
         raise ValueError(f"{path} has no tensor of a LoRA (names that end in lora_A.weight)")
+    experts = {
+        name: _of_experts(name, factors.pop(name), config)
+        for name in [*factors]
+        if _is_of_experts(name, factors[name], config)
+    }
     updates = {name: _update(name, pair, config) for name, pair in factors.items()}
-    return LoRA(config, updates, others)
+    return LoRA(config, updates, experts, others)
+
+
+def _is_of_experts(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
+    """Whether factors are of a parameter: those of several experts have several times the rank."""
+    if not config.get("target_parameters"):
+        return False
+    return name.endswith(".base_layer") or (
+        "A" in pair and len(pair["A"]) != _by_module(config.get("rank_pattern"), name, config["r"])
+    )
+
+
+def _of_experts(
+    name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """A and B of a weight of experts, B with the scale."""
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise ValueError(
+            f"{name}: a LoRA of experts with rank_pattern or alpha_pattern cannot be converted"
+        )
+    _check_pair(name, pair)
+    a, b = pair["A"], pair["B"]
+    rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
+    if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or len(a) % rank:
+        raise ValueError(
+            f"{name}: factors have shapes {tuple(a.shape)} and {tuple(b.shape)}, which are not "
+            f"those of experts of rank {rank}"
+        )
+    return a.double(), _scale(rank, alpha, config) * b.double()
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:
@@ -109,8 +146,7 @@ def _check_kind(config: Mapping[str, Any]) -> None:
 
 def _update(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRankUpdate:
     """The update of one module, of whose factors `pair` has A and B."""
-    if set(pair) != {"A", "B"}:
-        raise ValueError(f"{name} has a lora_{''.join(pair)} and not the other factor")
+    _check_pair(name, pair)
     a, b = pair["A"], pair["B"]
     rank = _by_module(config.get("rank_pattern"), name, config.get("r", 8))
     alpha = _by_module(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
@@ -124,10 +160,18 @@ def _update(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) ->
             f"{name}: factors have shapes {tuple(a.shape)} and {tuple(b.shape)}, but the "
             f"configuration says rank {rank} (r and rank_pattern)"
         )
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+    return LowRankUpdate(_scale(rank, alpha, config) * b.double(), a.double())
+
+
+def _check_pair(name: str, pair: Mapping[str, Tensor]) -> None:
+    if set(pair) != {"A", "B"}:
+        raise ValueError(f"{name} has a lora_{''.join(pair)} and not the other factor")
+    if not all(torch.isfinite(factor).all() for factor in pair.values()):
         raise ValueError(f"{name}: a factor holds nan or inf")
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRankUpdate(scale * b.double(), a.double())
+
+
+def _scale(rank: int, alpha: float, config: Mapping[str, Any]) -> float:
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _by_module(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.convert.fitted import Fitted
 from tnlib_adapters.convert.folder import whole
+from tnlib_adapters.layers.expert_update import ExpertUpdate
 from tnlib_adapters.layers.shared_cores import SharedCores
+from tnlib_adapters.layers.stored_cores import StoredCores
 from tnlib_adapters.layers.update import Update
+from tnlib_adapters.networks.expert_network import ExpertNetwork
 from tnlib_adapters.networks.facts import facts
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.core_store import STORE
@@ -48,7 +51,7 @@ def write_adapter(folder: Path, fitted: Fitted, model: nn.Module) -> int:
     """
     config = fitted.config
     config.described = facts(fitted.networks.values())
-    tensors = {PREFIX + name: value for name, value in _named(fitted)} | fitted.lora.others
+    tensors = {PREFIX + name: value for name, value in _named(fitted)} | fitted.others
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with whole(folder) as place:
         base = config.base_model_name_or_path
@@ -76,7 +79,13 @@ def _named(fitted: Fitted) -> list[tuple[str, Tensor]]:
     layer, store = (f"{kind.prefix}{kind.attribute}" for kind in (parts.layer_cls, parts.store_cls))
     shared, found = SharedCores(), []
     for name, network in fitted.networks.items():
-        update = Update(network, shared, strength=fitted.strengths[name])
+        strength = fitted.strengths[name]
+        update: StoredCores
+        if isinstance(network, ExpertNetwork):
+            experts = network.n_experts
+            update = ExpertUpdate(network, shared, n_experts=experts, strength=strength)
+        else:
+            update = Update(network, shared, strength=strength)
         update.set_initial(fitted.shared | fitted.own[name])
         found += [(f"{name}.{layer}.{key}", value) for key, value in update.state_dict().items()]
     return found + [(f"{STORE}.{store}.{key}", v) for key, v in shared.state_dict().items()]

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnlib import tt_svd
+from tnlib_adapters.fitting.expert_bottleneck import fit_expert_bottleneck
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.fitting.train import Shape, joint_train, modes, placed, train_shapes
 from tnlib_adapters.networks.network import Network
@@ -30,6 +31,8 @@ def fit_bottleneck(
 ) -> dict[str, dict[str, Tensor]]:
     """Cores by weight and key, in float64, of networks of the trains ``down_*`` and ``up_*``.
 
+    Networks of experts, which have a core ``up_expert``, are fitted together.
+
     Where a bond is wider than the update needs, it is filled on its left as at the start of
     training and with zeros on its right.
 
@@ -38,10 +41,23 @@ def fit_bottleneck(
     ValueError
         If explicit shapes have a mode across the border of a width and the bottleneck.
     """
+    experts: dict[str, list[str]] = {}
     for name, network in networks.items():
-        _trains(name, network)
-    weights = tqdm(networks.items(), desc="fitting", unit="weight", disable=not show)
-    return {name: _weight(name, net, updates[name], generator) for name, net in weights}
+        if "up_expert" in network.shapes:
+            experts.setdefault(name.rpartition("[")[0], []).append(name)
+        else:
+            _trains(name, network)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, network in tqdm(networks.items(), desc="fitting", unit="weight", disable=not show):
+        if name in found:
+            continue
+        if "up_expert" not in network.shapes:
+            found[name] = _weight(name, network, updates[name], generator)
+            continue
+        same = experts[name.rpartition("[")[0]]
+        cores = fit_expert_bottleneck(network, [updates[other] for other in same], generator)
+        found |= dict.fromkeys(same, cores)
+    return found
 
 
 def _weight(

@@ -20,7 +20,6 @@ MORE_THAN_TWO_FACTORS = {
     "lora_bias": "the factor B has a bias",
     "trainable_token_indices": "single tokens are trained",
     "layer_replication": "layers are repeated",
-    "target_parameters": "bare parameters are adapted",
     "alora_invocation_tokens": "the update depends on the tokens",
     "use_qalora": "activations are pooled",
     "use_bdlora": "factors are block-diagonal",
@@ -35,6 +34,7 @@ _SAME = (
     "layers_to_transform",
     "layers_pattern",
     "modules_to_save",
+    "target_parameters",
 )
 
 
@@ -71,7 +71,10 @@ def declared(config: LoraConfig) -> CountedLoRA:
     >>> declared(LoraConfig(r=4, target_modules=["q_proj"])).r
     4
     """
-    refused = {**MORE_THAN_TWO_FACTORS, "rank_pattern": "ranks differ by module"}
+    refused = {
+        **MORE_THAN_TWO_FACTORS,
+        "rank_pattern": "ranks differ by module",
+    }
     for field, why in refused.items():
         if value := getattr(config, field, None):
             raise ValueError(

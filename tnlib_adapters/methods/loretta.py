@@ -157,7 +157,7 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
 
     def weight_ranks(self, network: AdditiveDeclaration) -> tuple[int, ...]:
         """The first bond of every core but the first of a train."""
-        shapes = network.shapes
+        shapes = {k: shape for k, shape in network.shapes.items() if k != "up_expert"}
         return tuple(shape[0] for key, shape in shapes.items() if not key.endswith("_0"))
 
     def network(self, site: Site) -> Declaration:

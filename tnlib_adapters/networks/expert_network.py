@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.execution.expert_products import Routing
 from tnlib_adapters.networks.core import Core, Cores, Factors
 from tnlib_adapters.networks.declaration import Declared
@@ -230,6 +232,37 @@ class ExpertNetwork(Declared):
     def __repr__(self) -> str:
         """The network, and for how many experts it is."""
         return f"{self.n_experts} experts: {self.network}"
+
+
+def expert_by_expert(networks: Mapping[str, Any]) -> dict[str, Any]:
+    """Declarations by name with those of experts in the place of an :class:`ExpertNetwork`.
+
+    Those of a weight ``name`` are called ``name[0]``, ``name[1]`` and so on.
+    """
+    found: dict[str, Any] = {}
+    for name, network in networks.items():
+        if isinstance(network, ExpertNetwork):
+            found |= {f"{name}[{e}]": network.at(e) for e in range(network.n_experts)}
+        else:
+            found[name] = network
+    return found
+
+
+def declared(config: Any, site: Site) -> Any:
+    """What a method declares for a weight, or for one of all experts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`over_experts` does, and if the method declares nothing.
+    """
+    network = config.network(site)
+    if not hasattr(network, "cores"):
+        raise TypeError(
+            f"{type(config).__name__}.network must return a Network or another declaration, got "
+            f"{network!r}"
+        )
+    return over_experts(network, site.experts) if site.experts else network
 
 
 def over_experts(declaration: Declaration, n_experts: int) -> ExpertNetwork:

@@ -26,7 +26,7 @@ from tnlib_adapters.base_model.expert_parameters import find_expert_sites
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.fourbit.bitsandbytes import prevent_repacking
 from tnlib_adapters.layers.strategy_report import plans
-from tnlib_adapters.networks.expert_network import over_experts
+from tnlib_adapters.networks.expert_network import declared
 from tnlib_adapters.networks.facts import facts
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.adapter_file_checks import (
@@ -243,7 +243,7 @@ class NetworkTuner(Merging):
                 self._sites = find_sites(self.model)
             site = self._sites.get(plain_key(current_key))
             site = site or Site(current_key, layer.out_features, layer.in_features)
-            network = _declared(peft_config, site)
+            network = declared(peft_config, site)
             layer.add_adapter(
                 adapter_name,
                 network,
@@ -302,7 +302,7 @@ class NetworkTuner(Merging):
             site = replace(site, experts=len(chosen))
         if layer is None:
             made.set_adapter(self.active_adapters)
-        network = over_experts(_declared(config, site), site.experts)
+        network = declared(config, site)
         made.add_adapter(
             adapter_name,
             network,
@@ -421,17 +421,6 @@ class NetworkTuner(Merging):
         """Make the model what it was before an adapter was injected."""
         before.restore(model, adapter_name)
         self.targeted_module_names = before.targeted
-
-
-def _declared(config: MethodFields, site: Site) -> Any:
-    """What a method declares for a weight."""
-    network = config.network(site)
-    if not hasattr(network, "cores"):
-        raise TypeError(
-            f"{type(config).__name__}.network must return a Network or another declaration, got "
-            f"{network!r}"
-        )
-    return network
 
 
 def _nothing(*_: Any) -> None:
