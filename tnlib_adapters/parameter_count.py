@@ -18,10 +18,12 @@ from tnlib.common.table import aligned
 from tnlib_adapters.base_model.adaptable import unusable
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.base_model.task_heads import TASK_HEADS
-from tnlib_adapters.methods.lora import declared
+from tnlib_adapters.methods.lora import counted_lora
+from tnlib_adapters.networks.expert_network import declared
 from tnlib_adapters.networks.rate_scaling import declared_multipliers
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.expert_targets import expert_targets
 from tnlib_adapters.peft_plugin.trained_norms import is_multiplied
 
 
@@ -168,7 +170,7 @@ def counted(model: nn.Module, config: NetworkConfig, sites: Mapping[str, Site]) 
     anchored = 0
     stored: set[tuple[str, str]] = set()
     for name, site in sites.items():
-        network = config.network(site)
+        network = declared(config, site)
         anchored += network.n_params if network.anchored else 0
         for core in network.cores:
             if not core.frozen:
@@ -195,7 +197,7 @@ def targeted(model: nn.Module, config: object) -> tuple[NetworkConfig, dict[str,
         If it matches nothing.
     """
     if isinstance(config, LoraConfig):
-        config = declared(config)
+        config = counted_lora(config)
     if not isinstance(config, NetworkConfig):
         raise TypeError(
             "config must be one of these methods' or a peft.LoraConfig, "
@@ -216,11 +218,12 @@ def targeted(model: nn.Module, config: object) -> tuple[NetworkConfig, dict[str,
     targets.check_left_out(entries, names, left_out)
     targets.warn_left_out(left_out)
     targets.warn_unsaved(saved, model)
+    experts = {name: target.site for name, target in expert_targets(config, model).items()}
     if names:
         targets.warn(targets.report(entries, names), model, entries)
-    else:
+    elif not experts:
         raise ValueError(f"target_modules={config.target_modules!r} match no linear layer")
-    return config, {name: sites[name] for name in names}
+    return config, {name: sites[name] for name in names} | experts
 
 
 def _saved(model: nn.Module, config: NetworkConfig) -> dict[str, nn.Module]:

@@ -58,7 +58,7 @@ class CountedLoRA(NetworkConfig, method="counted_lora"):
         )
 
 
-def declared(config: LoraConfig) -> CountedLoRA:
+def counted_lora(config: LoraConfig) -> CountedLoRA:
     """The declaration of a LoRA with one rank and two factors per weight.
 
     Raises
@@ -68,7 +68,7 @@ def declared(config: LoraConfig) -> CountedLoRA:
 
     Examples
     --------
-    >>> declared(LoraConfig(r=4, target_modules=["q_proj"])).r
+    >>> counted_lora(LoraConfig(r=4, target_modules=["q_proj"])).r
     4
     """
     refused = {

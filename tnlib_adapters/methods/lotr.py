@@ -26,7 +26,7 @@ class LoTRConfig(NetworkConfig, method="lotr"):
 
     The trainable parameters are (d_in + d_out) r + n r^2 for n matrices of one shape; matrices of
     another shape (grouped keys and values, the feed-forward part) form a sharing group of their
-    own.
+    own. U and V of weights of experts are shared by all experts of all layers, each expert has a G.
 
     Beside these it has the attributes of :class:`NetworkConfig`.
 
@@ -70,7 +70,7 @@ class LoTRConfig(NetworkConfig, method="lotr"):
     def network(self, site: Site) -> Network:
         """The network of one weight: two shared factors around its own core."""
         out, width = site.out_features, site.in_features
-        group = f"{out}x{width}"
+        group = f"experts_{out}x{width}" if site.experts else f"{out}x{width}"
         starts = [normal(d**-0.5 if self.init == "scaled" else 1.0) for d in (out, width)]
         return Network(
             cores=(

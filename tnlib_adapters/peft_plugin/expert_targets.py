@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
-from tnlib_adapters.base_model.expert_parameters import ExpertParameter, expert_parameters
+from tnlib_adapters.base_model.expert_parameters import (
+    ExpertParameter,
+    expert_parameters,
+    find_expert_sites,
+)
 from tnlib_adapters.base_model.linear_modules import bare_experts
-from tnlib_adapters.base_model.sites import position
+from tnlib_adapters.base_model.sites import Site, position
+from tnlib_adapters.peft_plugin.naming import naming
 
 if TYPE_CHECKING:
     from tnlib_adapters.peft_plugin.fields import MethodFields
 
 ALL_EXPERTS = "all-experts"
+
+
+@dataclass(frozen=True)
+class ExpertTarget:
+    """A weight of experts that is adapted.
+
+    Attributes
+    ----------
+    parameter : ExpertParameter
+        Which rows of which parameter.
+    site : Site
+        What the method may know of it; its experts are those that are adapted.
+    chosen : tuple of int, optional
+        Their numbers, in order; None for all.
+    """
+
+    parameter: ExpertParameter
+    site: Site
+    chosen: tuple[int, ...] | None
+
+
 Chosen = Sequence[int] | Mapping[str, Sequence[int]] | None
 
 
@@ -50,6 +77,19 @@ def targeted_parameters(config: MethodFields, model: nn.Module) -> dict[str, Exp
                 "whole weight or its parts"
             )
     return {name: known[name] for name in known if name in found}
+
+
+def expert_targets(config: MethodFields, model: nn.Module) -> dict[str, ExpertTarget]:
+    """What is adapted of the weights of experts, by name; errors as of the functions above."""
+    found = targeted_parameters(config, model)
+    sites = find_expert_sites(model) if found else {}
+    targets = {}
+    for name, parameter in found.items():
+        with naming(name):
+            chosen = chosen_experts(config.experts, parameter.module, parameter.n_experts)
+        site = sites[name] if chosen is None else replace(sites[name], experts=len(chosen))
+        targets[name] = ExpertTarget(parameter, site, chosen)
+    return targets
 
 
 def _wanted(config: MethodFields, name: str) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from tnlib_adapters.base_model.adaptable import unusable
 from tnlib_adapters.base_model.linear_modules import check_output
 from tnlib_adapters.base_model.peft_names import PREFIX
-from tnlib_adapters.base_model.expert_parameters import find_expert_sites
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.fourbit.bitsandbytes import prevent_repacking
 from tnlib_adapters.layers.strategy_report import plans
@@ -38,7 +36,7 @@ from tnlib_adapters.peft_plugin.adapter_file_checks import (
 )
 from tnlib_adapters.peft_plugin.core_store import STORE, AdapterPart, CoreStore
 from tnlib_adapters.peft_plugin.expert_layer import AdaptedExperts, ExpertLayer
-from tnlib_adapters.peft_plugin.expert_targets import chosen_experts, targeted_parameters
+from tnlib_adapters.peft_plugin.expert_targets import ExpertTarget, expert_targets
 from tnlib_adapters.peft_plugin.injection import Before, check_name, initialise, refuse_second
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.merge_model import Merging
@@ -48,7 +46,6 @@ from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
 from tnlib_adapters.quantization.metadata import described, difference
 
 if TYPE_CHECKING:
-    from tnlib_adapters.base_model.expert_parameters import ExpertParameter
     from tnlib_adapters.networks.declaration import Declared
     from tnlib_adapters.peft_plugin.fields import MethodFields
 
@@ -264,19 +261,16 @@ class NetworkTuner(Merging):
         self, peft_config: Any, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
     ) -> list[str]:
         """Adapt the weights of experts, and name them."""
-        found = targeted_parameters(peft_config, model)
-        sites = find_expert_sites(model) if found else {}
-        for name, parameter in found.items():
+        found = expert_targets(peft_config, model)
+        for name, target in found.items():
             with init_empty_weights() if low_cpu_mem_usage else nullcontext(), naming(name):
-                experts = model.get_submodule(parameter.module)
+                place = target.parameter.module
+                experts = model.get_submodule(place)
                 if not isinstance(experts, AdaptedExperts):
-                    owner, _, child = parameter.module.rpartition(".")
+                    owner, _, child = place.rpartition(".")
                     experts = AdaptedExperts(experts).train(experts.training)
                     setattr(model.get_submodule(owner), child, experts)
-                self._adapt_experts(
-                    peft_config, adapter_name, experts, name.rsplit(".", 1)[-1], sites[name],
-                    parameter,
-                )
+                self._adapt_experts(peft_config, adapter_name, experts, target)
         return [*found]
 
     def _adapt_experts(
@@ -284,22 +278,19 @@ class NetworkTuner(Merging):
         config: MethodFields,
         adapter_name: str,
         experts: AdaptedExperts,
-        key: str,
-        site: Site,
-        parameter: ExpertParameter,
+        target: ExpertTarget,
     ) -> None:
         """Give one weight of experts an adapter."""
+        site = target.site
+        key = site.name.rsplit(".", 1)[-1]
         layer = experts.layers.get(key)
-        made = layer or self.expert_cls(experts.base_layer, parameter)
+        made = layer or self.expert_cls(experts.base_layer, target.parameter)
         if type(made) is not self.expert_cls:
             raise ValueError(
                 f"is adapted by {type(made).__name__} already; a model takes adapters of one "
                 "method at a time"
             )
         targets.check_dtype(made.values)
-        chosen = chosen_experts(config.experts, parameter.module, parameter.n_experts)
-        if chosen is not None:
-            site = replace(site, experts=len(chosen))
         if layer is None:
             made.set_adapter(self.active_adapters)
         network = declared(config, site)
@@ -310,7 +301,7 @@ class NetworkTuner(Merging):
             config.inference_mode,
             self._device(made),
             config.strength(site),
-            chosen,
+            target.chosen,
         )
         if layer is None:
             if adapter_name not in self.active_adapters:
