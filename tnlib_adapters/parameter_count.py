@@ -19,10 +19,10 @@ from tnlib_adapters.base_model.adaptable import unusable
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.base_model.task_heads import TASK_HEADS
 from tnlib_adapters.methods.lora import counted_lora
-from tnlib_adapters.networks.expert_network import declared
 from tnlib_adapters.networks.rate_scaling import declared_multipliers
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.declarations import declared
 from tnlib_adapters.peft_plugin.expert_targets import expert_targets
 from tnlib_adapters.peft_plugin.trained_norms import is_multiplied
 

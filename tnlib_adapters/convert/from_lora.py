@@ -22,8 +22,9 @@ from tnlib_adapters.convert.read_lora import LoRA, read_lora
 from tnlib_adapters.convert.truncation import check_target
 from tnlib_adapters.convert.write_adapter import write_adapter
 from tnlib_adapters.methods import METHODS
-from tnlib_adapters.networks.expert_network import declared, expert_by_expert
+from tnlib_adapters.networks.expert_network import expert_by_expert
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.declarations import declared
 from tnlib_adapters.progress import is_shown
 
 # Fields that say where a LoRA is and what came beside it.

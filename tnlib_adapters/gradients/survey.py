@@ -16,6 +16,7 @@ from tnlib_adapters.gradients.passes import Loss
 from tnlib_adapters.gradients.weight_gradients import WeightGradient, found_gradients
 from tnlib_adapters.parameter_count import Count, counted, targeted
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.declarations import declared
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def gradient_survey(
     cases: dict[str, tuple[Any, Count, dict[str, Any]]] = {}
     for name, given in configs.items():
         config, sites = targeted(model, given)
-        networks: dict[str, Any] = {path: config.network(site) for path, site in sites.items()}
+        networks: dict[str, Any] = {path: declared(config, site) for path, site in sites.items()}
         check_fitted(config, networks)
         cases[name] = config, counted(model, config, sites), networks
     weights = dict.fromkeys(path for _, _, networks in cases.values() for path in networks)

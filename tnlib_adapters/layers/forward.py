@@ -11,6 +11,37 @@ from torch import Tensor, nn
 from tnlib_adapters.fourbit.product import computing_dtype
 from tnlib_adapters.layers.base_layer import fusible_with
 from tnlib_adapters.layers.update import Update
+from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
+
+
+def mixed_forward(
+    base: nn.Module,
+    groups: Sequence[tuple[Tensor, Update | None]],
+    x: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """``base(x)`` with an update for every group of rows, or none.
+
+    Updates of weights are added to what the base layer gives for all rows at once; others need it
+    for their rows alone.
+    """
+    updates = [update for _, update in groups if update is not None]
+    if all(update.additive for update in updates):
+        y: Tensor = base(x, *args, **kwargs)
+        for index, update in groups:
+            if update is not None:
+                update.check_initialized()
+                network: AdditiveDeclaration = update.network  # type: ignore[assignment]
+                part = network.applied(x.index_select(0, index), update)
+                y = y.index_add(0, index, part.to(y.dtype))
+        return y
+    parts = [
+        adapted_forward(base, [] if update is None else [update], x.index_select(0, index), *args)
+        for index, update in groups
+    ]
+    order = torch.cat([index for index, _ in groups]).argsort()
+    return torch.cat(parts).index_select(0, order)
 
 
 def adapted_forward(

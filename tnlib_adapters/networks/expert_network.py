@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.execution.expert_products import Routing
 from tnlib_adapters.networks.core import Core, Cores, Factors
 from tnlib_adapters.networks.declaration import Declared
@@ -246,23 +245,6 @@ def expert_by_expert(networks: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[name] = network
     return found
-
-
-def declared(config: Any, site: Site) -> Any:
-    """What a method declares for a weight, or for one of all experts.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`over_experts` does, and if the method declares nothing.
-    """
-    network = config.network(site)
-    if not hasattr(network, "cores"):
-        raise TypeError(
-            f"{type(config).__name__}.network must return a Network or another declaration, got "
-            f"{network!r}"
-        )
-    return over_experts(network, site.experts) if site.experts else network
 
 
 def over_experts(declaration: Declaration, n_experts: int) -> ExpertNetwork:

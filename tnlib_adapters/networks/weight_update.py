@@ -69,9 +69,10 @@ class WeightUpdate(Declared):
 
     def transform_output(self, x: Tensor, y: Tensor, state: State) -> Tensor:
         """What the layer gives instead of the base layer's ``y`` on ``x``."""
-        return y + self._applied(x, state).to(y.dtype)
+        return y + self.applied(x, state).to(y.dtype)
 
-    def _applied(self, x: Tensor, state: State) -> Tensor:
+    def applied(self, x: Tensor, state: State) -> Tensor:
+        """The product of ``x`` with the update of an adapter, dropout included."""
         cached = state.cached_update
         if cached is not None and cached.maps:
             return factored_linear(x, None, None, *cached.maps)

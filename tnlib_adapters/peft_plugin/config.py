@@ -44,6 +44,19 @@ class NetworkConfig(MethodFields):
         Name of the layer list, where it is not a usual one.
     modules_to_save : list of str, optional
         Further modules to train and save in full, such as the classifier.
+    rank_pattern : dict of str to int, optional
+        Other sizes (`r`, or the field that sets the method's size) by regular expressions for the
+        names of modules or their ends. Where cores are shared, weights of another size share
+        theirs among themselves.
+    alpha_pattern : dict of str to float, optional
+        Other values of `alpha`, in the same way.
+    dropout : float
+        Probability with which the activations that enter the update are dropped in training.
+    trainable_token_indices : list of int, dict of str to list of int, optional
+        Tokens whose embeddings are trained, of the input embedding or by the name of a layer.
+    ensure_weight_tying : bool
+        Keep modules that are tied in the base model tied where they are trained in full, or their
+        tokens are.
     bias : str
         "none", "all" or "<method>_only": which biases are trained.
     init_weights : bool or str

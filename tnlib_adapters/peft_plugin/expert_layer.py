@@ -272,14 +272,36 @@ class AdaptedExperts(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The experts, with the active updates unless disabled or merged."""
         parts: dict[str, list[Part]] = {}
+        rows = None
         for layer in self.layers.values():
             if layer.disable_adapters and layer.merged:
                 layer.unmerge()
+            rows = None if layer.disable_adapters else layer.rows
             for update in layer.active_updates():
                 found = parts.setdefault(layer.parameter.parameter, [])
                 found.append((layer.parameter.rows, update))
+        if rows is not None:
+            return self._mixed(rows, *args, **kwargs)
+        return self._with(parts, *args, **kwargs)
+
+    def _with(self, parts: dict[str, list[Part]], *args: Any, **kwargs: Any) -> Any:
         if not parts:
             return self.base_layer(*args, **kwargs)
         with onloaded(self.base_layer):
             return experts_forward(self.base_layer, parts, *args, **kwargs)
+
+    def _mixed(self, rows: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The same for tokens that have an adapter each."""
+        outputs, groups = [], rows.groups(hidden_states)
+        for name, index in groups:
+            parts: dict[str, list[Part]] = {}
+            for layer in self.layers.values():
+                if name in layer.held:
+                    found = parts.setdefault(layer.parameter.parameter, [])
+                    found.append((layer.parameter.rows, layer.update(name)))
+            given = [arg.index_select(0, index) for arg in (hidden_states, *args)]
+            named = {key: value.index_select(0, index) for key, value in kwargs.items()}
+            outputs.append(self._with(parts, *given, **named))
+        order = torch.cat([index for _, index in groups]).argsort()
+        return torch.cat(outputs).index_select(0, order)
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from peft.config import PeftConfig
 
-from tnlib_adapters.checks import choice, flag, unknown_field
+from tnlib_adapters.checks import choice, flag, fraction, unknown_field
 from tnlib_adapters.peft_plugin.adapter_file_checks import mention_import, shapes_in
 from tnlib_adapters.peft_plugin.method import MethodBase
 from tnlib_adapters.peft_plugin.peft_type import peft_type, saved_type
@@ -30,6 +30,11 @@ class MethodFields(MethodBase, PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
+    rank_pattern: dict[str, int] | None = field(default=None)
+    alpha_pattern: dict[str, float] | None = field(default=None)
+    dropout: float = field(default=0.0)
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(default=None)
+    ensure_weight_tying: bool = field(default=False)
     bias: str = field(default="none")
     init_weights: bool | str = field(default=True)
     rate_scaling: bool = field(default=True)
@@ -69,6 +74,9 @@ class MethodFields(MethodBase, PeftConfig):
         if self.older:
             self.rate_scaling = False
         self._check_experts()
+        self._check_patterns()
+        fraction("dropout", self.dropout or 0.0)
+        flag("ensure_weight_tying", self.ensure_weight_tying)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             _names(name, value)
@@ -96,6 +104,45 @@ class MethodFields(MethodBase, PeftConfig):
             raise ValueError("layers_pattern says where layers_to_transform counts; give both")
         choice("bias", self.bias, ("none", "all", f"{self.method}_only"))
         choice("init_weights", self.init_weights, self.starts)
+
+    def _check_patterns(self) -> None:
+        for name, kind, field_name in (
+            ("rank_pattern", int, self.size_field),
+            ("alpha_pattern", (int, float), "alpha"),
+        ):
+            pattern = getattr(self, name)
+            if pattern is None:
+                continue
+            if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
+                raise TypeError(f"{name} must be a dict by names of modules, got {pattern!r}")
+            if pattern and not hasattr(self, field_name):
+                raise ValueError(
+                    f"{name}: {type(self).__name__} has no {field_name} that could differ by "
+                    "module; leave it out"
+                )
+            for key, value in pattern.items():
+                _expression(name, key)
+                if isinstance(value, bool) or not isinstance(value, kind):
+                    raise TypeError(f"{name}[{key!r}] must be a number, got {value!r}")
+                dataclasses.replace(self, **{name: None, field_name: value})
+
+    def for_weight(self, name: str) -> Self:
+        """The configuration of one weight: with the size and the alpha that patterns say.
+
+        A pattern is a regular expression for the whole name or its end, as PEFT's.
+        """
+        fields: dict[str, Any] = {}
+        for field_name, pattern in (
+            (self.size_field, self.rank_pattern),
+            ("alpha", self.alpha_pattern),
+        ):
+            for key, value in (pattern or {}).items():
+                if re.match(rf"(.*\.)?({key})$", name):
+                    fields[field_name] = value
+                    break
+        if not self.rank_pattern and not self.alpha_pattern:
+            return self
+        return dataclasses.replace(self, rank_pattern=None, alpha_pattern=None, **fields)
 
     @property
     def adapts_experts(self) -> bool:

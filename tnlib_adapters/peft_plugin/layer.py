@@ -16,7 +16,7 @@ from tnlib_adapters.base_model.offloaded import device_of, onloaded
 from tnlib_adapters.fourbit.dense_layers import DenseConv1D, DenseLinear
 from tnlib_adapters.fourbit.layer import packed_weight
 from tnlib_adapters.layers.base_layer import dense_weight, is_plain, only_multiplies
-from tnlib_adapters.layers.forward import adapted_forward
+from tnlib_adapters.layers.forward import adapted_forward, mixed_forward
 from tnlib_adapters.layers.residual_base import ResidualLinear
 from tnlib_adapters.layers.update import Update
 from tnlib_adapters.networks.as_tnlib import UpdateView
@@ -153,6 +153,12 @@ class NetworkLayer(WeightLayer):
             self.unmerge()
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if self.rows is not None:
+            groups = [
+                (index, self.update(name) if name in self.held else None)
+                for name, index in self.rows.groups(x)
+            ]
+            return mixed_forward(self.base_layer, groups, x, *args, **kwargs)
         return adapted_forward(*self.adapted, x, *args, **kwargs)
 
     @property

@@ -52,6 +52,9 @@ class MethodBase:
         """
         if not self.rate_scaling:
             return None
+        own = self.for_weight(site.name)
+        if own is not self:
+            return own.strength(site)
         defaults: dict[str, Any] = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             if field.name in ("alpha", "use_rslora"):
@@ -62,9 +65,13 @@ class MethodBase:
         if all(getattr(self, name) == value for name, value in defaults.items()):
             return 1.0
         default = dataclasses.replace(self, **defaults)  # type: ignore[type-var]
-        own, usual = gain(self.network(site)), gain(default.network(site))
+        mine, usual = gain(self.network(site)), gain(default.network(site))
         # An update that alpha makes zero is scaled as any other.
-        return abs(own / usual) if own and usual else 1.0
+        return abs(mine / usual) if mine and usual else 1.0
+
+    def for_weight(self, name: str) -> Self:
+        """The configuration of one weight, where it differs by module."""
+        return self
 
     @property
     def fit_gradients(self) -> Fit | None:

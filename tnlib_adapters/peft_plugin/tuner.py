@@ -24,7 +24,6 @@ from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.fourbit.bitsandbytes import prevent_repacking
 from tnlib_adapters.layers.strategy_report import plans
-from tnlib_adapters.networks.expert_network import declared
 from tnlib_adapters.networks.facts import facts
 from tnlib_adapters.peft_plugin import targets
 from tnlib_adapters.peft_plugin.adapter_file_checks import (
@@ -35,11 +34,13 @@ from tnlib_adapters.peft_plugin.adapter_file_checks import (
     plain_key,
 )
 from tnlib_adapters.peft_plugin.core_store import STORE, AdapterPart, CoreStore
+from tnlib_adapters.peft_plugin.declarations import declared
 from tnlib_adapters.peft_plugin.expert_layer import AdaptedExperts, ExpertLayer
 from tnlib_adapters.peft_plugin.expert_targets import ExpertTarget, expert_targets
 from tnlib_adapters.peft_plugin.injection import Before, check_name, initialise, refuse_second
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.merge_model import Merging
+from tnlib_adapters.peft_plugin.mixed_batches import mixed_batch
 from tnlib_adapters.peft_plugin.naming import naming
 from tnlib_adapters.peft_plugin.trained_norms import narrow_norms, train_norms_apart
 from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
@@ -147,14 +148,13 @@ class NetworkTuner(Merging):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Refuse what PEFT's LoRA would do here: an adapter per row of a batch."""
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                f"adapter_names={kwargs['adapter_names']!r}: rows of one batch with different "
-                "adapters are not supported by this method; call the model once per adapter, after "
-                "model.set_adapter(name)"
-            )
-        yield
+        """Let every row of a batch have its adapter, where ``adapter_names=`` says which."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        with mixed_batch(self.model, names, [*self.peft_config], *args, **kwargs):
+            yield
 
     def _check_target_module_exists(  # type: ignore[override]
         self, peft_config: MethodFields, key: str

@@ -45,6 +45,8 @@ class WeightLayer(AdapterPart, BaseTunerLayer):
         self.rounding: list[RoundingErrors] = []
         self.merging = MergeInto()
         self.tied = False
+        # The adapter of every row, while a mixed batch is computed.
+        self.rows: Any = None
         object.__setattr__(self, "_store", None)
 
     def hold(
