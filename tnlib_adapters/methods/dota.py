@@ -99,6 +99,12 @@ class DoTAConfig(NetworkConfig, method="dota"):
             config.init_weights = "saved"
         return config
 
+    def fields_of_sum(self, configs: Sequence[Any], *, exact: bool) -> dict[str, Any]:
+        """One operator without theta_0, in which a difference of two has twice their rank."""
+        fields: dict[str, Any] = {"init_weights": "random", "residual": False}
+        ranks = [(1 + (config.init_weights != "random")) * config.r for config in configs]
+        return fields | ({"r": sum(ranks)} if exact else {})
+
     def network(self, site: Site) -> Network:
         """The operator for one weight, with bonds clipped to what they can hold."""
         rows, columns = matrix_modes(self.dims, site)

@@ -146,6 +146,12 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
             bottleneck = narrow if narrow <= 16 else bottleneck
         return replace(self, tt_rank=size, bottleneck=bottleneck)
 
+    def fields_of_sum(self, configs: Sequence[Any], *, exact: bool) -> dict[str, Any]:
+        """Without norms, which cannot be added; the bottleneck is as wide as all together."""
+        fields = super().fields_of_sum(configs, exact=exact) | {"train_norms": False}
+        widths = [config.bottleneck or 1 for config in configs]
+        return fields | ({"bottleneck": sum(widths)} if exact else {})
+
     def for_fitting(self, **fields: Any) -> LoRETTAConfig:
         """A copy with other fields, of an adapter that is fitted to a LoRA: without norms."""
         if self.variant != "rep" or self.tt_head:

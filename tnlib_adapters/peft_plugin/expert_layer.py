@@ -126,6 +126,18 @@ class ExpertLayer(WeightLayer):
             for key, values in started.items()
         }
 
+    @torch.no_grad()
+    def factors(self, adapter_name: str, expert: int | None = None) -> tuple[Tensor, Tensor]:
+        """Two factors whose product is an adapter's update of one adapted expert."""
+        update = self.update(adapter_name)
+        number = expert or 0
+        number = number if update.chosen is None else update.chosen[number]
+        found = update.cut_factors(number)
+        if found is None:
+            delta = update.delta(number)
+            return delta, torch.eye(self.in_features, dtype=delta.dtype, device=delta.device)
+        return found
+
     def first_update(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
         """The update of the first adapted expert and its base weight."""
         update = self.update(adapter_name)

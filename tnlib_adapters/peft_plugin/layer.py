@@ -111,6 +111,16 @@ class NetworkLayer(WeightLayer):
         weight = self.oriented_base_weight().detach() if config.uses_weight else None
         return config.initial_cores(self.update(adapter_name).declared, weight)
 
+    @torch.no_grad()
+    def factors(self, adapter_name: str, expert: int | None = None) -> tuple[Tensor, Tensor]:
+        """Two factors whose product is an adapter's update."""
+        update = self.update(adapter_name)
+        found = update.weight_network().cut_factors(update.cores, update.anchor)
+        if found is None:
+            delta = update.delta()
+            return delta, torch.eye(self.in_features, dtype=delta.dtype, device=delta.device)
+        return found
+
     def first_update(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
         """The update of an adapter and the base weight, to compare; None where it has none."""
         update = self.update(adapter_name)

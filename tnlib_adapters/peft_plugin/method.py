@@ -6,7 +6,7 @@ Everything outside its own file (counting, conversion, the command line, inspect
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -68,6 +68,14 @@ class MethodBase:
         mine, usual = gain(self.network(site)), gain(default.network(site))
         # An update that alpha makes zero is scaled as any other.
         return abs(mine / usual) if mine and usual else 1.0
+
+    def fields_of_sum(self, configs: Sequence[Any], *, exact: bool) -> dict[str, Any]:
+        """Fields of an adapter that is a sum of others of the method, without its targets.
+
+        Where the sum is to be `exact` it is as large as all of them together.
+        """
+        sizes = [getattr(config, self.size_field) for config in configs]
+        return {self.size_field: sum(sizes)} if exact else {}
 
     def for_weight(self, name: str) -> Self:
         """The configuration of one weight, where it differs by module."""

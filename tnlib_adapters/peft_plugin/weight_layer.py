@@ -162,6 +162,13 @@ class WeightLayer(AdapterPart, BaseTunerLayer):
         """Unmerge some adapters only."""
         raise NotImplementedError
 
+    def factors(self, adapter_name: str, expert: int | None = None) -> tuple[Tensor, Tensor]:
+        """Two factors whose product is an adapter's update, of one expert where there are some.
+
+        Exact ones of a small rank where the network has such, else the update and an identity.
+        """
+        raise NotImplementedError
+
     def first_update(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
         """The update of an adapter and the base weight, to compare; None where it has none."""
         raise NotImplementedError
