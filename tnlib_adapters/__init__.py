@@ -11,6 +11,8 @@ from tnlib_adapters import requirements as requirements  # first: says what is t
 # isort: split
 from tnlib.common.deprecation import renamed as _renamed
 from tnlib_adapters import methods as methods
+from tnlib_adapters.base_model.expert_parameters import find_expert_sites
+from tnlib_adapters.base_model.routing import routing_counts
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
 from tnlib_adapters.convert.from_lora import from_lora
@@ -33,6 +35,9 @@ from tnlib_adapters.networks.network import Network
 from tnlib_adapters.networks.nonlinear import BottleneckAdapter, ReplacedLinear
 from tnlib_adapters.parameter_count import Count, CountRow, count
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.hotswap import hotswap
+from tnlib_adapters.peft_plugin.loraplus import create_loraplus_optimizer
+from tnlib_adapters.peft_plugin.rescaling import rescale_adapter_scale
 
 __all__ = [
     "BottleneckAdapter",
@@ -59,14 +64,19 @@ __all__ = [
     "WeightGradient",
     "cached",
     "count",
+    "create_loraplus_optimizer",
     "draw",
+    "find_expert_sites",
     "find_sites",
     "from_lora",
     "gradient_survey",
+    "hotswap",
     "merge",
     "normal",
     "ones",
     "plans",
+    "rescale_adapter_scale",
+    "routing_counts",
     "start_from_gradients",
     "to_lora",
     "uniform",

@@ -86,9 +86,8 @@ _WORDS = {
 # Fields of PEFT's LoRA that have no counterpart, whatever the names are like.
 _NOT_THERE = frozenset(
     (
-        *("alpha_pattern", "ensure_weight_tying", "fan_in_fan_out", "loftq_config", "lora_bias"),
-        *("megatron_config", "rank_pattern", "target_parameters", "trainable_token_indices"),
-        *("use_dora", "use_rslora"),
+        *("fan_in_fan_out", "loftq_config", "lora_bias", "megatron_config", "use_dora"),
+        *("use_rslora",),
     )
 )
 

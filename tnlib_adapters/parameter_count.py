@@ -246,6 +246,7 @@ def _modules(
         (name.rpartition(".")[2], sum(parameter.numel() for parameter in module.parameters()))
         for name, module in saved.items()
     ]
+    sizes += _tokens(model, config)
     inside = tuple(f"{name}." for name in saved)
     for name, parameter in model.named_parameters() if config.bias != "none" else ():
         owner, _, leaf = name.rpartition(".")
@@ -253,6 +254,24 @@ def _modules(
         if leaf == "bias" and counted and not (inside and name.startswith(inside)):
             sizes.append((".".join(name.split(".")[-2:]), parameter.numel()))
     return [CountRow(name, "module", (size,), n) for (name, size), n in Counter(sizes).items()]
+
+
+def _tokens(model: nn.Module, config: NetworkConfig) -> list[tuple[str, int]]:
+    """Layers of which single tokens are trained, with the number of values."""
+    tokens: Any = config.trainable_token_indices
+    if tokens is None:
+        return []
+    if not isinstance(tokens, dict):
+        inputs: Any = model.get_input_embeddings()  # type: ignore[operator]
+        tokens = {next(name for name, m in model.named_modules() if m is inputs): tokens}
+    found = []
+    for entry, indices in tokens.items():
+        name, layer = next(
+            (n, m) for n, m in model.named_modules() if n == entry or n.endswith(f".{entry}")
+        )
+        weight: Any = layer.weight
+        found.append((f"{name.rpartition('.')[2]}, tokens", len(indices) * weight.shape[1]))
+    return found
 
 
 def skeleton(source: Any) -> nn.Module:

@@ -31,10 +31,12 @@ _OF_LORA = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_
 # Fields of every configuration, which are told by themselves or are the same for all.
 _COMMON = frozenset(
     (
-        *("auto_mapping", "base_model_name_or_path", "base_quantization", "bias", "described"),
-        *("exclude_modules", "inference_mode", "init_weights", "layers_pattern"),
-        *("layers_to_transform", "modules_to_save", "peft_type", "peft_version", "progressbar"),
-        *("rate_scaling", "revision", "target_modules", "task_type"),
+        *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "base_quantization", "bias"),
+        *("described", "dropout", "ensure_weight_tying", "exclude_modules", "experts"),
+        *("inference_mode", "init_weights", "layers_pattern", "layers_to_transform"),
+        *("modules_to_save", "peft_type", "peft_version", "progressbar", "rank_pattern"),
+        *("rate_scaling", "revision", "target_modules", "target_parameters", "task_type"),
+        *("trainable_token_indices",),
     )
 )
 

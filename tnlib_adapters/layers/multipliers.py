@@ -54,6 +54,11 @@ class MultipliedCores(nn.Module):
                 getattr(self, key).mul_(other / factor)
         said.copy_(torch.tensor([*self._factors.values()]))
 
+    def take_over(self) -> None:
+        """Use values that were written in place, with their multipliers."""
+        self._set_keys |= {*self._parameters, *self._buffers}
+        self._convert()
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],

@@ -226,6 +226,11 @@ class StoredCores(MultipliedCores):
         self._initialized = False
         self.forget()
 
+    def take_over(self) -> None:
+        """Use values that were written in place, with their multipliers."""
+        super().take_over()
+        self.forget()
+
     def forget(self) -> None:
         """Drop what was computed from earlier values: nothing here."""
 

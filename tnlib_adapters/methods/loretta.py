@@ -13,6 +13,7 @@ The layer and RMS norms train beside them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,6 +55,8 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         Width b between the two layers; by default 8 for rep and 64 for adp.
     alpha : float, optional
         What is added is scaled by alpha / b; by default 16 for rep and b for adp.
+    use_rslora : bool
+        Scale by alpha / sqrt(b) instead.
     dropout : float, optional
         On what enters the adapter; by default 0.05 for rep and 0 for adp.
     shapes : pair of sequences of int, optional
@@ -85,6 +88,7 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
     tt_rank: int = 5
     bottleneck: int | None = None
     alpha: float | None = None
+    use_rslora: bool = False
     dropout: float | None = None  # type: ignore[assignment]
     shapes: Sequence[Sequence[int]] | None = None
     init: str = "identity"
@@ -106,6 +110,7 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         self.alpha = (16.0 if rep else self.bottleneck) if self.alpha is None else self.alpha
         self.dropout = (0.05 if rep else 0.0) if self.dropout is None else self.dropout
         positive_number("alpha", self.alpha)
+        flag("use_rslora", self.use_rslora)
         fraction("dropout", self.dropout)
         flag("train_norms", self.train_norms)
         flag("tt_head", self.tt_head)
@@ -183,7 +188,8 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         down = tt_layer("down", width, b, shapes[0], ranks[0], ("in", "mid"), cuts)
         zero = self.init == "identity"
         up = tt_layer("up", b, out, shapes[1], ranks[1], ("mid", "out"), cuts, last_zero=zero)
-        scale, dropout = (self.alpha or 1.0) / b, self.dropout or 0.0
+        scale = (self.alpha or 1.0) / (math.sqrt(b) if self.use_rslora else b)
+        dropout = self.dropout or 0.0
         if self.variant == "adp":
             side = "input" if before else "output"
             return BottleneckAdapter(down, up, side, scale, dropout, self.additive_form)

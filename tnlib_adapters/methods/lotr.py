@@ -9,10 +9,11 @@ matrices this is a Tucker decomposition whose third factor is the identity.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tnlib_adapters.base_model.sites import Site
-from tnlib_adapters.checks import choice, positive_int, positive_number
+from tnlib_adapters.checks import choice, flag, positive_int, positive_number
 from tnlib_adapters.fitting.tucker import fit_tucker2
 from tnlib_adapters.networks.core import Core
 from tnlib_adapters.networks.initializers import normal, zeros
@@ -36,6 +37,8 @@ class LoTRConfig(NetworkConfig, method="lotr"):
         Rank of both sides.
     alpha : float
         The update is scaled by alpha / r; the paper's s is 1.
+    use_rslora : bool
+        Scale by alpha / sqrt(r) instead.
     init : str
         Distribution of U and V: "scaled" is N(0, 1/d) for a side of width d; "normal" is the
         paper's N(0, 1), which needs far smaller learning rates. G starts at zero in both.
@@ -57,6 +60,7 @@ class LoTRConfig(NetworkConfig, method="lotr"):
 
     r: int = 8
     alpha: float = 1.0
+    use_rslora: bool = False
     init: str = "scaled"
 
     fit_updates = staticmethod(fit_tucker2)
@@ -65,6 +69,7 @@ class LoTRConfig(NetworkConfig, method="lotr"):
         super().__post_init__()
         positive_int("r", self.r)
         positive_number("alpha", self.alpha)
+        flag("use_rslora", self.use_rslora)
         choice("init", self.init, ("scaled", "normal"))
 
     def network(self, site: Site) -> Network:
@@ -81,5 +86,5 @@ class LoTRConfig(NetworkConfig, method="lotr"):
             sizes={"out": out, "in": width, "rank_out": self.r, "rank_in": self.r},
             out_legs=("out",),
             in_legs=("in",),
-            scale=self.alpha / self.r,
+            scale=self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r),
         )

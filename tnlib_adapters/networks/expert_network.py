@@ -95,6 +95,10 @@ class ExpertNetwork(Declared):
         """The same function of cores that were divided by multipliers, by key."""
         return replace(self, network=self.network.rescaled(multipliers))
 
+    def scaled(self, factor: float) -> ExpertNetwork:
+        """The declaration with its updates multiplied by a number."""
+        return replace(self, network=self.network.scaled(factor))
+
     def plan_strategies(self) -> None:
         """Work out now how it is applied: a graph that is compiled cannot."""
         _ = self.chain, self.alone.plan_strategies()

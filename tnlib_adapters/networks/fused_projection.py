@@ -107,6 +107,10 @@ class FusedProjection(WeightUpdate):
         """The same function of cores that were divided by multipliers, by key."""
         return replace(self, parts=tuple(part.rescaled(multipliers) for part in self.parts))
 
+    def scaled(self, factor: float) -> FusedProjection:
+        """The declaration with its update multiplied by a number."""
+        return replace(self, parts=tuple(part.scaled(factor) for part in self.parts))
+
     def plan_strategies(self) -> None:
         """Work out all strategies now."""
         for part in self.parts:

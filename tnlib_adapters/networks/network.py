@@ -257,6 +257,10 @@ class Network(WeightUpdate):
         found = (multipliers.get(core.key, 1.0) for core in self.cores)
         return replace(self, scale=self.scale * math.prod(found))
 
+    def scaled(self, factor: float) -> Network:
+        """The network with its update multiplied by a number."""
+        return replace(self, scale=self.scale * factor)
+
     @cached_property
     def dense(self) -> Full | TwoFactor:
         """How the dense update is formed."""

@@ -81,6 +81,10 @@ class BottleneckAdapter(Declared):
         biases = {"down_bias": (self.down.out_features,), "up_bias": (self.up.out_features,)}
         return self.down.shapes | self.up.shapes | biases
 
+    def scaled(self, factor: float) -> BottleneckAdapter:
+        """The adapter with what it adds multiplied by a number."""
+        return replace(self, scale=self.scale * factor)
+
     def check_fits(self, out_features: int, in_features: int) -> None:
         """Raise ValueError if the layer has another width on the adapter's side."""
         width = in_features if self.side == "input" else out_features
@@ -209,6 +213,10 @@ class ReplacedLinear(Declared):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every core by key."""
         return self.network.shapes | {"bias": (self.network.out_features,)}
+
+    def scaled(self, factor: float) -> ReplacedLinear:
+        """Raise TypeError: it adds nothing that could be multiplied."""
+        raise TypeError("a tensor train in the place of a layer has no scale; set tt_head=False")
 
     def check_fits(self, out_features: int, in_features: int) -> None:
         """Raise ValueError if the layer has other widths."""

@@ -129,6 +129,8 @@ def _compare(
     # without the adapter's.
     places = {plain_key(n): tuple(v.shape) for n, v in model.state_dict().items()}
     places |= {n.replace(f".{adapter_name}.", "."): shape for n, shape in places.items()}
+    # Trained tokens end in the adapter's name.
+    places |= {n.removesuffix(f".{adapter_name}"): shape for n, shape in places.items()}
     places |= expected
     for name in sorted(found.keys() & places.keys()):
         if found[name] != places[name]:
