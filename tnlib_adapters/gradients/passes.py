@@ -1,7 +1,8 @@
 """Passes of batches through a model that accumulate the gradients by its weights.
 
 The gradient by the weight of a linear layer is the product of the gradient by what it returns with
-what it got. So the weights stay frozen, in whatever form they are: in 4 bits, or adapted.
+what it got. So the weights stay frozen, in whatever form they are: in 4 bits, or adapted. Weights
+of experts are parameters of their own, by which gradients are taken.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tnlib_adapters.base_model.expert_parameters import ExpertParameter, expert_parameters
 from tnlib_adapters.base_model.linear_modules import features
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -40,14 +42,20 @@ def accumulated(
     loss: Loss | None,
     done: Callable[[], object],
 ) -> dict[str, Tensor]:
-    """Dense gradients in float32, (out_features, in_features) each."""
-    modules = {name: model.get_submodule(name) for name in names}
+    """Dense gradients in float32, (out_features, in_features) each, (experts, out, in) of experts."""
+    known = expert_parameters(model)
+    experts = {name: known[name] for name in names if name in known}
+    modules = {name: model.get_submodule(name) for name in names if name not in experts}
     sums = _Sums()
+    parameters = {name: _parameter(model, found) for name, found in experts.items()}
     handles = [
         module.register_forward_hook(_watch(name, sums), with_kwargs=True)
         for name, module in modules.items()
     ]
     try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+            sums.dtypes.add(parameter.dtype)
         for scale in SCALES:
             sums.gradients.clear()
             for number, batch in enumerate(batches):
@@ -55,18 +63,48 @@ def accumulated(
                 _check_loss(value, f"the loss of batch {number}", names[0])
                 sums.factor = scale if torch.float16 in sums.dtypes else 1.0
                 (value * sums.factor).backward()  # type: ignore[no-untyped-call]
+                _take(parameters, experts, sums)
                 done()
             if sums.factor == 1 or sums.finite():
                 break
     finally:
         for handle in handles:
             handle.remove()
+        for parameter in parameters.values():
+            parameter.grad = None
+            parameter.requires_grad_(False)
     if not sums.gradients:
         raise ValueError(f"no gradient reached {names[0]}: no batch calls it, nor any other")
     like = next(iter(sums.gradients.values()))
     for name in modules.keys() - sums.gradients.keys():
         sums.gradients[name] = like.new_zeros(features(modules[name]) or ())
+    for name in experts.keys() - sums.gradients.keys():
+        found = experts[name]
+        shape = (found.n_experts, found.out_features, found.in_features)
+        sums.gradients[name] = like.new_zeros(shape)
     return sums.gradients
+
+
+def _parameter(model: nn.Module, found: ExpertParameter) -> nn.Parameter:
+    owner: Any = model.get_submodule(found.module)
+    owner = getattr(owner, "base_layer", owner)
+    return getattr(owner, found.parameter)  # type: ignore[no-any-return]
+
+
+def _take(
+    parameters: Mapping[str, nn.Parameter], experts: Mapping[str, ExpertParameter], sums: _Sums
+) -> None:
+    """Add the gradients by weights of experts, and clear them."""
+    for name, parameter in parameters.items():
+        if parameter.grad is None:
+            continue
+        found = experts[name]
+        gradient = parameter.grad.float() / sums.factor
+        gradient = (gradient.mT if found.transposed else gradient)[:, found.rows]
+        known = sums.gradients.get(name)
+        sums.gradients[name] = gradient.clone() if known is None else known + gradient
+    for parameter in parameters.values():
+        parameter.grad = None
 
 
 def _check_loss(value: Tensor, what: str, name: str) -> None:

@@ -24,9 +24,10 @@ from tnlib_adapters.gradients.fits import check_fitted, fitted, held_energy
 from tnlib_adapters.gradients.passes import Loss
 from tnlib_adapters.gradients.weight_gradients import WeightGradient, found_gradients
 from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
+from tnlib_adapters.networks.expert_network import ExpertNetwork, expert_by_expert
 from tnlib_adapters.networks.rate_scaling import REFERENCE_VARIANCE
 from tnlib_adapters.peft_plugin.config import NetworkConfig
-from tnlib_adapters.peft_plugin.layer import NetworkLayer
+from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def start_from_gradients(
     drawn = generator or torch.Generator().manual_seed(0)
     layers: dict[str, Any] = {}
     for path, module in base.named_modules():
-        held: Any = module.held if isinstance(module, NetworkLayer) else ()
+        held: Any = module.held if isinstance(module, WeightLayer) else ()
         held = module.lora_A if isinstance(module, LoraLayer) else held
         if name in held:
             layers[path] = module
@@ -146,11 +147,11 @@ def start_from_gradients(
     return _start_lora(layers, name, gradients)
 
 
-def _check_networks(config: NetworkConfig, layers: Mapping[str, NetworkLayer], name: str) -> None:
-    networks = {path: layer.update(name).declared for path, layer in layers.items()}
+def _check_networks(config: NetworkConfig, layers: Mapping[str, WeightLayer], name: str) -> None:
+    networks = {path: layer.stored(name).declared for path, layer in layers.items()}
     check_fitted(config, networks)
     for path, layer in layers.items():
-        update = layer.update(name)
+        update = layer.stored(name)
         centres = [centre(part) for _, part in update.declared.networks]
         if None in centres:
             raise ValueError(
@@ -183,37 +184,55 @@ def _not_zero(path: str) -> ValueError:
 @torch.no_grad()
 def _start_networks(
     config: NetworkConfig,
-    layers: Mapping[str, NetworkLayer],
+    layers: Mapping[str, WeightLayer],
     name: str,
     gradients: Mapping[str, WeightGradient],
     generator: torch.Generator,
     *,
     show: bool,
 ) -> GradientStart:
-    networks: dict[str, AdditiveDeclaration] = {
-        path: layer.update(name).declared  # type: ignore[misc]
-        for path, layer in layers.items()
+    declared: dict[str, Any] = {
+        path: layer.stored(name).declared for path, layer in layers.items()
     }
+    networks: dict[str, AdditiveDeclaration] = expert_by_expert(declared)
+    gradients = {**gradients, **_of_chosen(layers, name, gradients)}
     assert config.fit_gradients is not None
     cores = fitted(config.fit_gradients, networks, gradients, generator, show=show)
     held = held_energy(networks, cores, gradients)
-    started: dict[str, Tensor] = {}
+    around = {}
     for path, network in networks.items():
-        values: dict[str, Tensor] = {}
+        around[path] = {}
         for _, part in network.networks:
             own = outer_cores(part, {key: cores[path][key] for key in part.shapes})
-            values |= {key: value for key, value in own.items() if key not in values}
+            around[path] |= {key: v for key, v in own.items() if key not in around[path]}
+    started: dict[str, Tensor] = {}
+    for path, whole in declared.items():
+        experts = isinstance(whole, ExpertNetwork)
+        keys = [f"{path}[{e}]" for e in range(whole.n_experts)] if experts else [path]
+        values = whole.gathered([around[key] for key in keys]) if experts else around[path]
         # A shared core is the same for all weights.
-        shared = {core.key for core in network.cores if core.group is not None}
+        shared = {core.key for core in whole.cores if core.group is not None}
         values |= {key: started.setdefault(key, values[key]) for key in shared}
-        if not gradients[path].energy:
+        if not any(gradients[key].energy for key in keys):
             continue
-        update = layers[path].update(name)
+        update = layers[path].stored(name)
         update.set_initial(
             {key: value.to(torch.float64) for key, value in values.items()}, again=True
         )
     config.described = {**(config.described or {}), "start": _words(held)}
     return GradientStart(held, tuple(layers))
+
+
+def _of_chosen(
+    layers: Mapping[str, WeightLayer], name: str, gradients: Mapping[str, WeightGradient]
+) -> dict[str, WeightGradient]:
+    """Gradients by weights of experts of which some are adapted, by their numbers among those."""
+    found = {}
+    for path, layer in layers.items():
+        chosen: Any = getattr(layer.stored(name), "chosen", None)
+        for slot, expert in enumerate(chosen or ()):
+            found[f"{path}[{slot}]"] = gradients[f"{path}[{expert}]"]
+    return found
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from tnlib.common.table import aligned
 from tnlib_adapters.gradients.fits import check_fitted, fitted, held_energy
 from tnlib_adapters.gradients.passes import Loss
 from tnlib_adapters.gradients.weight_gradients import WeightGradient, found_gradients
+from tnlib_adapters.networks.expert_network import expert_by_expert
 from tnlib_adapters.parameter_count import Count, counted, targeted
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.declarations import declared
@@ -127,6 +128,8 @@ def gradient_survey(
         config, sites = targeted(model, given)
         networks: dict[str, Any] = {path: declared(config, site) for path, site in sites.items()}
         check_fitted(config, networks)
+        if config.experts is not None:
+            raise ValueError(f"{name}: experts= cannot be surveyed; leave it out to survey all")
         cases[name] = config, counted(model, config, sites), networks
     weights = dict.fromkeys(path for _, _, networks in cases.values() for path in networks)
     gradients = found_gradients(
@@ -142,6 +145,7 @@ def gradient_survey(
     rows = []
     for name, (config, size, networks) in cases.items():
         fit = config.fit_updates or config.fit_gradients
+        networks = expert_by_expert(networks)
         cores = fitted(fit, networks, gradients, drawn, show=bool(progressbar))
         rows.append(SurveyRow(name, size.adapter, held_energy(networks, cores, gradients)))
     return GradientSurvey(tuple(rows))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tnlib import tt_svd
+from tnlib_adapters.base_model.expert_parameters import expert_parameters
 from tnlib_adapters.base_model.linear_modules import features
 from tnlib_adapters.checks import positive_int
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
@@ -66,7 +67,8 @@ def weight_gradients(
         What the model is called with: mappings, moved to its device. A few are enough, and all
         that are given are used: of a loader give ``itertools.islice(loader, 4)``.
     modules : sequence of str
-        Names of linear layers in `model`. The gradient by one that no batch calls is zero.
+        Names of linear layers in `model`, and of weights of experts as :func:`find_expert_sites`
+        has them. The gradient by one that no batch calls is zero.
     loss : callable, optional
         Makes a loss of the model and a batch; by default ``model(**batch).loss``.
     at_once : int, optional
@@ -78,6 +80,11 @@ def weight_gradients(
         Randomness of the decompositions.
     progressbar : bool, optional
         Show progress; by default for large models only.
+
+    Returns
+    -------
+    dict of str to WeightGradient
+        By name; of a weight of experts by ``name[0]``, ``name[1]`` and so on.
 
     Raises
     ------
@@ -116,7 +123,12 @@ def weight_gradients(
         for group in groups:
             dense = accumulated(model, batches, group, loss, bar.update)
             for name in group:
-                found[name] = _leading(name, dense.pop(name), kept, generator)
+                gradient = dense.pop(name)
+                single = {name: gradient}
+                if gradient.ndim == 3:
+                    single = {f"{name}[{e}]": part for e, part in enumerate(gradient)}
+                for key, part in single.items():
+                    found[key] = _leading(key, part, kept, generator)
                 bar.update()
     return found
 
@@ -141,10 +153,11 @@ def found_gradients(
             f"batches is one batch, with {', '.join(map(str, [*batches][:4]))}; give a list of "
             "batches, or what weight_gradients found"
         )
-    missing = [name for name in names if name not in batches]
+    own = {n: [k for k in batches if k == n or k.startswith(f"{n}[")] for n in names}
+    missing = [name for name, keys in own.items() if not keys]
     if missing:
         raise ValueError(f"there is no gradient for {missing[0]}; there are {sorted(batches)[:4]}")
-    return {name: batches[name] for name in names}
+    return {key: batches[key] for keys in own.values() for key in keys}
 
 
 def _checked(model: nn.Module, batches: Iterable[Any], names: Sequence[str]) -> list[Any]:
@@ -153,7 +166,10 @@ def _checked(model: nn.Module, batches: Iterable[Any], names: Sequence[str]) -> 
         raise ValueError("there are no gradients inside torch.inference_mode(); leave it first")
     if not names:
         raise ValueError("modules is empty; names of linear layers are needed")
+    experts = expert_parameters(model)
     for name in names:
+        if name in experts:
+            continue
         module = model.get_submodule(name)
         if features(module) is None:
             kind = type(module).__name__
