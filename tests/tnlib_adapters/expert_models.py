@@ -43,8 +43,8 @@ def _configs(module):
     """Configurations of the models of a module of transformers, the text's before others."""
     kinds = []
     for _, model in inspect.getmembers(module, inspect.isclass):
-        kind = getattr(model, "config_class", None)
-        for kind in typing.get_args(kind) or (kind,):
+        stated = getattr(model, "config_class", None)
+        for kind in typing.get_args(stated) or (stated,):
             if issubclass(model, nn.Module) and kind is not None and kind not in kinds:
                 kinds.append(kind)
     kinds.sort(key=lambda kind: "Text" not in kind.__name__)

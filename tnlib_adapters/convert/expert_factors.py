@@ -45,7 +45,8 @@ class ExpertFactors:
     @property
     def rank(self) -> int:
         """The largest rank of an expert."""
-        return max(map(sum, zip(*([len(f.A) for f in found] for _, found in self.parts))))
+        ranks = ([len(factors.A) for factors in found] for _, found in self.parts)
+        return max(map(sum, zip(*ranks, strict=True)))
 
     def tensors(self, rank: int) -> tuple[Tensor, Tensor]:
         """A (E r, in) and B (out, r E), filled with zeros up to `rank`."""
@@ -71,9 +72,7 @@ class ExpertFactors:
         return ConvertedWeight(self.name, (n, *self.shape), (rank,), values, error, norm)
 
 
-def expert_factors(
-    source: Adapter, rank: int | None, eps: float | None
-) -> Iterator[ExpertFactors]:
+def expert_factors(source: Adapter, rank: int | None, eps: float | None) -> Iterator[ExpertFactors]:
     """The factors of every adapted parameter.
 
     Raises

@@ -41,7 +41,7 @@ def expert_updates(
     source: LoRA, model: nn.Module, sites: Mapping[str, Site]
 ) -> dict[str, LowRankUpdate]:
     """The update of every expert, called ``name[0]``, ``name[1]`` and so on by its weight."""
-    found = {}
+    found: dict[str, LowRankUpdate] = {}
     for name, place in _places(source, model).items():
         factors = split_factors(*source.of_experts[place], sites[name].experts)
         found |= {f"{name}[{e}]": LowRankUpdate(*pair) for e, pair in enumerate(factors)}

@@ -50,13 +50,13 @@ class Fitted:
         self.updates = updates
         self.others = others
         self.strengths = strengths
-        cores = {name: _together(name, network, cores) for name, network in networks.items()}
+        whole = {name: _together(name, network, cores) for name, network in networks.items()}
         self.own = {
-            name: {c.key: cores[name][c.key].float() for c in network.cores if c.group is None}
+            name: {c.key: whole[name][c.key].float() for c in network.cores if c.group is None}
             for name, network in networks.items()
         }
         self.shared = {
-            core.key: cores[name][core.key].float()
+            core.key: whole[name][core.key].float()
             for name, network in networks.items()
             for core in network.cores
             if core.group is not None
@@ -85,9 +85,7 @@ class Fitted:
         ranks = self.config.weight_ranks(network)
         if isinstance(network, ExpertNetwork):
             numbers = range(network.n_experts)
-            single = {
-                f"{name}[{e}]": (network.alone, network.of_expert(cores, e)) for e in numbers
-            }
+            single = {f"{name}[{e}]": (network.alone, network.of_expert(cores, e)) for e in numbers}
             shape, ranks = (len(numbers), *shape), self.config.weight_ranks(network.at(0))
         off = norm = 0.0
         for key, (part, values) in single.items():

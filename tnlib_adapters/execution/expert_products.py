@@ -64,7 +64,8 @@ def expert_product(x: Tensor, matrices: Tensor, routing: Routing) -> Tensor:
         Zero where a row has no matrix.
     """
     if routing.bounds is not None:
-        return _grouped(x, matrices, routing.bounds)
+        product: Tensor = _grouped(x, matrices, routing.bounds)
+        return product
     return torch.bmm(x.unsqueeze(1), _taken(matrices, routing)).squeeze(1)
 
 

@@ -55,8 +55,8 @@ def fit_shared_cp(
 ) -> dict[str, dict[str, Tensor]]:
     """Cores by weight and key, in float64.
 
-    Rows of C_l, C_m and C_e that no given weight uses stay as drawn. Memory goes with the factors of
-    the updates times the heads.
+    Rows of C_l, C_m and C_e that no given weight uses stay as drawn. Memory goes with the factors
+    of the updates times the heads.
     """
     parts = _all_parts(networks, updates)
     groups: dict[str, list[_Part]] = {}
@@ -174,7 +174,7 @@ def _split_numbers(family: Family, like: Values, numbers: Tensor) -> Values:
     # What is left is one number a rank; all factors get the same part of it.
     share = left.abs() ** (1 / len(roles))
     for number, role in enumerate(roles):
-        rows = family.rows[role].unique()
+        rows = torch.unique(family.rows[role])
         sign = left.sign() if number == 0 else torch.ones_like(left)
         found[family.keys[role]][rows] *= share * sign
     return found

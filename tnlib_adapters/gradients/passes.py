@@ -42,7 +42,7 @@ def accumulated(
     loss: Loss | None,
     done: Callable[[], object],
 ) -> dict[str, Tensor]:
-    """Dense gradients in float32, (out_features, in_features) each, (experts, out, in) of experts."""
+    """Dense gradients in float32, (out_features, in_features); of experts (experts, out, in)."""
     known = expert_parameters(model)
     experts = {name: known[name] for name in names if name in known}
     modules = {name: model.get_submodule(name) for name in names if name not in experts}

@@ -191,15 +191,13 @@ def _start_networks(
     *,
     show: bool,
 ) -> GradientStart:
-    declared: dict[str, Any] = {
-        path: layer.stored(name).declared for path, layer in layers.items()
-    }
+    declared: dict[str, Any] = {path: layer.stored(name).declared for path, layer in layers.items()}
     networks: dict[str, AdditiveDeclaration] = expert_by_expert(declared)
     gradients = {**gradients, **_of_chosen(layers, name, gradients)}
     assert config.fit_gradients is not None
     cores = fitted(config.fit_gradients, networks, gradients, generator, show=show)
     held = held_energy(networks, cores, gradients)
-    around = {}
+    around: dict[str, dict[str, Tensor]] = {}
     for path, network in networks.items():
         around[path] = {}
         for _, part in network.networks:

@@ -44,7 +44,7 @@ class ExpertUpdate(StoredCores):
         chosen: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(network, shared, **kwargs)
+        super().__init__(network, shared, **kwargs)  # type: ignore[arg-type]
         self.n_experts = n_experts
         self.chosen = None if chosen is None else tuple(chosen)
 
@@ -65,7 +65,7 @@ class ExpertUpdate(StoredCores):
 
     def apply_rows(self, x: Tensor, experts: Tensor) -> Tensor:
         """The products of rows ``x`` (rows, in_features) with the updates of their experts."""
-        return self._apply(x, Routing(self._slots(experts), partial=self.chosen is not None))
+        return self._routed(x, Routing(self._slots(experts), partial=self.chosen is not None))
 
     def apply_groups(self, x: Tensor, ends: Tensor, source: Tensor | None = None) -> Tensor:
         """The same for rows that lie sorted by their experts.
@@ -85,9 +85,9 @@ class ExpertUpdate(StoredCores):
             bounds = bounds[torch.tensor(self.chosen, device=ends.device)]
         rows = torch.arange(len(x if source is None else source), device=ends.device)
         slots = self._slots(torch.searchsorted(ends, rows, right=True))
-        return self._apply(x, Routing(slots, bounds, partial=True), source)
+        return self._routed(x, Routing(slots, bounds, partial=True), source)
 
-    def _apply(self, x: Tensor, routing: Routing, source: Tensor | None = None) -> Tensor:
+    def _routed(self, x: Tensor, routing: Routing, source: Tensor | None = None) -> Tensor:
         self.check_initialized()
         x = self.network.dropped(x, self.training)
         return self.network.apply(x, self.cores, self.anchor, routing, source)

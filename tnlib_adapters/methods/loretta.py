@@ -25,8 +25,8 @@ from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.checks import choice, flag, fraction, mode_lists, positive_int, positive_number
 from tnlib_adapters.fitting.bottleneck import fit_bottleneck
 from tnlib_adapters.networks.builders import clipped, middle_cuts, nominal, tt_layer
-from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration, Declaration
 from tnlib_adapters.networks.core import Core
+from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration, Declaration
 from tnlib_adapters.networks.default_modes import tt_modes
 from tnlib_adapters.networks.initializers import normal
 from tnlib_adapters.networks.network import Network

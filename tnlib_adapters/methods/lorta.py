@@ -132,7 +132,7 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
         self, site: Site, group: str, matrix: int, whole: int, cut: int, heads: int, on_output: bool
     ) -> Network:
         c, legs = uniform(math.sqrt(6 / self.r)), (("head", "width"), ("whole",))
-        cores = (
+        cores: tuple[Core, ...] = (
             Core("a", ("whole", "rank"), uniform(self.r**-0.5), f"{group}_{whole}"),
             Core("b", ("width", "rank"), zeros, f"{group}_{cut // heads}"),
             Core("c_head", ("head", "rank"), c, f"{group}_{heads}"),

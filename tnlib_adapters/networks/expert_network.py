@@ -2,7 +2,7 @@
 
 A mixture of experts holds a weight as one array (experts, rows, columns). Its update is a network
 some of whose cores have a leg `expert`; the others are shared by all experts. The update of one
-expert is the network fixed at an index of that leg, as a layer's is in a core that holds all layers.
+expert is the network fixed at an index of that leg, as a layer's is in a core of all layers.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class ExpertNetwork(Declared):
 
     def plan_strategies(self) -> None:
         """Work out now how it is applied: a graph that is compiled cannot."""
-        _ = self.chain, self.alone.plan_strategies()
+        _ = self.chain
+        self.alone.plan_strategies()
 
     @cached_property
     def chain(self) -> Chain | None:
@@ -221,7 +222,7 @@ class ExpertNetwork(Declared):
         self, rows: Tensor, cores: Cores, anchor: Cores | None, routing: Routing
     ) -> Tensor:
         y = rows.new_zeros(len(rows), self.out_features)
-        for expert in routing.slots.unique().tolist():
+        for expert in torch.unique(routing.slots).tolist():
             if expert < self.n_experts:
                 own = torch.nonzero(routing.slots == expert).squeeze(1)
                 part = self.apply_one(rows.index_select(0, own), cores, anchor, expert)

@@ -316,4 +316,3 @@ class AdaptedExperts(nn.Module):
             outputs.append(self._with(parts, *given, **named))
         order = torch.cat([index for _, index in groups]).argsort()
         return torch.cat(outputs).index_select(0, order)
-

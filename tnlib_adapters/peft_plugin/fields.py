@@ -124,7 +124,8 @@ class MethodFields(MethodBase, PeftConfig):
                 _expression(name, key)
                 if isinstance(value, bool) or not isinstance(value, kind):
                     raise TypeError(f"{name}[{key!r}] must be a number, got {value!r}")
-                dataclasses.replace(self, **{name: None, field_name: value})
+                tried: dict[str, Any] = {name: None, field_name: value}
+                dataclasses.replace(self, **tried)
 
     def for_weight(self, name: str) -> Self:
         """The configuration of one weight: with the size and the alpha that patterns say.

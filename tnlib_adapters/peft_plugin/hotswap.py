@@ -11,10 +11,10 @@ import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
 
 from tnlib_adapters.base_model.peft_names import chosen_adapter
+from tnlib_adapters.layers.multipliers import MultipliedCores
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.core_store import AdapterPart
 from tnlib_adapters.peft_plugin.fields import MethodFields
-from tnlib_adapters.layers.multipliers import MultipliedCores
 
 # What may differ between adapters that are swapped: it does not change how they are computed.
 _FREE = {field.name for field in dataclasses.fields(MethodFields)} - {"rate_scaling"}
@@ -61,7 +61,8 @@ def hotswap(model: peft.PeftModel, folder: str | Path, adapter_name: str | None 
     path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; name the folder that save_pretrained wrote"
+            f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; name the folder that save_pretrained "
+            "wrote"
         )
     other = peft.PeftConfig.from_pretrained(str(folder))
     if not isinstance(mine, NetworkConfig) or type(other) is not type(mine):

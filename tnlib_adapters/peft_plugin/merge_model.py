@@ -172,11 +172,7 @@ class Merging(BaseTuner):
             for parameter in module._parameters.values()
             if parameter is not None
         )
-        return {
-            key
-            for key, layer in layers.items()
-            if owners[id(layer.base_parameter)] > 1
-        }
+        return {key for key, layer in layers.items() if owners[id(layer.base_parameter)] > 1}
 
     def _check_mergeable(self, adapter_names: list[str] | None) -> None:
         """Raise before anything is merged if something cannot be."""

@@ -49,9 +49,7 @@ class WeightLayer(AdapterPart, BaseTunerLayer):
         self.rows: Any = None
         object.__setattr__(self, "_store", None)
 
-    def hold(
-        self, adapter_name: str, made: Update | ExpertUpdate, inference_mode: bool
-    ) -> None:
+    def hold(self, adapter_name: str, made: Update | ExpertUpdate, inference_mode: bool) -> None:
         """Take up an update; the tuner sets its values."""
         self.held[adapter_name] = made.train(self.training)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -176,5 +174,3 @@ class WeightLayer(AdapterPart, BaseTunerLayer):
 
 def _on_meta(module: nn.Module) -> bool:
     return any(value.device.type == "meta" for value in module.state_dict().values())
-
-

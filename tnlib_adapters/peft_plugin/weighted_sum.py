@@ -1,4 +1,4 @@
-"""A new adapter that is a weighted sum of others, as PEFT's ``add_weighted_adapter`` makes for LoRA.
+"""A new adapter that is a weighted sum of others, as PEFT's ``add_weighted_adapter`` makes.
 
 The sum is exact where the new adapter is as large as the others together: the sum of networks of
 one form is a network of that form. Of another size it is the method's fit to the sum.
@@ -78,7 +78,7 @@ def summed_config(
     if exact and size is not None:
         raise ValueError("svd_rank is for combination_type='svd'; an exact sum has its own size")
     sizes = [getattr(config, config.size_field) for config in configs]
-    fields = {} if exact else {first.size_field: size or max(sizes)}
+    fields: dict[str, Any] = {} if exact else {first.size_field: size or max(sizes)}
     fields |= first.fields_of_sum(configs, exact=exact)
     fields |= {"alpha_pattern": None}
     fields["target_modules"] = _united([config.target_modules for config in configs])
@@ -195,10 +195,10 @@ def _set_fitted(
     cores = fit(single, updates, torch.Generator().manual_seed(0))
     off = 0.0
     for name, layer in layers.items():
-        network: Any = declared[name]
-        if isinstance(network, ExpertNetwork):
-            keys = [f"{name}[{e}]" for e in range(network.n_experts)]
-            values = network.gathered([cores[key] for key in keys])
+        whole: Any = declared[name]
+        if isinstance(whole, ExpertNetwork):
+            keys = [f"{name}[{e}]" for e in range(whole.n_experts)]
+            values = whole.gathered([cores[key] for key in keys])
         else:
             keys, values = [name], cores[name]
         layer.stored(adapter_name).set_initial(values, again=True)

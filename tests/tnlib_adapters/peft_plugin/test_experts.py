@@ -106,7 +106,9 @@ def grid():
     for name in expert_classes():
         for form in FORMS:
             for implementation in IMPLEMENTATIONS:
-                fast = SOME.get(name) == form or (name == "Qwen3MoeExperts" and implementation[0] == "g")
+                fast = SOME.get(name) == form or (
+                    name == "Qwen3MoeExperts" and implementation[0] == "g"
+                )
                 marks = () if fast else pytest.mark.slow
                 yield pytest.param(name, form, implementation, marks=marks)
 
@@ -321,7 +323,7 @@ def test_bad_targets_are_refused(fields, error, says):
 def test_a_series_adapter_cannot_adapt_experts():
     model = mixture("Qwen3MoeExperts", "grouped_mm")
     fields = {"target_parameters": "all-experts", "train_norms": False}
-    with pytest.raises(TypeError, match="cannot adapt experts.*variant='rep'"):
+    with pytest.raises(TypeError, match=r"cannot adapt experts.*variant='rep'"):
         peft.get_peft_model(model, METHODS["adp"](**fields))
 
 
