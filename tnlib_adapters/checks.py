@@ -83,19 +83,38 @@ _WORDS = {
 }
 
 
-# Fields of PEFT's LoRA that have no counterpart, whatever the names are like.
-_NOT_THERE = frozenset(
-    (
-        *("fan_in_fan_out", "loftq_config", "lora_bias", "megatron_config", "use_dora"),
-        *("use_rslora",),
-    )
-)
+# Fields of PEFT's LoRA that have no counterpart, whatever the names are like, and what to do.
+_STARTS = "call start_from_gradients(model, batches) instead"
+_NO_COUNTERPART = {
+    "alora_invocation_tokens": "the update does not depend on tokens; use PEFT's LoRA for that",
+    "arrow_config": "add_weighted_adapter sums adapters; use PEFT's LoRA to route between them",
+    "corda_config": _STARTS,
+    "eva_config": _STARTS,
+    "fan_in_fan_out": "how a weight lies is found out; leave it away",
+    "kasa_config": "use PEFT's LoRA for that",
+    "layer_replication": "use PEFT's LoRA for that",
+    "loftq_config": "take theta_0 out before quantising: DoTAConfig(residual=True), quantize_base",
+    "lora_bias": "cores have no bias; bias='all' trains those of the layers",
+    "lora_ga_config": _STARTS,
+    "megatron_config": "Megatron's parallel layers are not adapted",
+    "megatron_core": "Megatron's parallel layers are not adapted",
+    "monteclora_config": "use PEFT's LoRA for that",
+    "qalora_group_size": "use PEFT's LoRA for that",
+    "runtime_config": "it has no such option; leave it away",
+    "use_bdlora": "use PEFT's LoRA for that",
+    "use_dora": "weights are not rescaled by a magnitude; use PEFT's LoRA for that",
+    "use_qalora": "use PEFT's LoRA for that",
+    "use_rslora": "its update has no factor alpha / r",
+    "velora_config": "use PEFT's LoRA for that",
+}
 
 
 def unknown_field(owner: str, name: str, known: Sequence[str]) -> str:
     """What to say of a field that a configuration does not have."""
     near = [word for word in [_WORDS.get(name, "")] if word in known]
-    if not near and name not in _NOT_THERE:
+    if not near and name in _NO_COUNTERPART:
+        return f"{owner} has no {name}: {_NO_COUNTERPART[name]}"
+    if not near:
         near = difflib.get_close_matches(name, known, 1)
     advice = f"; it is called {near[0]} here" if near else "; it has none like it"
     return f"{owner} got an unexpected keyword argument {name!r}{advice}"

@@ -109,3 +109,39 @@ def mixture(name, implementation):
         model = Mixture(name).eval()
     model.config._experts_implementation = implementation
     return model
+
+
+WHOLE = {
+    "Qwen3Moe": {"num_experts": 8, "head_dim": 16},
+    "Mixtral": {"num_local_experts": 8},
+    "GptOss": {"num_local_experts": 8, "head_dim": 16},
+    "DeepseekV3": {
+        "n_routed_experts": 8,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 16,
+    },
+}
+
+
+def whole_model(kind):
+    """A small causal model of a mixture, always with the same weights."""
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+        "moe_intermediate_size": 24,
+        "intermediate_size": 24,
+        "num_experts_per_tok": 2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = getattr(hf, f"{kind}Config")(**small | WHOLE[kind])
+        return getattr(hf, f"{kind}ForCausalLM")(made).eval()

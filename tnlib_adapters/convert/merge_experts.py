@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tnlib_adapters.base_model.expert_parameters import expert_parameters
+from tnlib_adapters.base_model.expert_parameters import FUSED, expert_parameters
 from tnlib_adapters.convert.checkpoint import FLOATING, Change, Checkpoint
 from tnlib_adapters.convert.trained_adapter import Adapter
 from tnlib_adapters.networks.core import computing
@@ -92,14 +93,17 @@ class ExpertMerge:
         self, name: str, layers: Sequence[ExpertLayer], cast: torch.dtype | None
     ) -> Iterator[tuple[str, str, Change]]:
         parameters = expert_parameters(self.source.model)
-        module = name.rpartition(".")[0]
+        module, _, leaf = name.rpartition(".")
+        found: dict[tuple[int, str], str] = {}
         for stored in self.pieces[name]:
             match = _PIECE.search(stored)
-            leaf = None if match is None else _LEAVES.get(match[2])
-            part = parameters.get(f"{module}.{leaf}".removeprefix("."))
-            if match is None or part is None:
-                raise ValueError(_not_there(self.checkpoint, name))
-            expert = int(match[1])
+            if match is not None and match[2] in _LEAVES:
+                found[int(match[1]), _LEAVES[match[2]]] = stored
+        numbers, leaves = range(layers[0].parameter.n_experts), FUSED.get(leaf, (leaf,))
+        if {*found} != {*itertools.product(numbers, leaves)}:
+            raise ValueError(_not_there(self.checkpoint, name))
+        for (expert, leaf), stored in found.items():
+            part = parameters[f"{module}.{leaf}".removeprefix(".")]
             if any(layer.update(self.source.name).slot(expert) is not None for layer in layers):
                 shape = (part.out_features, part.in_features)
                 value = self._piece(name, layers, expert, part.rows)

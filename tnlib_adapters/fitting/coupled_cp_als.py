@@ -4,11 +4,11 @@ A *family* is a set of updates with the same factors: block (h, w, i) of update 
 
     sum_r  B[w, r] A[i, r] C_h[h, r] C_l[l_n, r] C_m[m_n, r],
 
-for experts with a factor C_e[e_n, r] more. Families of one tensor share some factors and not others:
-with grouped queries, keys and values have a C_h of their own. With all factors but one fixed, the
-best one solves normal equations that are sums over the families: a Hadamard product of Gram
-matrices, and on the right the updates, which enter by their own factors and are never formed. A
-small multiple of the identity keeps every system regular and, pulling towards the factor before,
+for experts with a factor C_e[e_n, r] more. Families of one tensor share some factors and not
+others: with grouped queries, keys and values have a C_h of their own. With all factors but one
+fixed, the best one solves normal equations that are sums over the families: a Hadamard product of
+Gram matrices, and on the right the updates, which enter by their own factors and are never formed.
+A small multiple of the identity keeps every system regular and, pulling towards the factor before,
 never lets the error rise.
 """
 

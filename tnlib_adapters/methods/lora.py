@@ -35,6 +35,8 @@ _SAME = (
     "layers_pattern",
     "modules_to_save",
     "target_parameters",
+    "rank_pattern",
+    "trainable_token_indices",
 )
 
 
@@ -59,7 +61,7 @@ class CountedLoRA(NetworkConfig, method="counted_lora"):
 
 
 def counted_lora(config: LoraConfig) -> CountedLoRA:
-    """The declaration of a LoRA with one rank and two factors per weight.
+    """The declaration of a LoRA with two factors per weight.
 
     Raises
     ------
@@ -71,11 +73,9 @@ def counted_lora(config: LoraConfig) -> CountedLoRA:
     >>> counted_lora(LoraConfig(r=4, target_modules=["q_proj"])).r
     4
     """
-    refused = {
-        **MORE_THAN_TWO_FACTORS,
-        "rank_pattern": "ranks differ by module",
-    }
-    for field, why in refused.items():
+    for field, why in MORE_THAN_TWO_FACTORS.items():
+        if field == "trainable_token_indices":
+            continue
         if value := getattr(config, field, None):
             raise ValueError(
                 f"{field}={value!r}: {why}, which cannot be counted from a declaration; leave it "

@@ -95,20 +95,20 @@ class Chain:
                 x, source = x.index_select(0, source), None
             value = factor.value(values)
             x = x.reshape(len(x), *sizes).permute(0, *(k + 1 for k in factor.order))
-            rows = x.reshape(len(x), -1, factor.joined)
-            kept = rows.shape[1]
+            kept = math.prod(sizes) // factor.joined
+            rows = x.reshape(len(x), kept, factor.joined)
             if factor.new == 0:
                 x = expert_scaling(rows, value, routing) if factor.of_expert else rows * value
             elif factor.of_expert:
-                flat = rows.reshape(-1, factor.joined)
+                flat = rows.reshape(len(x) * kept, factor.joined)
                 x = expert_product(flat, value.contiguous(), routing.repeated(kept))
             else:
                 x = rows @ value
-            x = x.reshape(len(rows), -1)
+            x = x.reshape(len(rows), kept * (factor.new or factor.joined))
         if source is not None:
             x = x.index_select(0, source)
         shaped = x.reshape(len(x), *self.sizes[-1]).permute(0, *(k + 1 for k in self.order))
-        return shaped.reshape(len(x), -1)
+        return shaped.reshape(len(x), math.prod(self.sizes[-1]))
 
 
 def chain_of(network: Network, expert: str) -> Chain | None:

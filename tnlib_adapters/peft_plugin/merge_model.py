@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, onload_layer
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -141,12 +143,41 @@ class Merging(BaseTuner):
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             super()._check_tied_modules(model, peft_config)
-        if found:
-            warnings.warn(
-                "tie_word_embeddings=True: the adapted layer shares its weight with another, which "
-                "the adapter does not change; merging gives the layer a weight of its own",
-                stacklevel=6,
-            )
+        for warning in found:
+            text = str(warning.message)
+            if "is part of the adapter" in text:
+                text = (
+                    "tie_word_embeddings=True: the adapted layer shares its weight with another, "
+                    "which the adapter does not change; merging gives the layer a weight of its own"
+                )
+                if any(end in EMBEDDING_LAYER_NAMES for end in _ends(peft_config.modules_to_save)):
+                    text = (
+                        "tie_word_embeddings=True, and one of two layers that have one weight is "
+                        "trained in full; set ensure_weight_tying=True to train the weight of both"
+                    )
+            warnings.warn(text, stacklevel=6)
+
+    def _add_modules_to_save_to_tie(self, peft_config: Any, tied_weight_keys: Any) -> None:
+        """Train one copy of a weight that several modules have: that of the embedding."""
+        inputs = self.model.get_input_embeddings()
+        name = next(n for n, module in self.model.named_modules() if module is inputs)
+        tied = {key.removesuffix(".weight") for key in tied_weight_keys}
+        ends = {key.rpartition(".")[2] for key in tied}
+        saved = [key for key in peft_config.modules_to_save if key.rpartition(".")[2] not in ends]
+        leaf = name.rpartition(".")[2]
+        if not any(key.rpartition(".")[2] == leaf for key in saved):
+            saved.append(leaf)
+        peft_config.modules_to_save = saved
+        peft_config.modules_to_tie = tied
+
+    def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: Any) -> None:
+        """Refuse to adapt one of two layers with one weight as if it was both."""
+        raise ValueError(
+            "ensure_weight_tying=True, and a layer is adapted whose weight another layer has too "
+            f"({', '.join(sorted(tied_weight_keys))}); adapters of linear layers do not change "
+            "embeddings. Train the embedding by modules_to_save or trainable_token_indices, or "
+            "leave ensure_weight_tying out"
+        )
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
@@ -203,3 +234,7 @@ class Merging(BaseTuner):
 
     def _names(self, model: nn.Module, adapter_name: str) -> list[str]:
         return [name for name, _ in self._layers(model, adapter_name)]
+
+
+def _ends(names: Collection[str] | None) -> list[str]:
+    return [name.rpartition(".")[2] for name in names or ()]

@@ -203,6 +203,8 @@ def test_a_count_from_a_configuration_file_alone(tmp_path):
         {"target_modules": ["query", "dense"], "exclude_modules": ["classifier.dense"]},
         {"layers_to_transform": [1, 2], "bias": "lora_only"},
         {"modules_to_save": ["classifier", "pooler"], "bias": "all"},
+        {"rank_pattern": {"query": 4, "layer.3.*value": 2}},
+        {"trainable_token_indices": {"word_embeddings": [1, 7]}},
     ],
 )
 def test_a_lora_is_counted_as_peft_counts_it(fields):
@@ -211,9 +213,7 @@ def test_a_lora_is_counted_as_peft_counts_it(fields):
     assert count(on_meta("roberta-base"), config).total == model.get_nb_trainable_parameters()[0]
 
 
-@pytest.mark.parametrize(
-    "fields", [{"use_dora": True}, {"rank_pattern": {"query": 4}}, {"trainable_token_indices": [1]}]
-)
+@pytest.mark.parametrize("fields", [{"use_dora": True}, {"lora_bias": True}])
 def test_a_lora_of_another_form_is_not_counted(fields):
     with pytest.raises(ValueError, match=f"{next(iter(fields))}.*cannot be counted"):
         count(on_meta("roberta-base"), peft.LoraConfig(r=8, **fields))

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.tnlib_adapters.adapters import alone
 from tests.tnlib_adapters.forms import MERGEABLE, METHODS
-from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, tokens, train
+from tests.tnlib_adapters.models import TARGETS, assert_same_outputs, logits, make, train
 from tnlib_adapters import Core, Network, NetworkConfig, normal, zeros
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -132,19 +132,6 @@ def test_a_second_adapter_under_one_name_is_refused(method):
     assert torch.equal(logits(model), before)
     peft.get_peft_model(base, other, adapter_name="second")
     assert set(model.peft_config) == {"default", "second"}
-
-
-@every_method
-def test_rows_with_different_adapters_are_refused(method):
-    model = peft.get_peft_model(make("llama"), config(method))
-    rows = tokens(2)
-    with pytest.raises(ValueError, match=r"adapter_names=\['default', 'nowhere'\]"):
-        model(rows, adapter_names=["default", "nowhere"])
-    with pytest.raises(ValueError, match=r"adapter_names=\['default', '__base__'\]"):
-        model.generate(input_ids=rows, adapter_names=["default", "__base__"], max_new_tokens=1)
-    model.train()
-    with pytest.raises(ValueError, match="adapter_names"):
-        model(rows, labels=rows, adapter_names=["default", "default"])
 
 
 @pytest.mark.parametrize("method", MERGEABLE)

@@ -8,14 +8,15 @@ import warnings
 import peft
 import pytest
 import torch
-import transformers as hf
 
 from tests.tnlib_adapters.expert_models import (
     EXPERTS,
     VOCABULARY,
+    WHOLE,
     expert_classes,
     experts_of,
     mixture,
+    whole_model,
 )
 from tests.tnlib_adapters.forms import METHODS
 from tests.tnlib_adapters.models import assert_same_outputs
@@ -201,47 +202,12 @@ def test_two_adapters_add_up_and_can_be_told_apart(form):
     assert torch.equal(outputs(model.unload()), before)
 
 
-def whole_model(kind, **fields):
-    small = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": 50,
-        "moe_intermediate_size": 24,
-        "intermediate_size": 24,
-        "num_experts_per_tok": 2,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = getattr(hf, f"{kind}Config")(**small | fields)
-        return getattr(hf, f"{kind}ForCausalLM")(made).eval()
-
-
-WHOLE = {
-    "Qwen3Moe": {"num_experts": 8, "head_dim": 16},
-    "Mixtral": {"num_local_experts": 8},
-    "GptOss": {"num_local_experts": 8, "head_dim": 16},
-    "DeepseekV3": {
-        "n_routed_experts": 8,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 16,
-    },
-}
-
-
 @pytest.mark.parametrize("kind", WHOLE)
 @pytest.mark.parametrize("form", FORMS)
 def test_whole_models(kind, form, tmp_path):
     """With linear layers beside, and a layer without experts in DeepSeek."""
     tokens = torch.arange(3, 14)[None]
-    model = whole_model(kind, **WHOLE[kind])
+    model = whole_model(kind)
     before = model(tokens).logits.detach()
     fields = {"target_modules": ["o_proj"], "target_parameters": "all-experts"}
     model = peft.get_peft_model(model, config(form, **fields)).eval()
@@ -249,7 +215,7 @@ def test_whole_models(kind, form, tmp_path):
     after = moved(model)(tokens).logits.detach()
     assert not torch.equal(after, before)
     model.save_pretrained(tmp_path)
-    again = peft.PeftModel.from_pretrained(whole_model(kind, **WHOLE[kind]), tmp_path).eval()
+    again = peft.PeftModel.from_pretrained(whole_model(kind), tmp_path).eval()
     assert torch.equal(again(tokens).logits, after)
     assert_same_outputs(model.merge_and_unload()(tokens).logits, after)
 

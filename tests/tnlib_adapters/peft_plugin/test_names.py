@@ -159,8 +159,7 @@ def test_a_saved_method_says_what_to_import(method, tmp_path):
         ("dota", "rank", "it is called r here"),
         ("lorta", "taget_modules", "it is called target_modules here"),
         ("dota", "lora_alpha", "it has none like it"),
-        ("dota", "rank_pattern", "it has none like it"),
-        ("lotr", "use_rslora", "it has none like it"),
+        ("lotr", "scale_factor", "it has none like it"),
     ],
 )
 def test_the_right_word_is_named_for_a_wrong_one(method, field, word):
