@@ -22,13 +22,14 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.tnlib_adapters.forms import METHODS
+from tests.tnlib_adapters.expert_models import whole_model
+from tests.tnlib_adapters.forms import METHODS, SITE
 from tests.tnlib_adapters.models import ARRAYS, TARGETS, TERMS, assert_same_outputs, make, tokens
 from tests.tolerances import assert_close, rounding
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 WORLD = 2
-ROWS = tokens(rows=2 * WORLD)
+ROWS = tokens(rows=2 * WORLD) % 50
 SAVED = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
 
 
@@ -65,6 +66,9 @@ WAYS = {
     "fsdp": (fsdp, torch.float64),
     "fsdp, mixed precision": (mixed_fsdp, torch.float64),
     "fsdp, bfloat16": (fsdp, torch.bfloat16),
+    # Tokens of the two halves go to experts of their own.
+    "ddp, experts": (ddp, torch.float32),
+    "fsdp, experts": (fsdp, torch.float32),
 }
 # Every method is sharded and replicated. What only wraps those two is tried with some methods, of
 # which one shares its cores at least; the rest of the product is slow.
@@ -73,8 +77,15 @@ SOME = {
     "accelerate": ("lorta",),
     "fsdp, mixed precision": ("lotr", "rep"),
     "fsdp, bfloat16": ("lorta", "adp"),
+    "ddp, experts": ("lotr", "lorta"),
+    "fsdp, experts": ("lotr", "dota"),
 }
-JOBS = [(method, way) for method in METHODS for way in WAYS]
+JOBS = [
+    (method, way)
+    for method in METHODS
+    for way in WAYS
+    if "experts" not in way or METHODS[method]().network(SITE).additive
+]
 IN_HALF = [(method, way) for method, way in JOBS if "mixed" in way or "bfloat16" in way]
 EXACT = [job for job in JOBS if job not in IN_HALF]
 
@@ -89,21 +100,29 @@ def each(jobs):
     return pytest.mark.parametrize(("method", "way"), cases)
 
 
-def adapted(method, dtype):
+def plain(way):
+    """The base model."""
+    return whole_model("Qwen3Moe") if "experts" in way else make("llama", WAYS[way][1])
+
+
+def adapted(method, way):
     """The same model in all processes, with cores that let every gradient flow.
 
     FSDP needs one dtype among the trainable parameters: cores take that of the base and its norms.
     """
-    config = METHODS[method](target_modules=TARGETS["llama"], init_weights=False)
+    fields = {"target_modules": TARGETS["llama"]}
+    if "experts" in way:
+        fields = {"target_modules": ["q_proj"], "target_parameters": "all-experts"}
+    config = METHODS[method](init_weights=False, **fields)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        base = make("llama", dtype)
+        base = plain(way)
         return peft.get_peft_model(base, config, autocast_adapter_dtype=False).train()
 
 
-def rate(method):
+def rate(method, way):
     """Of SGD, whose step of a core's value goes with the square of the multiplier."""
-    return 1e-3 if method == "lotr" else 0.5
+    return (1e-3 if method == "lotr" else 0.5) * (4 if "experts" in way else 1)
 
 
 def train(model, rows, parameters, rate):
@@ -134,9 +153,9 @@ def work(rank, folder, jobs):
         "gloo", f"file://{folder}/store", timedelta(seconds=60), world_size=WORLD, rank=rank
     )
     for method, way in jobs:
-        wrap, dtype = WAYS[way]
-        model = adapted(method, dtype)
-        found = train(wrap(model), ROWS.chunk(WORLD)[rank], trainable(model), rate(method))
+        wrap, _ = WAYS[way]
+        model = adapted(method, way)
+        found = train(wrap(model), ROWS.chunk(WORLD)[rank], trainable(model), rate(method, way))
         state = get_model_state_dict(model, options=SAVED)
         if rank == 0:
             model.save_pretrained(f"{folder}/{method}, {way}", state_dict=state)
@@ -156,15 +175,22 @@ def folder(request, tmp_path_factory):
 
 
 @functools.cache
-def alone(method, dtype):
+def alone(method, way):
     """What one process finds."""
-    model = adapted(method, dtype)
-    return train(model, ROWS, trainable(model), rate(method))
+    model = adapted(method, way)
+    return train(model, ROWS, trainable(model), rate(method, way))
 
 
 def both(folder, method, way):
     """What two processes found, and what one finds."""
-    return torch.load(folder / f"{method}, {way}.pt"), alone(method, WAYS[way][1])
+    return torch.load(folder / f"{method}, {way}.pt"), alone(
+        method, way if "experts" in way else _like(way)
+    )
+
+
+def _like(way):
+    """The first way whose model is of the same dtype."""
+    return next(other for other in WAYS if WAYS[other][1] == WAYS[way][1])
 
 
 @each(EXACT)
@@ -190,7 +216,7 @@ def test_gradients_in_half_precision_differ_by_its_rounding(method, way, folder)
 def test_after_a_step_the_loss_is_that_of_one_process(method, way, folder):
     (_, loss, _), (_, expected, _) = both(folder, method, way)
     with torch.no_grad():
-        start = adapted(method, WAYS[way][1])(input_ids=ROWS, labels=ROWS).loss
+        start = adapted(method, way)(input_ids=ROWS, labels=ROWS).loss
     fallen = start - expected
     assert fallen > 0.01
     rounded = rounding(torch.float32, TERMS, expected)
@@ -201,7 +227,7 @@ def test_after_a_step_the_loss_is_that_of_one_process(method, way, folder):
 def test_what_one_of_two_processes_saves_is_the_trained_model(method, way, folder):
     _, _, logits = torch.load(folder / f"{method}, {way}.pt")
     loaded = peft.PeftModel.from_pretrained(
-        make("llama", WAYS[way][1]), folder / f"{method}, {way}", autocast_adapter_dtype=False
+        plain(way), folder / f"{method}, {way}", autocast_adapter_dtype=False
     )
     half = (method, way) in IN_HALF
     if half:
