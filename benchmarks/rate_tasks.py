@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,13 +19,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 CONTEXT, BATCH, PRETRAINING = 64, 8, 800
 
 
-def of_bytes(texts: list[Path], width: int, depth: int) -> Task:
+def of_bytes(
+    texts: list[Path],
+    width: int,
+    depth: int,
+    make: Callable[[int, int], nn.Module] | None = None,
+) -> Task:
     """A Llama of a given width and depth that knows the first texts, to learn the last in rot13.
 
     The bytes of the last text are moved by 13 letters: the words are known, none of the letters is.
     """
     *known, last = [read_text(path) for path in texts]
-    base = pretrained(as_bytes("".join(known)), width, depth)
+    base = pretrained(as_bytes("".join(known)), width, depth, make or llama)
     new = as_bytes(codecs.encode(last, "rot13"))
     cut = len(new) * 9 // 10
     held_out = [chunks(new[cut:], 96, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
@@ -57,10 +62,9 @@ def chunks(data: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.stack([data[start : start + CONTEXT] for start in starts])
 
 
-def pretrained(data: Tensor, width: int, depth: int) -> nn.Module:
-    """A model of bytes, trained from scratch."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
+def llama(width: int, depth: int) -> nn.Module:
+    """A model of bytes."""
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=256,
             hidden_size=width,
@@ -71,6 +75,14 @@ def pretrained(data: Tensor, width: int, depth: int) -> nn.Module:
             tie_word_embeddings=True,
         )
     )
+
+
+def pretrained(
+    data: Tensor, width: int, depth: int, make: Callable[[int, int], nn.Module]
+) -> nn.Module:
+    """A model of bytes, trained from scratch."""
+    torch.manual_seed(0)
+    model = make(width, depth)
     rate = 3e-3 * math.sqrt(128 / width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""Three published methods written as a user would write their own: LoRA, FacT-TT and MetaTT.
+"""Methods written as a user would write their own: LoRA, FacT-TT, MetaTT, and LoRA over experts.
 
 Each is a dataclass with a ``network(site)``. Naming the method makes it known to PEFT; counting,
 initial values, merging, saving and loading follow from the declaration.
@@ -87,4 +87,35 @@ class MetaTTConfig(NetworkConfig, method="metatt"):
             in_legs=("in",),
             fixed_indices={"layer": site.layer, "matrix": site.matrix},
             scale=self.alpha,
+        )
+
+
+@dataclass
+class SharedOuterConfig(NetworkConfig, method="shared_outer_lora"):
+    """LoRA over the experts of a layer, which share the factor on the side of the hidden states.
+
+    A of the projections into an expert and B of the one out of it are the same for all experts.
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+
+    def network(self, site: Site) -> Network:
+        inward = not site.name.endswith("down_proj")
+        b, a = ("out", "rank"), ("rank", "in")
+        return Network(
+            cores=(
+                Core("b", ("expert", *b) if inward else b, zeros),
+                Core("a", a if inward else ("expert", *a), uniform(site.in_features**-0.5)),
+            ),
+            sizes={
+                "out": site.out_features,
+                "in": site.in_features,
+                "rank": self.r,
+                "expert": site.experts,
+            },
+            out_legs=("out",),
+            in_legs=("in",),
+            fixed_indices={"expert": site.expert},
+            scale=self.alpha / self.r,
         )
