@@ -33,8 +33,9 @@ def mixed_forward(
             if update is not None:
                 update.check_initialized()
                 network: AdditiveDeclaration = update.network  # type: ignore[assignment]
-                part = network.applied(x.index_select(0, index), update)
-                y = y.index_add(0, index, part.to(y.dtype))
+                part = network.applied(x.index_select(0, index), update).to(y.dtype)
+                keeps = torch.is_grad_enabled()
+                y = y.index_add(0, index, part) if keeps else y.index_add_(0, index, part)
         return y
     parts = [
         adapted_forward(base, [] if update is None else [update], x.index_select(0, index), *args)

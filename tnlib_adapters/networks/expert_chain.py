@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import opt_einsum
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tnlib_adapters.execution.expert_products import Routing, expert_product, expert_scaling
 from tnlib_adapters.execution.planned_einsum import PlannedEinsum, planned_einsum
@@ -73,6 +75,12 @@ class Chain:
     sizes: tuple[tuple[int, ...], ...]
     order: tuple[int, ...]
 
+    @property
+    def recomputed(self) -> bool:
+        """Whether rows get wider on the way than at both ends, so that they are not kept."""
+        widths = [math.prod(sizes) for sizes in self.sizes]
+        return max(widths) > max(widths[0], widths[-1])
+
     def apply(
         self, x: Tensor, values: Sequence[Tensor], routing: Routing, source: Tensor | None
     ) -> Tensor:
@@ -90,6 +98,17 @@ class Chain:
             Which activations every row is; by default they are the rows. Factors that all experts
             share are applied before rows are made of them.
         """
+        again = self.recomputed and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not again:
+            return self._applied(x, values, routing, source)
+        result: Tensor = checkpoint(
+            self._applied, x, values, routing, source, use_reentrant=False, preserve_rng_state=False
+        )
+        return result
+
+    def _applied(
+        self, x: Tensor, values: Sequence[Tensor], routing: Routing, source: Tensor | None
+    ) -> Tensor:
         for factor, sizes in zip(self.factors, self.sizes, strict=False):
             if factor.of_expert and source is not None:
                 x, source = x.index_select(0, source), None
