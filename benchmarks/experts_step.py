@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -88,7 +89,7 @@ def measure(implementation: str, options: argparse.Namespace) -> list[dict[str, 
     runs = {name: partial(step, model) for name, model in models.items()}
     for run in runs.values():
         run()
-    seconds = harness.alternate(runs, options.repeats)
+    seconds = harness.alternate(runs, options.repeats, math.inf)
     rows = []
     for name, model in models.items():
         rival = zip(seconds[name], seconds[PEFT], strict=True)

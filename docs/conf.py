@@ -21,6 +21,7 @@ author = "the tnlib authors"
 copyright = "2026, the tnlib authors"
 version = release = installed_version("tnlib")
 extensions = [
+    "lora_options",
     "method_table",
     "myst_nb",
     "numpydoc",

@@ -66,7 +66,7 @@ def check_dims(value: object, *, same_length: bool = False) -> None:
 
 
 # What others call our fields.
-_WORDS = {
+WORDS = {
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
     "init_lora_weights": "init_weights",
@@ -93,6 +93,7 @@ _NO_COUNTERPART = {
     "fan_in_fan_out": "how a weight lies is found out; leave it away",
     "kasa_config": "use PEFT's LoRA for that",
     "layer_replication": "use PEFT's LoRA for that",
+    "lora_alpha": "its update has no factor; leave it away",
     "loftq_config": "take theta_0 out before quantising: DoTAConfig(residual=True), quantize_base",
     "lora_bias": "cores have no bias; bias='all' trains those of the layers",
     "lora_ga_config": _STARTS,
@@ -111,7 +112,7 @@ _NO_COUNTERPART = {
 
 def unknown_field(owner: str, name: str, known: Sequence[str]) -> str:
     """What to say of a field that a configuration does not have."""
-    near = [word for word in [_WORDS.get(name, "")] if word in known]
+    near = [word for word in [WORDS.get(name, "")] if word in known]
     if not near and name in _NO_COUNTERPART:
         return f"{owner} has no {name}: {_NO_COUNTERPART[name]}"
     if not near:

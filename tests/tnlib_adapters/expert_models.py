@@ -145,3 +145,56 @@ def whole_model(kind):
         torch.manual_seed(0)
         made = getattr(hf, f"{kind}Config")(**small | WHOLE[kind])
         return getattr(hf, f"{kind}ForCausalLM")(made).eval()
+
+
+# Classes of experts that compute without the interface, in other ways.
+_OTHERS = {
+    "Llama4Text": {
+        "intermediate_size_mlp": 24,
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+    },
+    "JetMoe": {"kv_channels": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "LongcatFlash": {
+        "num_layers": 1,
+        "ffn_hidden_size": 24,
+        "expert_ffn_hidden_size": 24,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "head_dim": 8,
+        "moe_topk": 2,
+        "n_routed_experts": 4,
+        "zero_expert_num": 2,
+    },
+}
+
+
+def other_model(kind):
+    """A small causal model whose experts do not use the interface."""
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+        "intermediate_size": 24,
+        "pad_token_id": 0,
+    }
+    if kind != "JetMoe":
+        small["num_attention_heads"] = 2
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = getattr(hf, f"{kind}Config")(**small | _OTHERS[kind])
+        model = getattr(hf, f"{kind.removesuffix('Text')}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 3:
+                    parameter.normal_(0, 0.3)
+    return model
+
+
+OTHERS = [*_OTHERS]

@@ -22,7 +22,6 @@ _TRANSPOSED = {
     "JetMoeParallelExperts": False,
     "Llama4TextExperts": True,
     "LongcatFlashExperts": False,
-    "Step3p7Experts": False,
 }
 
 

@@ -11,11 +11,13 @@ import torch
 
 from tests.tnlib_adapters.expert_models import (
     EXPERTS,
+    OTHERS,
     VOCABULARY,
     WHOLE,
     expert_classes,
     experts_of,
     mixture,
+    other_model,
     whole_model,
 )
 from tests.tnlib_adapters.forms import METHODS
@@ -329,3 +331,20 @@ def test_warnings_are_none():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapted("Qwen3MoeExperts", "lotr")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_classes_without_the_interface(kind, form):
+    """All experts in one product, or one after another in loops of their own."""
+    tokens = torch.arange(3, 14)[None]
+    model = other_model(kind)
+    before = model(tokens).logits.detach()
+    model = peft.get_peft_model(model, config(form)).eval()
+    assert torch.equal(model(tokens).logits, before)
+    after = moved(model)(tokens).logits.detach()
+    model(tokens).logits.square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
+    merged = model.merge_and_unload()(tokens).logits
+    assert_same_outputs(merged, after)
+    assert not torch.equal(merged, before)

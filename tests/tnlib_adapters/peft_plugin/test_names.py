@@ -158,10 +158,23 @@ def test_a_saved_method_says_what_to_import(method, tmp_path):
         ("rep", "lora_dropout", "it is called dropout here"),
         ("dota", "rank", "it is called r here"),
         ("lorta", "taget_modules", "it is called target_modules here"),
-        ("dota", "lora_alpha", "it has none like it"),
         ("lotr", "scale_factor", "it has none like it"),
     ],
 )
 def test_the_right_word_is_named_for_a_wrong_one(method, field, word):
     with pytest.raises(TypeError, match=rf"unexpected keyword argument '{field}'; {word}"):
+        METHODS[method](**{field: 4})
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "advice"),
+    [
+        ("dota", "lora_alpha", "its update has no factor"),
+        ("ttlora", "use_rslora", "its update has no factor alpha / r"),
+        ("lotr", "use_dora", "use PEFT's LoRA for that"),
+        ("lorta", "eva_config", "call start_from_gradients"),
+    ],
+)
+def test_what_only_lora_has_is_answered_with_what_to_do(method, field, advice):
+    with pytest.raises(TypeError, match=f"Config has no {field}: .*{advice}"):
         METHODS[method](**{field: 4})
