@@ -9,6 +9,7 @@ from typing import Any
 from tnlib_adapters.methods import METHODS
 from tnlib_adapters.methods.lora import CountedLoRA
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.expert_targets import ALL_EXPERTS
 from tnlib_adapters.peft_plugin.targets import ALL_LINEAR
 
 _LISTS = (
@@ -17,6 +18,8 @@ _LISTS = (
     "modules_to_save",
     "layers_pattern",
     "layers_to_transform",
+    "target_parameters",
+    "experts",
 )
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -86,9 +89,9 @@ def written_fields(text: str) -> dict[str, str]:
 
 
 def names(text: str) -> Any:
-    """Values joined by +, as a list; but the one word that stands for all linear layers."""
-    if text.lower() == ALL_LINEAR:
-        return ALL_LINEAR
+    """Values joined by +, as a list; but the words that stand for all layers, or all experts."""
+    if text.lower() in (ALL_LINEAR, ALL_EXPERTS):
+        return text.lower()
     return None if text.lower() == "none" else [_value(part) for part in text.split("+")]
 
 

@@ -23,18 +23,20 @@ class Adapted(Protocol):
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
-    """The adapted layers of a model by name.
+    """The adapted linear layers of a model by name; there may be none beside adapted experts.
 
     Raises
     ------
     ValueError
-        If there are none.
+        If nothing is adapted.
     """
     found = {
         name: cast(Adapted, module)
         for name, module in model.named_modules()
         if isinstance(getattr(type(module), "adapted", None), property)
     }
+    if not found and any(getattr(module, "of_experts", False) for module in model.modules()):
+        return {}
     if not found:
         raise ValueError(
             f"this {type(model).__name__} has no adapted layers; adapt it with peft.get_peft_model "
@@ -47,12 +49,13 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
 def cached(model: nn.Module, *, progressbar: bool | None = None) -> Iterator[None]:
     """Fold factors and fuse weights once, for the calls without gradients in this context.
 
-    Low-rank updates are cached as two factors. Of DoTA the sum with the base weight is cached,
-    one dense copy of every adapted weight in float32 or wider; over other bases it is the dense
-    update. All of that is held outside the modules' state and dropped at the end, and earlier by
-    ``train()``, by loading and by moving the model. Calls that record gradients compute as ever,
-    and so do those after cores or weights changed in place (but for changes through ``.data``, and
-    in compiled calls). Under autocast nothing is added to base weights, so DoTA gains little there.
+    Low-rank updates are cached as two factors, those of experts are not. Of DoTA the sum with the
+    base weight is cached, one dense copy of every adapted weight in float32 or wider; over other
+    bases it is the dense update. All of that is held outside the modules' state and dropped at the
+    end, and earlier by ``train()``, by loading and by moving the model. Calls that record gradients
+    compute as ever, and so do those after cores or weights changed in place (but for changes
+    through ``.data``, and in compiled calls). Under autocast nothing is added to base weights, so
+    DoTA gains little there.
 
     Parameters
     ----------

@@ -126,7 +126,7 @@ class Plans:
 
 
 def plans(model: nn.Module, tokens: int = 512) -> Plans:
-    """Tell how the updates of a model are applied, and why.
+    """Tell how the updates of a model's linear layers are applied, and why.
 
     The times are predicted at nominal rates, those of two cores of a server processor; what they
     say is which strategy is faster, not how fast it is on another machine.

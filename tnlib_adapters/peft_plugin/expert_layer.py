@@ -262,6 +262,8 @@ class AdaptedExperts(nn.Module):
         The module.
     """
 
+    of_experts = True
+
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer

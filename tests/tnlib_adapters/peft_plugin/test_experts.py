@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 
+import tnlib_adapters as ta
 from tests.tnlib_adapters.expert_models import (
     EXPERTS,
     OTHERS,
@@ -23,6 +24,7 @@ from tests.tnlib_adapters.expert_models import (
 from tests.tnlib_adapters.forms import METHODS
 from tests.tnlib_adapters.models import assert_same_outputs
 from tests.tolerances import assert_close
+from tnlib_adapters import quantization
 from tnlib_adapters.base_model.expert_parameters import expert_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -348,3 +350,65 @@ def test_classes_without_the_interface(kind, form):
     merged = model.merge_and_unload()(tokens).logits
     assert_same_outputs(merged, after)
     assert not torch.equal(merged, before)
+
+
+def test_plans_and_caches_are_of_linear_layers():
+    """Beside them experts are computed as ever."""
+    model, _ = adapted("Qwen3MoeExperts", "lotr")
+    after = outputs(moved(model))
+    with ta.cached(model):
+        assert torch.equal(outputs(model), after)
+    assert ta.plans(model).layers == ()
+
+
+def test_experts_over_a_base_in_four_bits():
+    """Linear layers in 4 bits, experts in full precision: adapters of both."""
+    tokens = torch.arange(3, 14)[None]
+    with pytest.warns(UserWarning, match="bare parameters, which are not quantised"):
+        model = quantization.quantize_base(whole_model("Qwen3Moe"), progressbar=False)
+    before = model(tokens).logits.detach()
+    fields = {"target_modules": ["q_proj"], "target_parameters": "all-experts"}
+    model = peft.get_peft_model(model, config("lotr", **fields)).eval()
+    assert torch.equal(model(tokens).logits, before)
+    after = moved(model)(tokens).logits.detach()
+    merged = model.merge_and_unload(dtype=torch.float32)
+    assert_same_outputs(merged(tokens).logits, after)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_dtypes_of_experts(dtype):
+    """Half precision merges with its rounding reported; float8 is refused by name."""
+    model = mixture("Qwen3MoeExperts", "eager")
+    model.mlp["experts"].down_proj.data = model.mlp["experts"].down_proj.data.to(dtype)
+    fields = {"target_parameters": ["experts.down_proj"]}
+    if dtype.itemsize == 1:
+        with pytest.raises(TypeError, match=r"down_proj: weights of torch\.float8"):
+            peft.get_peft_model(model, config("lotr", **fields))
+        return
+    adapted = peft.get_peft_model(model, config("lotr", **fields))
+    moved(adapted)
+    with pytest.warns(UserWarning, match="merged into torch.float16: rounding"):
+        adapted.merge_adapter()
+
+
+def test_transformers_takes_adapters_of_experts(tmp_path):
+    """Its own add_adapter and load_adapter, without PEFT's wrapper."""
+    tokens = torch.arange(3, 14)[None]
+    model = whole_model("Qwen3Moe")
+    model.add_adapter(config("lotr"))
+    after = moved(model).eval()(tokens).logits.detach()
+    model.save_pretrained(tmp_path)
+    again = whole_model("Qwen3Moe")
+    again.load_adapter(tmp_path)
+    assert torch.equal(again.eval()(tokens).logits, after)
+
+
+def test_activation_checkpointing_changes_nothing():
+    model = peft.get_peft_model(whole_model("Qwen3Moe"), config("lotr"))
+    moved(model)
+    tokens = torch.arange(3, 14)[None]
+    expected = torch.autograd.grad(model.train()(tokens).logits.square().sum(), _cores(model))
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    found = torch.autograd.grad(model(tokens).logits.square().sum(), _cores(model))
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, 1000)
