@@ -16,10 +16,11 @@ from tnlib.common.atomic import read_json
 from tnlib_adapters.base_model.linear_modules import original_modules
 from tnlib_adapters.base_model.peft_names import PREFIX, chosen_adapter
 from tnlib_adapters.convert.candidates import candidates
+from tnlib_adapters.peft_plugin.adapted_experts import AdaptedExperts
 from tnlib_adapters.peft_plugin.adapter_file_checks import shapes_in
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.core_store import AdapterPart
-from tnlib_adapters.peft_plugin.expert_layer import AdaptedExperts, ExpertLayer
+from tnlib_adapters.peft_plugin.expert_layer import ExpertLayer
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.trained_norms import as_base
 

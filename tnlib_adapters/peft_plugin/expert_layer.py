@@ -1,22 +1,20 @@
-"""What a method puts into a model for experts: one layer a weight, around the module that has them.
+"""The adapters of a weight of experts, or of a projection that is fused in one.
 
-:class:`AdaptedExperts` takes the place of the module; its :class:`ExpertLayer` hold the adapters of
-one weight each, or of a projection that is fused in it, and merge them.
+The module that has the weight is in an :class:`AdaptedExperts`, which computes with them.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from tnlib_adapters.base_model.expert_parameters import ExpertParameter
-from tnlib_adapters.base_model.offloaded import device_of, onloaded
-from tnlib_adapters.layers.expert_forward import Part, experts_forward
+from tnlib_adapters.base_model.offloaded import device_of
 from tnlib_adapters.layers.expert_update import ExpertUpdate
 from tnlib_adapters.networks.core import computing
 from tnlib_adapters.networks.expert_network import ExpertNetwork
@@ -243,78 +241,3 @@ class ExpertLayer(WeightLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """PEFT's conversion knows layers, not parameters."""
         return False
-
-
-def put_experts_back(model: nn.Module, *, all: bool = False) -> None:
-    """Put the modules of experts back in their places, where nothing of them is adapted."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, AdaptedExperts) and (all or not module.layers):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.base_layer)
-
-
-class AdaptedExperts(nn.Module):
-    """A module of experts some of whose weights are adapted.
-
-    Attributes
-    ----------
-    base_layer : torch.nn.Module
-        The module.
-    """
-
-    of_experts = True
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-
-    def __getattr__(self, name: str) -> Any:
-        """What the module has besides its weights."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            base = self.__dict__.get("_modules", {}).get("base_layer")
-            if base is None or name.startswith("_"):
-                raise
-            return getattr(base, name)
-
-    @property
-    def layers(self) -> dict[str, ExpertLayer]:
-        """The adapted weights by name."""
-        return {n: m for n, m in self._modules.items() if isinstance(m, ExpertLayer)}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The experts, with the active updates unless disabled or merged."""
-        parts: dict[str, list[Part]] = {}
-        rows = None
-        for layer in self.layers.values():
-            if layer.disable_adapters and layer.merged:
-                layer.unmerge()
-            rows = None if layer.disable_adapters else layer.rows
-            for update in layer.active_updates():
-                found = parts.setdefault(layer.parameter.parameter, [])
-                found.append((layer.parameter.rows, update))
-        if rows is not None:
-            return self._mixed(rows, *args, **kwargs)
-        return self._with(parts, *args, **kwargs)
-
-    def _with(self, parts: dict[str, list[Part]], *args: Any, **kwargs: Any) -> Any:
-        if not parts:
-            return self.base_layer(*args, **kwargs)
-        with onloaded(self.base_layer):
-            return experts_forward(self.base_layer, parts, *args, **kwargs)
-
-    def _mixed(self, rows: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The same for tokens that have an adapter each."""
-        outputs, groups = [], rows.groups(hidden_states)
-        for name, index in groups:
-            parts: dict[str, list[Part]] = {}
-            for layer in self.layers.values():
-                if name in layer.held:
-                    found = parts.setdefault(layer.parameter.parameter, [])
-                    found.append((layer.parameter.rows, layer.update(name)))
-            given = [arg.index_select(0, index) for arg in (hidden_states, *args)]
-            named = {key: value.index_select(0, index) for key, value in kwargs.items()}
-            outputs.append(self._with(parts, *given, **named))
-        order = torch.cat([index for _, index in groups]).argsort()
-        return torch.cat(outputs).index_select(0, order)

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from tnlib_adapters.base_model.offloaded import onloaded
 from tnlib_adapters.layers.stored_cores import ANCHOR, StoredCores
+from tnlib_adapters.peft_plugin.adapted_experts import put_experts_back
 from tnlib_adapters.peft_plugin.core_store import AdapterPart
-from tnlib_adapters.peft_plugin.expert_layer import put_experts_back
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts
 from tnlib_adapters.peft_plugin.naming import naming

@@ -13,8 +13,8 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
 from tqdm.auto import tqdm
 
+from tnlib_adapters.peft_plugin.adapted_experts import put_experts_back
 from tnlib_adapters.peft_plugin.core_store import STORE
-from tnlib_adapters.peft_plugin.expert_layer import put_experts_back
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
 from tnlib_adapters.peft_plugin.merged_layer import MergeInto, rounding_report
 from tnlib_adapters.peft_plugin.modules_to_save import restore_parts

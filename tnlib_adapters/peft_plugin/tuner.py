@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import init_empty_weights
 from peft.utils import get_quantization_kwargs
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
@@ -33,37 +32,26 @@ from tnlib_adapters.peft_plugin.adapter_file_checks import (
     own_names,
     plain_key,
 )
-from tnlib_adapters.peft_plugin.core_store import STORE, AdapterPart, CoreStore
+from tnlib_adapters.peft_plugin.core_store import STORE, AdapterPart
 from tnlib_adapters.peft_plugin.declarations import declared
-from tnlib_adapters.peft_plugin.expert_layer import AdaptedExperts, ExpertLayer
-from tnlib_adapters.peft_plugin.expert_targets import ExpertTarget, expert_targets
+from tnlib_adapters.peft_plugin.expert_injection import AdaptingExperts
 from tnlib_adapters.peft_plugin.injection import Before, check_name, initialise, refuse_second
 from tnlib_adapters.peft_plugin.layer import NetworkLayer
-from tnlib_adapters.peft_plugin.merge_model import Merging
 from tnlib_adapters.peft_plugin.mixed_batches import mixed_batch
 from tnlib_adapters.peft_plugin.naming import naming
 from tnlib_adapters.peft_plugin.trained_norms import narrow_norms, train_norms_apart
 from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
-from tnlib_adapters.peft_plugin.weighted_sum import (
-    EXACT,
-    check_arguments,
-    set_sum,
-    summed_config,
-)
 from tnlib_adapters.quantization.metadata import described, difference
 
 if TYPE_CHECKING:
-    from tnlib_adapters.networks.declaration import Declared
     from tnlib_adapters.peft_plugin.fields import MethodFields
 
 
-class NetworkTuner(Merging):
+class NetworkTuner(AdaptingExperts):
     """Injects a :class:`NetworkLayer` for every target. Subclasses name prefix and classes."""
 
     tuner_layer_cls = WeightLayer
     layer_cls: type[NetworkLayer]
-    expert_cls: type[ExpertLayer]
-    store_cls: type[CoreStore]
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def __init__(
@@ -147,58 +135,6 @@ class NetworkTuner(Merging):
             )
         config: MethodFields = self.peft_config[adapter_name]  # type: ignore[assignment]
         return targets.report(config.target_modules, self._names(self.model, adapter_name))
-
-    def add_weighted_adapter(
-        self,
-        adapters: list[str],
-        weights: list[float],
-        adapter_name: str,
-        combination_type: str = "linear",
-        svd_rank: int | None = None,
-    ) -> float:
-        """Add an adapter that is a weighted sum of others; the relative error of its updates.
-
-        Parameters
-        ----------
-        adapters : list of str
-            Adapters that are there.
-        weights : list of float
-            One for each.
-        adapter_name : str
-            Name of the new one; it is not active.
-        combination_type : str
-            "linear" or "cat": as large as all together, and exact. "svd": of the size `svd_rank`,
-            fitted to the sum by the method's decomposition.
-        svd_rank : int, optional
-            Size of the method (`r`, `tt_rank`); by default that of the largest.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If adapters cannot be summed.
-        """
-        configs: Any = self.peft_config
-        check_arguments(configs, adapters, weights, adapter_name, combination_type)
-        for name in adapters:
-            self._check_additive(name)
-        config = summed_config([configs[n] for n in adapters], svd_rank, combination_type)
-        active = [*self.active_adapters]
-        self.peft_config[adapter_name] = config
-        self.inject_adapter(self.model, adapter_name)
-        try:
-            layers = dict(self._layers(self.model, adapter_name))
-            exact = combination_type in EXACT
-            return set_sum(layers, config, adapters, weights, adapter_name, exact=exact)
-        except BaseException:
-            self.delete_adapter(adapter_name)
-            raise
-        finally:
-            self.set_adapter(active)
-
-    def _check_additive(self, adapter_name: str) -> None:
-        for key, layer in self._layers(self.model, adapter_name):
-            with naming(key):
-                layer.check_mergeable(adapter_name)
 
     def print_plan(self, tokens: int = 512) -> None:
         """Print how the updates are applied, and why; see :func:`tnlib_adapters.plans`."""
@@ -314,76 +250,6 @@ class NetworkTuner(Merging):
                 # It computes with the weights of layers without hooks by itself.
                 layer.register_forward_hook(_nothing)
             setattr(parent, target_name, layer)
-
-    def _inject_parameters(
-        self, peft_config: Any, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
-    ) -> list[str]:
-        """Adapt the weights of experts, and name them."""
-        found = expert_targets(peft_config, model)
-        for name, target in found.items():
-            with init_empty_weights() if low_cpu_mem_usage else nullcontext(), naming(name):
-                place = target.parameter.module
-                experts = model.get_submodule(place)
-                if not isinstance(experts, AdaptedExperts):
-                    owner, _, child = place.rpartition(".")
-                    experts = AdaptedExperts(experts).train(experts.training)
-                    setattr(model.get_submodule(owner), child, experts)
-                self._adapt_experts(peft_config, adapter_name, experts, target)
-        return [*found]
-
-    def _adapt_experts(
-        self,
-        config: MethodFields,
-        adapter_name: str,
-        experts: AdaptedExperts,
-        target: ExpertTarget,
-    ) -> None:
-        """Give one weight of experts an adapter."""
-        site = target.site
-        key = site.name.rsplit(".", 1)[-1]
-        layer = experts.layers.get(key)
-        made = layer or self.expert_cls(experts.base_layer, target.parameter)
-        if type(made) is not self.expert_cls:
-            raise ValueError(
-                f"is adapted by {type(made).__name__} already; a model takes adapters of one "
-                "method at a time"
-            )
-        targets.check_dtype(made.values)
-        if layer is None:
-            made.set_adapter(self.active_adapters)
-        network = declared(config, site)
-        made.add_adapter(
-            adapter_name,
-            network,
-            self._store(network),
-            config.inference_mode,
-            self._device(made),
-            config.strength(site),
-            target.chosen,
-        )
-        if layer is None:
-            if adapter_name not in self.active_adapters:
-                made.requires_grad_(False)
-            setattr(experts, key, made.train(experts.training))
-
-    def _device(self, layer: WeightLayer) -> torch.device:
-        """Where a layer computes; PEFT takes off-loaded weights from their hooks while it loads."""
-        device = layer.place()
-        places = getattr(self.model, "hf_device_map", None)
-        if device.type != "meta" or not places:
-            return device
-        used = [place for place in places.values() if place not in ("cpu", "disk")]
-        return torch.device(used[0] if used else "cpu")
-
-    def _store(self, network: Declared) -> CoreStore | None:
-        """Where the cores that a network shares are; None where it has none."""
-        if not any(core.group for core in network.cores):
-            return None
-        store: CoreStore | None = getattr(self.model, STORE, None)
-        if store is None:
-            store = self.store_cls()
-            setattr(self.model, STORE, store)
-        return store
 
     @classmethod
     def _get_adapter_state_dict(
