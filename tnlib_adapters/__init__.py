@@ -12,12 +12,12 @@ from tnlib_adapters import requirements as requirements  # first: says what is t
 from tnlib.common.deprecation import renamed as _renamed
 from tnlib_adapters import methods as methods
 from tnlib_adapters.base_model.expert_parameters import find_expert_sites
-from tnlib_adapters.base_model.routing import routing_counts
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
 from tnlib_adapters.convert.from_lora import from_lora
 from tnlib_adapters.convert.merge import MergeReport, merge
 from tnlib_adapters.convert.write_lora import to_lora
+from tnlib_adapters.gradients.routing_counts import routing_counts
 from tnlib_adapters.gradients.start import GradientStart, start_from_gradients
 from tnlib_adapters.gradients.survey import GradientSurvey, SurveyRow, gradient_survey
 from tnlib_adapters.gradients.weight_gradients import WeightGradient, weight_gradients

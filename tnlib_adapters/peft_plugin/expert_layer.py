@@ -5,12 +5,10 @@ The module that has the weight is in an :class:`AdaptedExperts`, which computes 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from tnlib_adapters.base_model.expert_parameters import ExpertParameter
@@ -151,27 +149,9 @@ class ExpertLayer(WeightLayer):
         """Raise RuntimeError if an adapter has no values yet; updates of experts always merge."""
         self.update(adapter_name).check_initialized()
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add updates to the parameter, expert by expert: in float32, then cast to its dtype.
-
-        Parameters
-        ----------
-        safe_merge : bool
-            Check that the merged weight is finite before it is written.
-        adapter_names : list of str, optional
-            Adapters to merge, the active ones by default.
-
-        Raises
-        ------
-        ValueError
-            With `safe_merge`, if the merged weight would not be finite.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.held]
-        if names:
-            merged = self.merged_with(names, check=safe_merge)
-            self.values.data = merged.weight
-            self.rounding += merged.rounding
-            self.merged_adapters += names
+    def put(self, merged: Merged) -> None:
+        """Take up a merged parameter."""
+        self.values.data = merged.weight
 
     def merged_with(self, names: Sequence[str], *, check: bool = False) -> Merged:
         """The parameter with more adapters merged; the module is left as it is.
@@ -212,12 +192,6 @@ class ExpertLayer(WeightLayer):
             return made, []
         update, weight = ((lost / whole) ** 0.5 if whole else 0.0 for whole in (of_delta, of_total))
         return made, [{str(made.dtype): (update, weight)}]
-
-    def unmerge(self) -> None:
-        """Subtract all merged updates from the parameter."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        self.take_back(self.merged_adapters)
 
     def take_back(self, names: Sequence[str]) -> None:
         """Unmerge the adapters `names` only."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
@@ -189,35 +187,13 @@ class NetworkLayer(WeightLayer):
         base = self._set_aside[0] if self._set_aside else self.get_base_layer()
         return self.is_quantized or self.tied or not is_plain(base)
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add updates to the base weight: in float32, then cast to the weight's dtype.
-
-        A base layer that cannot take them is set aside, and another takes its place.
-
-        Parameters
-        ----------
-        safe_merge : bool
-            Check that the merged weight is finite before it is written.
-        adapter_names : list of str, optional
-            Adapters to merge, the active ones by default.
-
-        Raises
-        ------
-        TypeError
-            If an adapter is not an update of the weight.
-        ValueError
-            With `safe_merge`, if the merged weight would not be finite.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.held]
-        if names:
-            merged = self.merged_with(names, check=safe_merge)
-            if merged.layer is not None:
-                self._set_aside = self._set_aside or [self.base_layer]
-                self.base_layer = merged.layer
-            else:
-                self.set_base_weight(merged.weight)
-            self.rounding += merged.rounding
-            self.merged_adapters += names
+    def put(self, merged: Merged) -> None:
+        """Take up a merged weight; a base layer that cannot take it is set aside."""
+        if merged.layer is not None:
+            self._set_aside = self._set_aside or [self.base_layer]
+            self.base_layer = merged.layer
+        else:
+            self.set_base_weight(merged.weight)
 
     @torch.no_grad()
     def merged_with(self, names: Sequence[str], *, check: bool = False) -> Merged:
@@ -254,12 +230,6 @@ class NetworkLayer(WeightLayer):
             forms["quantised"] = self.dense_of(made)
         exact = not into.requantize and into.dtype == total.dtype
         return Merged(total, made, [] if exact else [rounding_errors(forms, total, delta)])
-
-    def unmerge(self) -> None:
-        """Subtract all merged updates from the base weight, or put the base layer back."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        self.take_back(self.merged_adapters)
 
     @torch.no_grad()
     def take_back(self, names: Sequence[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from tnlib_adapters.layers.expert_update import ExpertUpdate
@@ -150,6 +151,40 @@ class WeightLayer(AdapterPart, BaseTunerLayer):
 
     def check_mergeable(self, adapter_name: str) -> None:
         """Raise TypeError or ValueError if an adapter cannot be merged."""
+        raise NotImplementedError
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add updates to the base weight: in float32, then cast to the weight's dtype.
+
+        Parameters
+        ----------
+        safe_merge : bool
+            Check that the merged weight is finite before it is written.
+        adapter_names : list of str, optional
+            Adapters to merge, the active ones by default.
+
+        Raises
+        ------
+        TypeError
+            If an adapter is not an update of the weight.
+        ValueError
+            With `safe_merge`, if the merged weight would not be finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.held]
+        if names:
+            merged = self.merged_with(names, check=safe_merge)
+            self.put(merged)
+            self.rounding += merged.rounding
+            self.merged_adapters += names
+
+    def unmerge(self) -> None:
+        """Take all merged updates out of the base weight."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        self.take_back(self.merged_adapters)
+
+    def put(self, merged: Merged) -> None:
+        """Take up a merged weight."""
         raise NotImplementedError
 
     def merged_with(self, names: Sequence[str], *, check: bool = False) -> Merged:
