@@ -15,6 +15,7 @@ from tnlib_adapters.peft_plugin.core_store import STORE, CoreStore
 from tnlib_adapters.peft_plugin.declarations import declared
 from tnlib_adapters.peft_plugin.expert_layer import ExpertLayer
 from tnlib_adapters.peft_plugin.expert_targets import ExpertTarget, expert_targets
+from tnlib_adapters.peft_plugin.fields import matches
 from tnlib_adapters.peft_plugin.naming import naming
 from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
 from tnlib_adapters.peft_plugin.weighted_adapters import Summing
@@ -44,6 +45,11 @@ class AdaptingExperts(Summing):
                     experts = AdaptedExperts(experts).train(experts.training)
                     setattr(model.get_submodule(owner), child, experts)
                 self._adapt_experts(peft_config, adapter_name, experts, target)
+        # PEFT is about to look for the names of patterns among those of modules.
+        for kind in ("rank_pattern", "alpha_pattern"):
+            pattern = getattr(peft_config, kind) or {}
+            left = {key: v for key, v in pattern.items() if not any(matches(key, n) for n in found)}
+            setattr(peft_config, kind, left or None)
         return [*found]
 
     def _adapt_experts(

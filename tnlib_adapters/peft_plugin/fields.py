@@ -19,6 +19,11 @@ from tnlib_adapters.peft_plugin.method import MethodBase
 from tnlib_adapters.peft_plugin.peft_type import peft_type, saved_type
 
 
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of PEFT's is the name of a module or the end of it."""
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+
+
 @dataclass
 class MethodFields(MethodBase, PeftConfig):
     """The fields of every method's configuration; see :class:`NetworkConfig`, which has them."""
@@ -138,7 +143,7 @@ class MethodFields(MethodBase, PeftConfig):
             ("alpha", self.alpha_pattern),
         ):
             for key, value in (pattern or {}).items():
-                if re.match(rf"(.*\.)?({key})$", name):
+                if matches(key, name):
                     fields[field_name] = value
                     break
         if not self.rank_pattern and not self.alpha_pattern:

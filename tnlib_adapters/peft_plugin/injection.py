@@ -113,7 +113,7 @@ def initialise(
                     twin.anchor | {ANCHOR + key: v for key, v in twin.anchor.items()}
                 )
                 continue
-            values = layer.initial_values(adapter_name, config)
+            values = layer.initial_values(adapter_name, config.for_weight(name))
             if twin is not None:
                 values |= {
                     core.key: twin.cores[core.key] for core in twin.network.cores if core.frozen

@@ -80,6 +80,7 @@ class NetworkTuner(AdaptingExperts):
         check_name(adapter_name)
         before = Before(model, config, [*self.targeted_module_names])
         file_shapes, config.file_shapes = config.file_shapes, None  # type: ignore[misc]
+        patterns = config.rank_pattern, config.alpha_pattern
         self._sites: dict[str, Site] | None = None
         self._unusable = unusable(model)
         self._left_out: dict[str, str] = {}
@@ -92,6 +93,7 @@ class NetworkTuner(AdaptingExperts):
             super().inject_adapter(
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
             )
+            config.rank_pattern, config.alpha_pattern = patterns
             adapted = self._names(model, adapter_name)
             if entries == targets.ALL_LINEAR:
                 targets.forget_left_out(config, adapted, self._left_out)

@@ -412,3 +412,17 @@ def test_activation_checkpointing_changes_nothing():
     found = torch.autograd.grad(model(tokens).logits.square().sum(), _cores(model))
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other, 1000)
+
+
+def test_sizes_of_experts_by_pattern():
+    """The names of weights of experts are matched too, and nothing is said to be unmatched."""
+    pattern = {"experts.down_proj": 2, "o_proj": 3}
+    fields = {"target_modules": ["q_proj", "o_proj"], "target_parameters": "all-experts"}
+    chosen = config("lotr", rank_pattern=pattern, **fields)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        model = peft.get_peft_model(whole_model("Qwen3Moe"), chosen)
+    assert chosen.rank_pattern == pattern
+    sizes = {n.split(".")[-4]: p.shape[-1] for n, p in model.named_parameters() if n.endswith(".g")}
+    assert sizes == {"q_proj": 4, "o_proj": 3, "gate_up_proj": 4, "down_proj": 2}
+    assert ta.count(whole_model("Qwen3Moe"), chosen).total == model.get_nb_trainable_parameters()[0]
