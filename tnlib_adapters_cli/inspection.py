@@ -104,6 +104,10 @@ def run(options: argparse.Namespace) -> str:
         "base_quantization": config.get("base_quantization"),
         "task": config.get("task_type"),
         "targets": config.get("target_modules"),
+        "target_parameters": config.get("target_parameters"),
+        "experts": config.get("experts"),
+        "rank_pattern": config.get("rank_pattern"),
+        "alpha_pattern": config.get("alpha_pattern"),
         "weights": len(adapted) or None,
         "trained": values.total() - frozen - values[MULTIPLIERS],
         "frozen": frozen,
@@ -203,7 +207,11 @@ def _words(facts: Mapping[str, Any]) -> str:
         ("base", facts["base"] or "not named"),
         ("base in 4 bits", "" if form is None else _form(form)),
         ("task", facts["task"] or "none"),
-        ("targets", ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)),
+        ("targets", _listed(targets)),
+        ("weights of experts", _listed(facts["target_parameters"])),
+        ("experts", _listed(facts["experts"])),
+        ("rank pattern", _listed(facts["rank_pattern"])),
+        ("alpha pattern", _listed(facts["alpha_pattern"])),
         ("weights", str(facts["weights"] or "not in the file: all cores are shared")),
         ("trained", f"{facts['trained']:,} parameters"),
         ("frozen start", f"{facts['frozen']:,} parameters" if facts["frozen"] else ""),
@@ -211,6 +219,15 @@ def _words(facts: Mapping[str, Any]) -> str:
         ("merges, exports", answer[facts["merges"]]),
     ]
     return aligned([row for row in rows if row[1]])
+
+
+def _listed(value: Any) -> str:
+    """A field that is a list, a dictionary, one word or not there."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_listed(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, sorted(value)))
+    return "" if value is None else str(value)
 
 
 def _form(form: Mapping[str, Any]) -> str:

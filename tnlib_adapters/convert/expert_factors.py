@@ -62,12 +62,12 @@ class ExpertFactors:
         return a.flatten(0, 1), b.flatten(1)
 
     def converted(self, rank: int) -> ConvertedWeight:
-        """What became of the parameter; values are those that are not filled in."""
+        """What became of the parameter; values are those that are written, zeros among them."""
         every = [found for _, part in self.parts for found in part]
         norm = math.hypot(*(found.norm for found in every))
         off = math.hypot(*(found.error * found.norm for found in every))
-        values = sum(found.A.numel() + found.B.numel() for found in every)
         n = len(self.parts[0][1])
+        values = n * rank * sum(self.shape)
         error = off / norm if norm else 0.0
         return ConvertedWeight(self.name, (n, *self.shape), (rank,), values, error, norm)
 
@@ -90,11 +90,18 @@ def expert_factors(source: Adapter, rank: int | None, eps: float | None) -> Iter
                     for expert in range(update.n_experts)
                 )
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+                own = _title(source, layer)
+                raise ValueError(f"{own}: {error}") from error
             parts.append((layer.parameter.rows, found))
         p = layers[0].parameter
         out = layers[0].values.shape[2 if p.transposed else 1]
         yield ExpertFactors(name, tuple(parts), (out, p.in_features))
+
+
+def _title(source: Adapter, layer: ExpertLayer) -> str:
+    """The name of a weight that is adapted, which may be a part of a parameter."""
+    names = source.model.named_modules()
+    return next(str(name) for name, module in names if module is layer)
 
 
 def _of_expert(

@@ -112,7 +112,8 @@ def _of_experts(
     """A and B of a weight of experts, B with the scale."""
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise ValueError(
-            f"{name}: a LoRA of experts with rank_pattern or alpha_pattern cannot be converted"
+            f"{name.replace('.base_layer', '')}: a LoRA of experts with rank_pattern or "
+            "alpha_pattern cannot be converted"
         )
     _check_pair(name, pair)
     a, b = pair["A"], pair["B"]

@@ -173,6 +173,8 @@ class AdaptedWeight:
 
     def added(self, y: Tensor, product: Callable[[ExpertUpdate], Tensor | None]) -> Tensor:
         """``y`` plus the product of every update, in place: nobody else has seen it yet."""
+        if torch.is_grad_enabled() and not y.requires_grad:
+            y = y.clone()  # a view of what has no gradient cannot be added to
         for rows, update in self.parts:
             part = product(update)
             if part is not None:
@@ -208,12 +210,15 @@ def _matmul(y: Tensor, x: Any, weight: Any) -> Tensor:
 def _bmm(y: Tensor, first: Any, second: Any) -> Tensor:
     """One matrix a row, on either side; or one an expert, all of them."""
     swapped = isinstance(first, AdaptedWeight)
+    weight: AdaptedWeight
     weight, x = (first, second.mT) if swapped else (second, first)
     result = y.mT if swapped else y
+    if isinstance(weight.experts, int):
+        raise TypeError(_unknown("one expert's matrix in a product of many"))
     if weight.experts is not None:
         rows, experts = x.squeeze(1), weight.experts
-        weight.added(result.squeeze(1), lambda update: update.apply_rows(rows, experts))
-        return y
+        added = weight.added(result.squeeze(1), lambda update: update.apply_rows(rows, experts))
+        return added.unsqueeze(2 if swapped else 1)
     ends = torch.arange(1, len(x) + 1, device=x.device) * x.shape[1]
     rows = x.reshape(-1, x.shape[-1])
 
@@ -221,8 +226,8 @@ def _bmm(y: Tensor, first: Any, second: Any) -> Tensor:
         part = update.apply_groups(rows, ends)
         return part.view(*x.shape[:2], part.shape[-1])
 
-    weight.added(result, product)
-    return y
+    found = weight.added(result, product)
+    return found.mT if swapped else found
 
 
 def _grouped(y: Tensor, x: Tensor, weight: AdaptedWeight, *args: Any, **kwargs: Any) -> Tensor:

@@ -73,6 +73,14 @@ class AdaptedExperts(nn.Module):
 
     def _mixed(self, rows: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The same for tokens that have an adapter each."""
+        named = [*args, *kwargs.values()]
+        index: Any = named[0] if named else None
+        routed = isinstance(index, Tensor) and not index.is_floating_point()
+        if not routed or len(index) != len(hidden_states):
+            raise ValueError(
+                f"a {type(self.base_layer).__name__} sees tokens as they are sent to experts, and "
+                "not the batch; call the model once per adapter"
+            )
         outputs, groups = [], rows.groups(hidden_states)
         for name, index in groups:
             parts: dict[str, list[Part]] = {}
@@ -81,7 +89,7 @@ class AdaptedExperts(nn.Module):
                     found = parts.setdefault(layer.parameter.parameter, [])
                     found.append((layer.parameter.rows, layer.update(name)))
             given = [arg.index_select(0, index) for arg in (hidden_states, *args)]
-            named = {key: value.index_select(0, index) for key, value in kwargs.items()}
-            outputs.append(self._with(parts, *given, **named))
+            others = {key: value.index_select(0, index) for key, value in kwargs.items()}
+            outputs.append(self._with(parts, *given, **others))
         order = torch.cat([index for _, index in groups]).argsort()
         return torch.cat(outputs).index_select(0, order)

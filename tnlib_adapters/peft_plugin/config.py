@@ -37,7 +37,8 @@ class NetworkConfig(MethodFields):
         part of it as ``experts.up_proj``. Alone, or with ``target_modules=[]``, no linear layers
         are adapted.
     experts : list of int, dict of str to list of int, optional
-        Which experts to adapt, of every module or by the endings of modules' names; all by default.
+        Which experts to adapt, of every module, or of those whose names end so, and of no others;
+        all by default.
     layers_to_transform : int, list of int, optional
         Indices of the layers to adapt; all by default.
     layers_pattern : list of str, str, optional

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -58,17 +59,24 @@ def targeted_parameters(config: MethodFields, model: nn.Module) -> dict[str, Exp
     if not entries:
         return {}
     known = expert_parameters(model)
+    matched: dict[str, ExpertParameter] = {}
     if entries == ALL_EXPERTS:
-        found = {name: p for name, p in known.items() if p.whole and _wanted(config, name)}
-        if not found:
-            raise ValueError(f"target_parameters={ALL_EXPERTS!r}: {_none(model)}")
-        return found
-    found = {}
-    for entry in sorted(entries):
-        matched = {n: p for n, p in known.items() if n == entry or n.endswith(f".{entry}")}
+        matched = {name: p for name, p in known.items() if p.whole}
         if not matched:
+            raise ValueError(f"target_parameters={ALL_EXPERTS!r}: {_none(model)}")
+    for entry in () if entries == ALL_EXPERTS else sorted(entries):
+        own = {n: p for n, p in known.items() if n == entry or n.endswith(f".{entry}")}
+        if not own:
             raise ValueError(f"target_parameters entry {entry!r}: {_no_match(model, entry, known)}")
-        found |= {name: p for name, p in matched.items() if _wanted(config, name)}
+        matched |= own
+    found = {name: p for name, p in matched.items() if _wanted(config, name)}
+    if not found:
+        raise ValueError(
+            f"target_parameters match {len(matched)} weights of experts, and layers_to_transform "
+            f"({config.layers_to_transform}) and exclude_modules ({config.exclude_modules}) leave "
+            "none of them"
+        )
+    _check_saved(config, found)
     for name, parameter in found.items():
         owner = f"{parameter.module}.{parameter.parameter}".removeprefix(".")
         if not parameter.whole and owner in found:
@@ -84,12 +92,46 @@ def expert_targets(config: MethodFields, model: nn.Module) -> dict[str, ExpertTa
     found = targeted_parameters(config, model)
     sites = find_expert_sites(model) if found else {}
     targets = {}
+    _check_named(config.experts, found)
     for name, parameter in found.items():
+        if _unnamed(config.experts, parameter.module):
+            continue
         with naming(name):
             chosen = chosen_experts(config.experts, parameter.module, parameter.n_experts)
         site = sites[name] if chosen is None else replace(sites[name], experts=len(chosen))
         targets[name] = ExpertTarget(parameter, site, chosen)
     return targets
+
+
+def _check_saved(config: MethodFields, found: Mapping[str, ExpertParameter]) -> None:
+    """Raise ValueError if a module that is trained in full holds weights that are adapted."""
+    for name, parameter in found.items():
+        for entry in config.modules_to_save or ():
+            if re.search(rf"(^|\.){re.escape(entry)}(\.|$)", parameter.module):
+                raise ValueError(
+                    f"modules_to_save names {entry!r}, which holds {name}, a weight that is to be "
+                    "adapted; train a module in full or adapt its weights"
+                )
+
+
+def _of_module(chosen: Mapping[str, Sequence[int]], module: str) -> list[str]:
+    return [n for n in chosen if n == module or module.endswith(f".{n}")]
+
+
+def _unnamed(chosen: Chosen, module: str) -> bool:
+    """Whether experts are chosen by module, and none of this one."""
+    return isinstance(chosen, Mapping) and not _of_module(chosen, module)
+
+
+def _check_named(chosen: Chosen, found: Mapping[str, ExpertParameter]) -> None:
+    """Raise ValueError if experts are chosen of a module that has none."""
+    modules = dict.fromkeys(parameter.module for parameter in found.values())
+    for name in chosen if isinstance(chosen, Mapping) else ():
+        if not any(_of_module({name: ()}, module) for module in modules):
+            raise ValueError(
+                f"experts names {name!r}, and no weights of it are adapted; the modules are "
+                f"{', '.join([*modules][:3])}{' and others' * (len(modules) > 3)}"
+            )
 
 
 def _wanted(config: MethodFields, name: str) -> bool:
@@ -124,7 +166,7 @@ def chosen_experts(chosen: Chosen, module: str, n_experts: int) -> tuple[int, ..
         If one of them is not there, or none is chosen.
     """
     if isinstance(chosen, Mapping):
-        names = [n for n in chosen if n == module or module.endswith(f".{n}")]
+        names = _of_module(chosen, module)
         chosen = chosen[max(names, key=len)] if names else None
     if chosen is None:
         return None

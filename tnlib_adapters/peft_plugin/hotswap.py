@@ -14,10 +14,14 @@ from tnlib_adapters.base_model.peft_names import chosen_adapter
 from tnlib_adapters.layers.multipliers import MultipliedCores
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.core_store import AdapterPart
-from tnlib_adapters.peft_plugin.fields import MethodFields
+from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
 
 # What may differ between adapters that are swapped: it does not change how they are computed.
-_FREE = {field.name for field in dataclasses.fields(MethodFields)} - {"rate_scaling"}
+_FREE = {
+    *("auto_mapping", "base_model_name_or_path", "base_quantization", "bias", "described"),
+    *("dropout", "inference_mode", "init_weights", "modules_to_save", "peft_type", "peft_version"),
+    *("progressbar", "revision", "task_type"),
+}
 
 
 def hotswap(model: peft.PeftModel, folder: str | Path, adapter_name: str | None = None) -> None:
@@ -40,7 +44,7 @@ def hotswap(model: peft.PeftModel, folder: str | Path, adapter_name: str | None 
     TypeError
         If the adapters are of different methods, or not of these.
     ValueError
-        If they differ in their declarations, targets or shapes.
+        If they differ in their declarations, targets or shapes, or an adapter is merged.
     FileNotFoundError
         If the folder is no saved adapter.
 
@@ -71,12 +75,15 @@ def hotswap(model: peft.PeftModel, folder: str | Path, adapter_name: str | None 
             f"{type(other).__name__}; only adapters of one of these methods can be swapped"
         )
     for field in dataclasses.fields(mine):
-        a, b = getattr(mine, field.name), getattr(other, field.name)
+        a, b = (getattr(config, field.name) for config in (mine, other))
         if field.name not in _FREE and a != b:
             raise ValueError(
                 f"{field.name} is {b!r} in {folder} and {a!r} in the model; adapters that are "
                 "swapped have one declaration"
             )
+    merged = any(isinstance(layer, WeightLayer) and layer.merged for layer in model.modules())
+    if merged:
+        raise ValueError("the model has merged adapters; call unmerge_adapter() first")
     values = safetensors.torch.load_file(path)
     places = get_peft_model_state_dict(model, adapter_name=name)
     shapes = [{n: tuple(v.shape) for n, v in state.items()} for state in (values, places)]

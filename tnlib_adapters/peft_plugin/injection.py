@@ -68,6 +68,8 @@ class Before:
 
 def check_name(adapter_name: str) -> None:
     """Raise ValueError if an adapter cannot have this name."""
+    if adapter_name == "__base__":
+        raise ValueError("adapter_name='__base__' is PEFT's name of the model without adapters")
     if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
         raise ValueError(
             f"adapter_name={adapter_name!r}: torch has no module of that name; take a name "

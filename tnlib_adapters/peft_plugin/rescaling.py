@@ -18,8 +18,7 @@ def rescale_adapter_scale(model: nn.Module, multiplier: float) -> Iterator[None]
     Parameters
     ----------
     model : torch.nn.Module
-        An adapted model. Norms and modules that are trained in full stay as they are, and so do
-        adapters that are merged.
+        An adapted model. Norms and modules that are trained in full stay as they are.
     multiplier : float
         A finite number; 0 is the base model, 1 the adapter as it is.
 
@@ -28,7 +27,7 @@ def rescale_adapter_scale(model: nn.Module, multiplier: float) -> Iterator[None]
     TypeError
         If `multiplier` is no number, or an adapter takes the place of a layer.
     ValueError
-        If it is not finite, or the model has no adapter of these methods.
+        If it is not finite, the model has no adapter of these methods, or one is merged.
 
     Examples
     --------
@@ -44,22 +43,24 @@ def rescale_adapter_scale(model: nn.Module, multiplier: float) -> Iterator[None]
         raise TypeError(f"multiplier must be a number, got {multiplier!r}")
     if not math.isfinite(multiplier):
         raise ValueError(f"multiplier must be finite, got {multiplier}")
-    updates = [
-        layer.stored(name)
-        for layer in model.modules()
-        if isinstance(layer, WeightLayer)
-        for name in layer.held
-    ]
+    layers = [layer for layer in model.modules() if isinstance(layer, WeightLayer)]
+    updates = [layer.stored(name) for layer in layers for name in layer.held]
     if not updates:
         raise ValueError("the model has no adapter of tnlib_adapters")
+    if any(layer.merged or layer.rescaled for layer in layers):
+        raise ValueError("adapters are merged, or rescaled already; undo that first")
     before = [update.network for update in updates]
     scaled = [network.scaled(multiplier) for network in before]
     try:
+        for layer in layers:
+            layer.rescaled = True
         for update, network in zip(updates, scaled, strict=True):
             update.network = network
             update.forget()
         yield
     finally:
+        for layer in layers:
+            layer.rescaled = False
         for update, network in zip(updates, before, strict=True):
             update.network = network
             update.forget()

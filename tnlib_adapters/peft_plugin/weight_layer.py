@@ -46,6 +46,8 @@ class WeightLayer(AdapterPart, BaseTunerLayer):
         self.rounding: list[RoundingErrors] = []
         self.merging = MergeInto()
         self.tied = False
+        # Whether its adapters count more or less for a while.
+        self.rescaled = False
         # The adapter of every row, while a mixed batch is computed.
         self.rows: Any = None
         object.__setattr__(self, "_store", None)
@@ -172,10 +174,19 @@ class WeightLayer(AdapterPart, BaseTunerLayer):
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.held]
         if names:
+            self.check_not_rescaled()
             merged = self.merged_with(names, check=safe_merge)
             self.put(merged)
             self.rounding += merged.rounding
             self.merged_adapters += names
+
+    def check_not_rescaled(self) -> None:
+        """Raise ValueError while adapters count more or less than they will afterwards."""
+        if self.rescaled:
+            raise ValueError(
+                "adapters are rescaled for a while; merge and sum them outside of "
+                "rescale_adapter_scale"
+            )
 
     def unmerge(self) -> None:
         """Take all merged updates out of the base weight."""

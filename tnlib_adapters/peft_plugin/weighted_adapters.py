@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tnlib_adapters.peft_plugin.expert_layer import ExpertLayer
 from tnlib_adapters.peft_plugin.merge_model import Merging
 from tnlib_adapters.peft_plugin.naming import naming
 from tnlib_adapters.peft_plugin.weighted_sum import (
@@ -48,14 +49,24 @@ class Summing(Merging):
         """
         configs: Any = self.peft_config
         check_arguments(configs, adapters, weights, adapter_name, combination_type)
+        adapted = {}
         for name in adapters:
-            self._check_additive(name)
-        config = summed_config([configs[n] for n in adapters], svd_rank, combination_type)
+            for key, layer in self._layers(self.model, name):
+                with naming(key):
+                    layer.check_mergeable(name)
+                    layer.check_not_rescaled()
+                adapted[key] = isinstance(layer, ExpertLayer)
+        chosen = [configs[name] for name in adapters]
+        config = summed_config(chosen, svd_rank, combination_type, adapted)
         active = [*self.active_adapters]
+        trained = [(p, p.requires_grad) for p in self.model.parameters()]
         self.peft_config[adapter_name] = config
         self.inject_adapter(self.model, adapter_name)
         try:
             layers = dict(self._layers(self.model, adapter_name))
+            if layers.keys() != adapted.keys():
+                missing = sorted(adapted.keys() ^ layers.keys())[0]
+                raise ValueError(f"{missing} is adapted by the adapters, or the sum, only")
             exact = combination_type in EXACT
             return set_sum(layers, config, adapters, weights, adapter_name, exact=exact)
         except BaseException:
@@ -63,8 +74,5 @@ class Summing(Merging):
             raise
         finally:
             self.set_adapter(active)
-
-    def _check_additive(self, adapter_name: str) -> None:
-        for key, layer in self._layers(self.model, adapter_name):
-            with naming(key):
-                layer.check_mergeable(adapter_name)
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)

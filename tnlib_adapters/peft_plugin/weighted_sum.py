@@ -7,7 +7,6 @@ one form is a network of that form. Of another size it is the method's fit to th
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,13 +19,14 @@ from tnlib_adapters.layers.stored_cores import StoredCores
 from tnlib_adapters.networks.direct_sum import can_hold, direct_sum
 from tnlib_adapters.networks.expert_network import ExpertNetwork, expert_by_expert
 from tnlib_adapters.networks.network import Network
-from tnlib_adapters.peft_plugin.expert_targets import ALL_EXPERTS
 
 if TYPE_CHECKING:
     from tnlib_adapters.peft_plugin.fields import MethodFields
     from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
 
 EXACT, FITTED = ("linear", "cat"), ("svd",)
+# What is left of an exact sum in single precision.
+_ROUNDING = 1e-5
 
 
 def check_arguments(
@@ -47,6 +47,8 @@ def check_arguments(
         raise ValueError(f"there is no adapter {unknown[0]!r}; there are {[*configs]}")
     if adapter_name in configs:
         raise ValueError(f"there is an adapter {adapter_name!r} already; choose another name")
+    if not all(type(weight) in (int, float) for weight in weights):
+        raise TypeError(f"weights must be numbers, got {weights!r}")
     if not all(math.isfinite(weight) for weight in weights):
         raise ValueError(f"weights must be finite numbers, got {weights!r}")
     if combination_type not in (*EXACT, *FITTED):
@@ -56,22 +58,34 @@ def check_arguments(
             "(tnlib_adapters.to_lora) and combine those with PEFT"
         )
     for name in adapters:
-        if configs[name].rank_pattern:
+        config = configs[name]
+        if config.rank_pattern:
             raise ValueError(
                 f"adapter {name!r} has a rank_pattern, so that its weights are of several sizes, "
                 "and cannot be summed; write it as a LoRA (tnlib_adapters.to_lora)"
             )
+        if config.modules_to_save or config.trainable_token_indices:
+            parts = config.modules_to_save or "embeddings of tokens"
+            raise ValueError(
+                f"adapter {name!r} trains {parts} in full beside its cores, of which there is no "
+                "sum; only adapters of cores alone can be summed (LoRETTA: train_norms=False)"
+            )
 
 
 def summed_config(
-    configs: Sequence[MethodFields], size: int | None, combination_type: str
+    configs: Sequence[MethodFields],
+    size: int | None,
+    combination_type: str,
+    adapted: Mapping[str, bool],
 ) -> MethodFields:
     """The configuration of the sum: of the first, on the targets of all.
+
+    `adapted` are the names of the weights that any of them adapts, and whether they are of experts.
 
     Raises
     ------
     ValueError
-        If targets cannot be united, or a size is given for an exact sum.
+        If a size is given for an exact sum, or the adapters are of other experts.
     """
     first = configs[0]
     exact = combination_type in EXACT
@@ -81,27 +95,16 @@ def summed_config(
     fields: dict[str, Any] = {} if exact else {first.size_field: size or max(sizes)}
     fields |= first.fields_of_sum(configs, exact=exact)
     fields |= {"alpha_pattern": None}
-    fields["target_modules"] = _united([config.target_modules for config in configs])
-    parameters = [config.target_parameters for config in configs]
-    whole = ALL_EXPERTS in parameters
-    fields["target_parameters"] = ALL_EXPERTS if whole else _united(parameters)
     if any(config.experts != first.experts for config in configs):
         raise ValueError("the adapters are of other experts; only those of the same can be summed")
+    targeting = ["target_modules", "target_parameters", "exclude_modules"]
+    targeting += ["layers_to_transform", "layers_pattern"]
+    same = all(getattr(c, name) == getattr(first, name) for c in configs for name in targeting)
+    if not same:
+        fields |= dict.fromkeys(targeting)
+        fields["target_modules"] = [name for name, experts in adapted.items() if not experts]
+        fields["target_parameters"] = [name for name, experts in adapted.items() if experts] or None
     return replace(first, **fields)
-
-
-def _united(entries: Sequence[Any]) -> Any:
-    """Targets that match what any of some do: a list, or an expression where one of them is."""
-    given = [entry for entry in entries if entry]
-    if not given:
-        return entries[0]
-    if not any(isinstance(entry, str) for entry in given):
-        return [*dict.fromkeys(name for own in given for name in sorted(own))]
-    spelled = [
-        entry if isinstance(entry, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, entry))})"
-        for entry in given
-    ]
-    return spelled[0] if len({*spelled}) == 1 else "|".join(f"(?:{one})" for one in spelled)
 
 
 def set_sum(
@@ -122,11 +125,19 @@ def set_sum(
     ValueError
         If the sum cannot be exact.
     """
+    shared: dict[str, list[float]] = {}
     if exact and all(
-        _set_exact(layer, adapters, weights, adapter_name) for layer in layers.values()
+        _set_exact(layer, adapters, weights, adapter_name, shared) for layer in layers.values()
     ):
         return 0.0
-    return _set_fitted(layers, config, adapters, weights, adapter_name)
+    error = _set_fitted(layers, config, adapters, weights, adapter_name)
+    if exact and error > _ROUNDING:
+        raise ValueError(
+            f"the sum of these adapters is no {type(config).__name__} of their sizes together "
+            f"(relative error {error:.2g}), since they adapt other weights, or with other alphas, "
+            "and share all cores; take combination_type='svd' with svd_rank"
+        )
+    return error
 
 
 def _networks(update: StoredCores, *, stored: bool) -> list[Network]:
@@ -135,9 +146,16 @@ def _networks(update: StoredCores, *, stored: bool) -> list[Network]:
 
 
 def _set_exact(
-    layer: WeightLayer, adapters: Sequence[str], weights: Sequence[float], adapter_name: str
+    layer: WeightLayer,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+    shared: dict[str, list[float]],
 ) -> bool:
-    """Set one weight's cores to the direct sum; False if it has another form."""
+    """Set one weight's cores to the direct sum; False if it has another form.
+
+    `shared` has the factors of shared cores that carry some, which other weights have too.
+    """
     made = layer.stored(adapter_name)
     present = [name for name in adapters if name in layer.held]
     values: dict[str, Tensor] = {}
@@ -153,6 +171,11 @@ def _set_exact(
         own = [core.name for core in total.cores if core.group is None]
         carrier = own[0] if own else total.cores[0].name
         factors = [w * term.scale / total.scale for w, term in zip(weights, terms, strict=True)]
+        if not own:
+            # Nothing of one weight alone could be zero there, or carry another factor.
+            known = shared.setdefault(total.cores[0].key, factors)
+            if len(present) < len(adapters) or known != factors:
+                return False
         given = [_given(layer, name) for name in adapters]
         values |= direct_sum(total, terms, given, factors, carrier)
     made.set_initial(values, again=True)

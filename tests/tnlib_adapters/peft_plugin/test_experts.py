@@ -426,3 +426,41 @@ def test_sizes_of_experts_by_pattern():
     sizes = {n.split(".")[-4]: p.shape[-1] for n, p in model.named_parameters() if n.endswith(".g")}
     assert sizes == {"q_proj": 4, "o_proj": 3, "gate_up_proj": 4, "down_proj": 2}
     assert ta.count(whole_model("Qwen3Moe"), chosen).total == model.get_nb_trainable_parameters()[0]
+
+
+def test_experts_of_modules_that_are_not_named_stay_as_they_are():
+    chosen = {"layers.1.mlp.experts": [0, 3]}
+    model = peft.get_peft_model(whole_model("Qwen3Moe"), config("lotr", experts=chosen))
+    names = [n for n, p in model.named_parameters() if n.endswith(".g")]
+    assert names
+    assert all(".layers.1." in name for name in names)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_part_and_the_whole_of_two_adapters_add_up(implementation):
+    """Also where nothing that comes before is trained."""
+    fields = {"target_parameters": ["experts.gate_proj"]}
+    model, _ = adapted("Qwen3MoeExperts", "lotr", implementation, **fields)
+    moved(model)
+    model.add_adapter("second", config("lotr", target_parameters=["experts.gate_up_proj"]))
+    model.set_adapter("second")
+    moved(model)
+    model.base_model.set_adapter(["default", "second"])
+    model.eval()(TOKENS).sum().backward()
+    both = outputs(model)
+    model.merge_adapter()
+    assert_same_outputs(outputs(model), both)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"experts": {"layers.9.mlp.experts": [0]}}, r"names 'layers\.9\.mlp\.experts'"),
+        ({"layers_to_transform": [7]}, "leave none of them"),
+        ({"exclude_modules": ["gate_up_proj", "down_proj"]}, "leave none of them"),
+        ({"modules_to_save": ["mlp"]}, "train a module in full or adapt its weights"),
+    ],
+)
+def test_targets_that_leave_nothing_or_twice_the_same_are_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        peft.get_peft_model(whole_model("Qwen3Moe"), config("lotr", **fields))

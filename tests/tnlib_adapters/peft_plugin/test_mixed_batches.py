@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.tnlib_adapters.adapters import adapted, every_method, moved
-from tests.tnlib_adapters.expert_models import whole_model
+from tests.tnlib_adapters.expert_models import other_model, whole_model
 from tests.tnlib_adapters.forms import METHODS
 from tests.tnlib_adapters.models import (
     TARGETS,
@@ -157,3 +157,59 @@ def test_names_are_free_of_the_order_of_layers():
         mixed = model(ids, adapter_names=NAMES).logits
     for row, name in enumerate(NAMES):
         assert_same_outputs(mixed[row], whole[name][row])
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_trained_tokens_are_those_of_the_row(arch):
+    model, _ = adapted("lotr", arch, trainable_token_indices=[3, 5, 27])
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        moved(model)
+        model.add_adapter("second", METHODS["lotr"](target_modules=TARGETS[arch]))
+        model.set_adapter("second")
+        moved(model.eval())
+    given = inputs(model)
+    with torch.no_grad():
+        whole = {name: alone(model, name, lambda: model(**given).logits) for name in NAMES}
+        mixed = model(**given, adapter_names=NAMES).logits
+    for row, name in enumerate(NAMES):
+        assert_same_outputs(mixed[row], whole[name][row])
+
+
+@pytest.mark.parametrize("kind", ["Llama4Text", "JetMoe"])
+def test_experts_that_see_tokens_as_they_are_sent_are_refused(kind):
+    model = peft.get_peft_model(other_model(kind), METHODS["lotr"](target_parameters="all-experts"))
+    with pytest.raises(ValueError, match="sees tokens as they are sent to experts"):
+        model(torch.arange(6).reshape(2, 3), adapter_names=["default", "__base__"])
+
+
+class Routed(torch.nn.Module):
+    """Experts that are linear layers of their own."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.add_module(name, torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3)))
+        self.layers = getattr(self, name)
+
+    def forward(self, inputs):
+        flat = inputs.flatten(0, 1)
+        return sum(layer(flat[k::3]).sum() for k, layer in enumerate(self.layers))
+
+
+@pytest.mark.parametrize("name", ["experts", "blocks"])
+def test_layers_of_single_experts_are_refused(name):
+    """By their names, or since they see other rows than the tokens of the batch."""
+    config = METHODS["lotr"](target_modules=rf"{name}\.\d")
+    model = peft.get_peft_model(Routed(name), config)
+    with pytest.raises(ValueError, match=r"layer of one expert|called with 4 rows"):
+        model(torch.randn(2, 6, 4), adapter_names=["default", "__base__"])
+
+
+def test_the_batch_is_that_of_the_inputs():
+    """Whatever the order of the arguments is."""
+    model = two("lotr", "llama")
+    ids = tokens(3)
+    places = torch.arange(ids.shape[1])[None]
+    with torch.no_grad():
+        found = model(position_ids=places, input_ids=ids, adapter_names=NAMES).logits
+        assert_same_outputs(found, model(ids, adapter_names=NAMES).logits)

@@ -175,3 +175,44 @@ def test_tied_weights_are_spoken_of():
     both = METHODS["lotr"](target_modules=["q_proj", "lm_head"], ensure_weight_tying=True)
     with pytest.raises(ValueError, match="do not change embeddings"):
         peft.get_peft_model(make("qwen2"), both)
+
+
+@pytest.mark.parametrize(
+    ("method", "mine", "saved"),
+    [
+        ("lorta", {"alpha_pattern": {"q_proj": 9.0}}, {}),
+        ("lorta", {"target_modules": ["q_proj"]}, {"target_modules": ["v_proj"]}),
+        ("lorta", {"layers_to_transform": [0]}, {}),
+        ("lotr", {"rank_pattern": {"q_proj": 2}}, {}),
+    ],
+)
+def test_adapters_that_compute_otherwise_are_not_swapped(method, mine, saved, tmp_path):
+    """Also where all cores have the same names and shapes."""
+    targets = {"target_modules": ["q_proj", "v_proj"]}
+    peft.get_peft_model(make("llama"), METHODS[method](**(targets | saved))).save_pretrained(
+        tmp_path
+    )
+    model = peft.get_peft_model(make("llama"), METHODS[method](**(targets | mine)))
+    with pytest.raises(ValueError, match="have one declaration"):
+        ta.hotswap(model, tmp_path)
+
+
+def test_merged_adapters_are_neither_swapped_nor_rescaled(tmp_path):
+    """Their update would never be taken out of the base weight again."""
+    model = trained("lotr", 3)
+    model.save_pretrained(tmp_path)
+    before = make("llama").state_dict()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="unmerge_adapter"):
+        ta.hotswap(model, tmp_path)
+    with pytest.raises(ValueError, match="merged"), ta.rescale_adapter_scale(model, 0.5):
+        pass
+    model.unmerge_adapter()
+    with ta.rescale_adapter_scale(model, 0.5):
+        with pytest.raises(ValueError, match="rescaled"):
+            model.merge_adapter()
+        with pytest.raises(ValueError, match="rescaled"):
+            model.add_weighted_adapter(["default"], [1.0], "new")
+    model.add_weighted_adapter(["default"], [1.0], "new")
+    for name, value in model.unload().state_dict().items():
+        assert_same_outputs(value, before[name])

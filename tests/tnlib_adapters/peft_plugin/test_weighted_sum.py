@@ -126,3 +126,65 @@ def test_series_adapters_cannot_be_summed():
     with pytest.raises(TypeError, match="not a change of the weight"):
         model.add_weighted_adapter(["default"], [1.0], "new")
     assert set(model.peft_config) == {"default"}
+
+
+def pair(method, first, second):
+    """Two adapters of a model, with the fields of each."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        own = METHODS[method](**(first | alone(method)))
+        model = peft.get_peft_model(make("llama"), own, adapter_name="default")
+        moved(model)
+        model.add_adapter("second", METHODS[method](**(second | alone(method))))
+        model.set_adapter("second")
+        moved(model)
+    return model
+
+
+@pytest.mark.parametrize("method", [m for m in MERGEABLE if m != "lorta"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ({"layers_to_transform": [0]}, {"layers_to_transform": [1]}),
+        ({"exclude_modules": ["v_proj"]}, {"target_modules": ["v_proj"]}),
+        ({"target_modules": "all-linear"}, {}),
+    ],
+)
+def test_every_weight_of_every_adapter_is_in_the_sum(method, fields):
+    targets = {"target_modules": ["q_proj", "v_proj"]}
+    check_sums(pair(method, *(targets | own for own in fields)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ({"target_modules": ["q_proj"]}, {"target_modules": ["v_proj"]}),
+        ({"alpha_pattern": {"v_proj": 3.0}}, {}),
+    ],
+)
+def test_a_sum_that_shared_cores_cannot_hold_is_refused(fields):
+    """LoRTA shares all cores: nothing of one weight alone can be zero, or larger."""
+    targets = {"target_modules": ["q_proj", "v_proj"]}
+    model = pair("lorta", *(targets | own for own in fields))
+    with pytest.raises(ValueError, match=r"no LoRTAConfig of their sizes.*take .*'svd'"):
+        model.add_weighted_adapter(["default", "second"], WEIGHTS, "sum")
+    assert set(model.peft_config) == {"default", "second"}
+    error = model.add_weighted_adapter(["default", "second"], WEIGHTS, "near", "svd", svd_rank=24)
+    assert abs(distance(model, "near") - error) <= rounding(torch.float32, TERMS)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [1, 2]}]
+)
+def test_what_is_trained_beside_cores_has_no_sum(fields):
+    model, _ = adapted("lotr", "llama", **fields)
+    with pytest.raises(ValueError, match="only adapters of cores alone"):
+        model.add_weighted_adapter(["default"], [1.0], "new")
+
+
+def test_frozen_adapters_stay_frozen(tmp_path):
+    two("lotr", "llama").save_pretrained(tmp_path)
+    model = peft.PeftModel.from_pretrained(make("llama"), tmp_path)
+    model.load_adapter(tmp_path / "second", "second")
+    model.add_weighted_adapter(["default", "second"], WEIGHTS, "sum")
+    assert not any(parameter.requires_grad for parameter in model.parameters())
