@@ -158,6 +158,10 @@ class AdaptedWeight:
             raise TypeError(_unknown(f"an index {index!r}"))
         return AdaptedWeight(self.value[index], self.parts, index)
 
+    def __rmatmul__(self, x: Any) -> Any:
+        # A tensor asks for this where __torch_function__ raised: say why.
+        return type(self).__torch_function__(torch.matmul, (type(self),), (x, self))
+
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

@@ -171,12 +171,14 @@ def _set_exact(
         own = [core.name for core in total.cores if core.group is None]
         carrier = own[0] if own else total.cores[0].name
         factors = [w * term.scale / total.scale for w, term in zip(weights, terms, strict=True)]
+        given = [_given(layer, name) for name in adapters]
         if not own:
             # Nothing of one weight alone could be zero there, or carry another factor.
+            keys = {core.key for core in total.cores}
+            lacking = [g for name, g in zip(adapters, given, strict=True) if name not in present]
             known = shared.setdefault(total.cores[0].key, factors)
-            if len(present) < len(adapters) or known != factors:
+            if any(keys <= found.keys() for found in lacking) or known != factors:
                 return False
-        given = [_given(layer, name) for name in adapters]
         values |= direct_sum(total, terms, given, factors, carrier)
     made.set_initial(values, again=True)
     return True

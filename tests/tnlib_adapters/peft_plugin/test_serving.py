@@ -57,7 +57,7 @@ def test_swapping_compiles_nothing_again(method, tmp_path):
     [
         ({"r": 8}, ValueError, "r is 8 in"),
         ({"alpha": 3.0}, ValueError, "alpha is 3.0 in"),
-        ({"target_modules": ["q_proj"]}, ValueError, "have the same targets"),
+        ({"target_modules": ["q_proj"]}, ValueError, "have one declaration"),
         ({"rate_scaling": False}, ValueError, "rate_scaling"),
     ],
 )

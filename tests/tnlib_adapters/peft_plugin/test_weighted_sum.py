@@ -146,9 +146,13 @@ def pair(method, first, second):
     "fields",
     [
         ({"layers_to_transform": [0]}, {"layers_to_transform": [1]}),
-        ({"exclude_modules": ["v_proj"]}, {"target_modules": ["v_proj"]}),
+        (
+            {"target_modules": r".*\.[qv]_proj", "exclude_modules": ["v_proj"]},
+            {"target_modules": ["v_proj"]},
+        ),
         ({"target_modules": "all-linear"}, {}),
     ],
+    ids=["layers", "modules", "all-linear"],
 )
 def test_every_weight_of_every_adapter_is_in_the_sum(method, fields):
     targets = {"target_modules": ["q_proj", "v_proj"]}
@@ -158,7 +162,7 @@ def test_every_weight_of_every_adapter_is_in_the_sum(method, fields):
 @pytest.mark.parametrize(
     "fields",
     [
-        ({"target_modules": ["q_proj"]}, {"target_modules": ["v_proj"]}),
+        ({"target_modules": ["q_proj"]}, {"target_modules": ["o_proj"]}),
         ({"alpha_pattern": {"v_proj": 3.0}}, {}),
     ],
 )
@@ -171,6 +175,11 @@ def test_a_sum_that_shared_cores_cannot_hold_is_refused(fields):
     assert set(model.peft_config) == {"default", "second"}
     error = model.add_weighted_adapter(["default", "second"], WEIGHTS, "near", "svd", svd_rank=24)
     assert abs(distance(model, "near") - error) <= rounding(torch.float32, TERMS)
+
+
+def test_a_weight_with_a_shared_core_of_its_own_can_be_zero():
+    """LoRTA has a factor for every size of the weights: the weights of one size can be zero."""
+    check_sums(pair("lorta", {"target_modules": ["q_proj"]}, {"target_modules": ["v_proj"]}))
 
 
 @pytest.mark.parametrize(
