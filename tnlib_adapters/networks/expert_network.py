@@ -46,7 +46,7 @@ class ExpertNetwork(Declared):
     >>> site = Site("experts.down_proj", 48, 64, experts=4)
     >>> updates = over_experts(LoTRConfig(r=4).network(site), 4)
     >>> updates.shapes
-    {'u_48x64': (48, 4), 'g': (4, 4, 4), 'v_48x64': (64, 4)}
+    {'u_experts_48x64': (48, 4), 'g': (4, 4, 4), 'v_experts_48x64': (64, 4)}
     """
 
     network: Network
