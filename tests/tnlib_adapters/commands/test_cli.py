@@ -23,6 +23,7 @@ import transformers as hf
 
 import tnlib_adapters as ta
 import tnlib_adapters_cli as cli
+from tests.tnlib_adapters.expert_models import mixture
 from tests.tnlib_adapters.forms import METHODS
 from tests.tnlib_adapters.models import (
     TARGETS,
@@ -143,6 +144,23 @@ def test_inspect_prints_facts_and_a_table(folder, capsys):
         *(f"{core}_{shape}" for core in "uv" for shape in ("48x48", "24x48", "48x80")),
         *("g", "multipliers"),
     }
+
+
+def test_inspect_tells_of_experts_and_patterns(tmp_path, capsys):
+    fields = {"target_parameters": ["experts.down_proj"], "experts": [3, 1]}
+    config = ta.LoTRConfig(
+        r=2, rank_pattern={"down_proj": 3}, alpha_pattern={"down_proj": 2.0}, **fields
+    )
+    peft.get_peft_model(mixture("Qwen3MoeExperts", "eager"), config).save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "inspect", tmp_path)
+    assert code == 0
+    facts, table = out.strip().split("\n\n")
+    said = dict(re.split(r"  +", line, maxsplit=1) for line in facts.splitlines())
+    assert said["weights of experts"] == "experts.down_proj"
+    assert said["experts"] == "1, 3"
+    assert (said["rank pattern"], said["alpha pattern"]) == ("down_proj: 3", "down_proj: 2.0")
+    assert "targets" not in said
+    assert re.search(r"^g +weight +2x3x3 ", table, re.M)
 
 
 def test_merge_writes_the_merged_model(folder, tmp_path, capsys):
