@@ -293,9 +293,13 @@ def _features(layer: nn.Module) -> tuple[int, int]:
     """Output and input width of a supported layer; TypeError for any other."""
     widths = features(layer)
     if widths is None:
+        instead = ""
+        if isinstance(layer, nn.Embedding):
+            instead = " and name it in modules_to_save, or tokens of it in trainable_token_indices"
         raise TypeError(
             f"cannot adapt a {type(layer).__name__}: only torch.nn.Linear, transformers' Conv1D "
             "and quantised linear layers are supported (not torch.nn.MultiheadAttention's output, "
             "whose weight is used without its layer); leave it out of target_modules"
+            f"{instead}"
         )
     return widths

@@ -90,6 +90,11 @@ class NetworkTuner(AdaptingExperts):
             if state_dict is not None:
                 names = {plain_key(name): value for name, value in state_dict.items()}
                 state_dict = names if self._names_layers(names) else None
+                if state_dict is None and not (entries or config.target_parameters):
+                    raise ValueError(
+                        "state_dict does not tell which layers are adapted, since all its cores "
+                        "are shared; give target_modules, as in the saved configuration"
+                    )
             super().inject_adapter(
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
             )

@@ -98,6 +98,10 @@ SITES = [
     ),
     (LoRTAConfig(num_heads=5), "query: 5 heads do not divide the output width 48"),
     (LoTRConfig(target_modules=["embeddings.LayerNorm"]), "cannot adapt a LayerNorm"),
+    (
+        LoTRConfig(target_modules=["word_embeddings"]),
+        "cannot adapt a Embedding: .* tokens of it in trainable_token_indices",
+    ),
     (LoTRConfig(target_modules=["nothing"]), "'nothing'} not found in the base model"),
     (LoTRConfig(target_modules="query"), "it is a regular expression for whole names"),
 ]

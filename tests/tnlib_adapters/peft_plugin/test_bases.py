@@ -440,6 +440,14 @@ def test_an_adapter_is_injected_by_its_values_alone(method, low):
     assert_same_outputs(logits(other), logits(model))
 
 
+def test_shared_values_alone_do_not_tell_the_layers():
+    values = peft.get_peft_model_state_dict(trained(make("llama"), "lorta", ["q_proj", "v_proj"]))
+    other = make("llama")
+    with pytest.raises(ValueError, match=r"which layers are adapted.*give target_modules"):
+        peft.inject_adapter_in_model(METHODS["lorta"](), other, state_dict=values)
+    assert_same_outputs(logits(other), logits(make("llama")))
+
+
 def llava():
     torch.manual_seed(0)
     small = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
