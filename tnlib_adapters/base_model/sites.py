@@ -203,7 +203,7 @@ class _Owner:
         configs = [c for c in (getattr(m, "config", None) for m in around) if c is not None]
         configs = [c.get_text_config() if hasattr(c, "get_text_config") else c for c in configs]
         kind = next((str(c.model_type) for c in configs if hasattr(c, "model_type")), "")
-        sources = [*around[:2], *configs]
+        sources = [*around[:2], *(_of_layer(config, name) for config in configs)]
         for source in sources:
             heads = _stated(source, "num_attention_heads", "num_heads", "n_heads")
             if heads:
@@ -212,6 +212,15 @@ class _Owner:
                 kv = kv or (heads // groups if groups else 0)
                 return cls(kind, heads, kv or heads)
         return cls(kind)
+
+
+def _of_layer(config: Any, name: str) -> Any:
+    """The configuration of the layer of a weight, where every layer has its own; else as it is."""
+    if not getattr(config, "is_heterogeneous", False):
+        return config
+    container, number, _ = position(name)
+    inside = container and number < config.num_hidden_layers
+    return config.per_layer_config[number] if inside else None
 
 
 def _stated(source: Any, *names: str) -> int:

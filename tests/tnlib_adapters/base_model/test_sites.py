@@ -167,3 +167,27 @@ def test_layers_adapted_in_plain_torch_are_sites_still():
     layer = NetworkLinear.from_linear(model.get_submodule(name), LoTRConfig())
     model.set_submodule(name, layer)
     assert find_sites(model) == before
+
+
+@pytest.mark.skipif(not hasattr(hf, "Gemma4TextConfig"), reason="transformers has no Gemma 4")
+def test_layers_with_configurations_of_their_own_have_heads_of_their_own():
+    config = hf.Gemma4TextConfig(
+        vocab_size=32,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_global_key_value_heads=1,
+        head_dim=12,
+        global_head_dim=24,
+        layer_types=["sliding_attention", "full_attention"],
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=32,
+        num_kv_shared_layers=0,
+        attention_k_eq_v=True,
+    )
+    with torch.device("meta"):
+        found = find_sites(hf.Gemma4ForCausalLM(config)).values()
+    heads = {(site.layer, site.heads, site.kv_heads) for site in found if site.role}
+    assert heads == {(0, 4, 2), (1, 4, 1)}
