@@ -48,12 +48,14 @@ def accumulated(
     modules = {name: model.get_submodule(name) for name in names if name not in experts}
     sums = _Sums()
     parameters = {name: _parameter(model, found) for name, found in experts.items()}
+    earlier = {name: parameter.grad for name, parameter in parameters.items()}
     handles = [
         module.register_forward_hook(_watch(name, sums), with_kwargs=True)
         for name, module in modules.items()
     ]
     try:
         for parameter in parameters.values():
+            parameter.grad = None
             parameter.requires_grad_(True)
             sums.dtypes.add(parameter.dtype)
         for scale in SCALES:
@@ -70,8 +72,8 @@ def accumulated(
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in parameters.values():
-            parameter.grad = None
+        for name, parameter in parameters.items():
+            parameter.grad = earlier[name]
             parameter.requires_grad_(False)
     if not sums.gradients:
         raise ValueError(f"no gradient reached {names[0]}: no batch calls it, nor any other")

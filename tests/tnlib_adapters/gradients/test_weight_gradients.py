@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 
+from tests.tnlib_adapters.expert_models import mixture
 from tests.tnlib_adapters.models import TARGETS, TERMS, logits, make, tokens, train
 from tests.tolerances import assert_close
 from tnlib_adapters import LoTRConfig, find_sites, weight_gradients
@@ -86,6 +87,22 @@ def test_the_model_is_left_as_it_is():
     assert all(value.grad is None for value in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
     assert torch.equal(logits(model), before)
+
+
+def test_gradients_that_experts_had_are_neither_counted_nor_lost():
+    def loss(model, batch):
+        return model(batch["rows"]).square().mean()
+
+    data = [{"rows": torch.arange(10).reshape(2, 5)}]
+    names = ["mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.experts.down_proj"]
+    model = mixture("Qwen3MoeExperts", "eager")
+    expected = weight_gradients(model, data, names, loss=loss)
+    loss(model, data[0]).backward()
+    earlier = {name: value.grad.clone() for name, value in model.named_parameters()}
+    found = weight_gradients(model, data, names, loss=loss)
+    for name, gradient in expected.items():
+        assert_close(found[name].leading.dense(), gradient.leading.dense(), TERMS)
+    assert all(torch.equal(v.grad, earlier[name]) for name, v in model.named_parameters())
 
 
 def test_bad_input_is_named():
