@@ -16,6 +16,7 @@ from torch import nn
 
 from tnlib.common.table import aligned
 from tnlib_adapters.base_model.adaptable import unusable
+from tnlib_adapters.base_model.peft_names import is_named
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.base_model.task_heads import TASK_HEADS
 from tnlib_adapters.methods.lora import counted_lora
@@ -266,9 +267,7 @@ def _tokens(model: nn.Module, config: NetworkConfig) -> list[tuple[str, int]]:
         tokens = {next(name for name, m in model.named_modules() if m is inputs): tokens}
     found = []
     for entry, indices in tokens.items():
-        name, layer = next(
-            (n, m) for n, m in model.named_modules() if n == entry or n.endswith(f".{entry}")
-        )
+        name, layer = next((n, m) for n, m in model.named_modules() if is_named(n, entry))
         weight: Any = layer.weight
         found.append((f"{name.rpartition('.')[2]}, tokens", len(indices) * weight.shape[1]))
     return found

@@ -13,6 +13,11 @@ def public_name(name: str) -> str:
     return name.removeprefix(PREFIX).removesuffix(".base_layer").removesuffix(".base")
 
 
+def is_named(name: str, entry: str) -> bool:
+    """Whether an entry of a configuration is a name, or its end after a dot."""
+    return name == entry or name.endswith(f".{entry}")
+
+
 def chosen_adapter(model: peft.PeftModel, name: str | None) -> str:
     """The adapter of this name, by default the active one; ValueError unless there is one such."""
     active: list[str] = model.active_adapters if name is None else [name]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tnlib_adapters.base_model.peft_names import is_named
 from tnlib_adapters.convert.conversion import ConvertedWeight
 from tnlib_adapters.convert.trained_adapter import Adapter
 from tnlib_adapters.convert.truncation import LowRank, low_rank
@@ -93,9 +94,7 @@ def expert_factors(source: Adapter, rank: int | None, eps: float | None) -> Iter
                 own = _title(source, layer)
                 raise ValueError(f"{own}: {error}") from error
             parts.append((layer.parameter.rows, found))
-        p = layers[0].parameter
-        out = layers[0].values.shape[2 if p.transposed else 1]
-        yield ExpertFactors(name, tuple(parts), (out, p.in_features))
+        yield ExpertFactors(name, tuple(parts), layers[0].whole_shape)
 
 
 def _title(source: Adapter, layer: ExpertLayer) -> str:
@@ -127,7 +126,7 @@ def wrapper_names(names: Sequence[str], owner: nn.Module, module: str) -> dict[s
 def target_entries(names: Sequence[str], parameters: Sequence[str]) -> list[str]:
     """Entries of ``target_parameters`` that match `names` and no other of the `parameters`."""
     short = sorted({".".join(name.split(".")[-2:]) for name in names})
-    matched = {p for p in parameters for s in short if p == s or p.endswith(f".{s}")}
+    matched = {p for p in parameters for s in short if is_named(p, s)}
     return short if matched == set(names) else sorted(names)
 
 

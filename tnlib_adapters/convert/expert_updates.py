@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from tnlib_adapters.base_model.expert_parameters import expert_parameters, find_expert_sites
+from tnlib_adapters.base_model.peft_names import is_named
 from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.convert.expert_factors import split_factors, wrapper_names
 from tnlib_adapters.convert.read_lora import LoRA
@@ -54,7 +55,7 @@ def _places(source: LoRA, model: nn.Module) -> dict[str, str]:
     entries = source.config.get("target_parameters") or ()
     wanted: dict[str, list[str]] = {}
     for name, parameter in expert_parameters(model).items():
-        targeted = any(name == entry or name.endswith(f".{entry}") for entry in entries)
+        targeted = any(is_named(name, entry) for entry in entries)
         if parameter.whole and parameter.module in modules and targeted:
             wanted.setdefault(parameter.module, []).append(parameter.parameter)
     found = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
-from tnlib_adapters.networks.expert_network import ExpertNetwork
+from tnlib_adapters.networks.expert_network import ExpertNetwork, expert_keys, together
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 
 
@@ -50,7 +49,7 @@ class Fitted:
         self.updates = updates
         self.others = others
         self.strengths = strengths
-        whole = {name: _together(name, network, cores) for name, network in networks.items()}
+        whole = {name: together(name, network, cores) for name, network in networks.items()}
         self.own = {
             name: {c.key: whole[name][c.key].float() for c in network.cores if c.group is None}
             for name, network in networks.items()
@@ -84,9 +83,9 @@ class Fitted:
         shape: tuple[int, ...] = (network.out_features, network.in_features)
         ranks = self.config.weight_ranks(network)
         if isinstance(network, ExpertNetwork):
-            numbers = range(network.n_experts)
-            single = {f"{name}[{e}]": (network.alone, network.of_expert(cores, e)) for e in numbers}
-            shape, ranks = (len(numbers), *shape), self.config.weight_ranks(network.at(0))
+            keys = enumerate(expert_keys(name, network))
+            single = {key: (network.alone, network.of_expert(cores, e)) for e, key in keys}
+            shape, ranks = (network.n_experts, *shape), self.config.weight_ranks(network.at(0))
         off = norm = 0.0
         for key, (part, values) in single.items():
             old = self.updates[key].dense()
@@ -95,12 +94,3 @@ class Fitted:
         error = off / norm if norm else (math.inf if off else 0.0)
         size = sum(value.numel() for value in own.values())
         return ConvertedWeight(name, shape, ranks, size, error, norm)
-
-
-def _together(
-    name: str, network: Any, cores: Mapping[str, Mapping[str, Tensor]]
-) -> Mapping[str, Tensor]:
-    """The cores of a weight, of experts those of all."""
-    if not isinstance(network, ExpertNetwork):
-        return cores[name]
-    return network.gathered([cores[f"{name}[{e}]"] for e in range(network.n_experts)])

@@ -145,9 +145,7 @@ class ExpertMerge:
                 continue
             part = update.delta(expert).detach()
             if found is None:
-                p = layer.parameter
-                out = layer.values.shape[2 if p.transposed else 1]
-                found = part.new_zeros(out, p.in_features)
+                found = part.new_zeros(layer.whole_shape)
             found[layer.parameter.rows] += part
         return found
 

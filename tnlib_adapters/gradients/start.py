@@ -24,7 +24,7 @@ from tnlib_adapters.gradients.fits import check_fitted, fitted, held_energy
 from tnlib_adapters.gradients.passes import Loss
 from tnlib_adapters.gradients.weight_gradients import WeightGradient, found_gradients
 from tnlib_adapters.networks.declaration_kinds import AdditiveDeclaration
-from tnlib_adapters.networks.expert_network import ExpertNetwork, expert_by_expert
+from tnlib_adapters.networks.expert_network import expert_by_expert, expert_keys, together
 from tnlib_adapters.networks.rate_scaling import REFERENCE_VARIANCE
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
@@ -205,13 +205,11 @@ def _start_networks(
             around[path] |= {key: v for key, v in own.items() if key not in around[path]}
     started: dict[str, Tensor] = {}
     for path, whole in declared.items():
-        experts = isinstance(whole, ExpertNetwork)
-        keys = [f"{path}[{e}]" for e in range(whole.n_experts)] if experts else [path]
-        values = whole.gathered([around[key] for key in keys]) if experts else around[path]
+        values = {**together(path, whole, around)}
         # A shared core is the same for all weights.
         shared = {core.key for core in whole.cores if core.group is not None}
         values |= {key: started.setdefault(key, values[key]) for key in shared}
-        if not any(gradients[key].energy for key in keys):
+        if not any(gradients[key].energy for key in expert_keys(path, whole)):
             continue
         update = layers[path].stored(name)
         update.set_initial(

@@ -41,8 +41,12 @@ def mixed_forward(
         adapted_forward(base, [] if update is None else [update], x.index_select(0, index), *args)
         for index, update in groups
     ]
-    order = torch.cat([index for index, _ in groups]).argsort()
-    return torch.cat(parts).index_select(0, order)
+    return in_order(parts, [index for index, _ in groups])
+
+
+def in_order(parts: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor:
+    """Rows that were computed in groups, each at its place."""
+    return torch.cat([*parts]).index_select(0, torch.cat([*indices]).argsort())
 
 
 def adapted_forward(

@@ -246,10 +246,24 @@ def expert_by_expert(networks: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, network in networks.items():
         if isinstance(network, ExpertNetwork):
-            found |= {f"{name}[{e}]": network.at(e) for e in range(network.n_experts)}
+            found |= {key: network.at(e) for e, key in enumerate(expert_keys(name, network))}
         else:
             found[name] = network
     return found
+
+
+def expert_keys(name: str, network: Any) -> list[str]:
+    """What :func:`expert_by_expert` calls a declaration: of experts one name for each."""
+    if not isinstance(network, ExpertNetwork):
+        return [name]
+    return [f"{name}[{e}]" for e in range(network.n_experts)]
+
+
+def together(name: str, network: Any, cores: Mapping[str, Cores]) -> Cores:
+    """The cores of a declaration, of those by the names that :func:`expert_keys` gives."""
+    if not isinstance(network, ExpertNetwork):
+        return cores[name]
+    return network.gathered([cores[key] for key in expert_keys(name, network)])
 
 
 def over_experts(declaration: Declaration, n_experts: int) -> ExpertNetwork:

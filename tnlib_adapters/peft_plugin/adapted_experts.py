@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tnlib_adapters.base_model.offloaded import onloaded
 from tnlib_adapters.layers.expert_forward import Part, experts_forward
+from tnlib_adapters.layers.forward import in_order
 from tnlib_adapters.peft_plugin.expert_layer import ExpertLayer
 
 
@@ -91,5 +91,4 @@ class AdaptedExperts(nn.Module):
             given = [arg.index_select(0, index) for arg in (hidden_states, *args)]
             others = {key: value.index_select(0, index) for key, value in kwargs.items()}
             outputs.append(self._with(parts, *given, **others))
-        order = torch.cat([index for _, index in groups]).argsort()
-        return torch.cat(outputs).index_select(0, order)
+        return in_order(outputs, [index for _, index in groups])

@@ -71,6 +71,12 @@ class ExpertLayer(WeightLayer):
         return getattr(self._owner, self.parameter.parameter)  # type: ignore[no-any-return]
 
     @property
+    def whole_shape(self) -> tuple[int, int]:
+        """Output and input width of the matrices of the parameter, of all its parts."""
+        out = self.values.shape[2 if self.parameter.transposed else 1]
+        return out, self.in_features
+
+    @property
     def weight(self) -> Tensor:
         """The parameter, which has the rows of other projections too where some are fused."""
         return self.values

@@ -16,6 +16,7 @@ from tnlib_adapters.base_model.expert_parameters import (
     find_expert_sites,
 )
 from tnlib_adapters.base_model.linear_modules import bare_experts
+from tnlib_adapters.base_model.peft_names import is_named
 from tnlib_adapters.base_model.sites import Site, position
 from tnlib_adapters.peft_plugin.naming import naming
 
@@ -65,7 +66,7 @@ def targeted_parameters(config: MethodFields, model: nn.Module) -> dict[str, Exp
         if not matched:
             raise ValueError(f"target_parameters={ALL_EXPERTS!r}: {_none(model)}")
     for entry in () if entries == ALL_EXPERTS else sorted(entries):
-        own = {n: p for n, p in known.items() if n == entry or n.endswith(f".{entry}")}
+        own = {n: p for n, p in known.items() if is_named(n, entry)}
         if not own:
             raise ValueError(f"target_parameters entry {entry!r}: {_no_match(model, entry, known)}")
         matched |= own
@@ -115,7 +116,7 @@ def _check_saved(config: MethodFields, found: Mapping[str, ExpertParameter]) -> 
 
 
 def _of_module(chosen: Mapping[str, Sequence[int]], module: str) -> list[str]:
-    return [n for n in chosen if n == module or module.endswith(f".{n}")]
+    return [n for n in chosen if is_named(module, n)]
 
 
 def _unnamed(chosen: Chosen, module: str) -> bool:
@@ -178,7 +179,7 @@ def chosen_experts(chosen: Chosen, module: str, n_experts: int) -> tuple[int, ..
 
 def _no_match(model: nn.Module, entry: str, known: Mapping[str, ExpertParameter]) -> str:
     names = [name for name, _ in model.named_parameters()]
-    if any(name == entry or name.endswith(f".{entry}") for name in names):
+    if any(is_named(name, entry) for name in names):
         return (
             "is a parameter, but not one of experts that can be adapted: linear layers are adapted "
             "by target_modules"

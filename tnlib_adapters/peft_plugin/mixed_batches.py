@@ -17,6 +17,7 @@ import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from tnlib_adapters.layers.forward import in_order
 from tnlib_adapters.peft_plugin.weight_layer import WeightLayer
 
 # PEFT's name of the model without adapters.
@@ -123,11 +124,6 @@ class _Forward:
             else:
                 parts.append(wrapper._forward_wrapped_mixed_batch(own, name, *args, **kwargs))
         return in_order(parts, [index for _, index in groups])
-
-
-def in_order(parts: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor:
-    """Rows that were computed in groups, each at its place."""
-    return torch.cat([*parts]).index_select(0, torch.cat([*indices]).argsort())
 
 
 def _inputs(args: Sequence[Any], kwargs: Any) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from tnlib_adapters.base_model.linear_modules import bare_experts, features
+from tnlib_adapters.base_model.peft_names import is_named
 from tnlib_adapters.base_model.sites import find_sites
 from tnlib_adapters.base_model.task_heads import ALL_TASK_HEADS
 from tnlib_adapters.fourbit.bitsandbytes import is_bitsandbytes
@@ -110,10 +111,7 @@ def report(entries: Entries, adapted: Sequence[str]) -> dict[str, list[str]]:
     """
     if entries is None or isinstance(entries, str):
         return {entries or "default": list(adapted)}
-    return {
-        entry: [name for name in adapted if name == entry or name.endswith(f".{entry}")]
-        for entry in sorted(entries)
-    }
+    return {entry: [name for name in adapted if is_named(name, entry)] for entry in sorted(entries)}
 
 
 def warn(found: dict[str, list[str]], model: nn.Module, entries: Entries) -> None:
@@ -145,7 +143,7 @@ def warn_unsaved(saved: Collection[str] | None, model: nn.Module) -> None:
 def check_saved(saved: Collection[str] | None, model: nn.Module) -> None:
     """Raise ValueError if a module that shall be trained in full holds a layer in 4 bits."""
     for name, module in model.named_modules():
-        if any(name == entry or name.endswith(f".{entry}") for entry in saved or ()):
+        if any(is_named(name, entry) for entry in saved or ()):
             for inner, layer in module.named_modules():
                 if isinstance(layer, QuantizedLinear) or is_bitsandbytes(layer):
                     raise ValueError(

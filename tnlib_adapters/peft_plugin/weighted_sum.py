@@ -17,7 +17,7 @@ from torch import Tensor
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.layers.stored_cores import StoredCores
 from tnlib_adapters.networks.direct_sum import can_hold, direct_sum
-from tnlib_adapters.networks.expert_network import ExpertNetwork, expert_by_expert
+from tnlib_adapters.networks.expert_network import expert_by_expert, expert_keys, together
 from tnlib_adapters.networks.network import Network
 
 if TYPE_CHECKING:
@@ -211,30 +211,22 @@ def _set_fitted(
     single = expert_by_expert(declared)
     updates: dict[str, LowRankUpdate] = {}
     for name, layer in layers.items():
-        network = declared[name]
-        numbers = range(network.n_experts) if isinstance(network, ExpertNetwork) else [None]
-        for number in numbers:
-            key = name if number is None else f"{name}[{number}]"
+        for number, key in enumerate(expert_keys(name, declared[name])):
             updates[key] = _total(layer, adapters, weights, number)
     size = math.hypot(*(float(torch.linalg.norm(u.dense())) for u in updates.values())) or 1.0
     cores = fit(single, updates, torch.Generator().manual_seed(0))
     off = 0.0
     for name, layer in layers.items():
-        whole: Any = declared[name]
-        if isinstance(whole, ExpertNetwork):
-            keys = [f"{name}[{e}]" for e in range(whole.n_experts)]
-            values = whole.gathered([cores[key] for key in keys])
-        else:
-            keys, values = [name], cores[name]
+        values = together(name, declared[name], cores)
         layer.stored(adapter_name).set_initial(values, again=True)
-        for key in keys:
+        for key in expert_keys(name, declared[name]):
             made = single[key].delta({k: v.double() for k, v in cores[key].items()})
             off = math.hypot(off, float(torch.linalg.norm(made - updates[key].dense())))
     return off / size
 
 
 def _total(
-    layer: WeightLayer, adapters: Sequence[str], weights: Sequence[float], expert: int | None
+    layer: WeightLayer, adapters: Sequence[str], weights: Sequence[float], expert: int
 ) -> LowRankUpdate:
     """The sum of the updates of a weight, in exact factors where all have some."""
     lefts, rights = [], []

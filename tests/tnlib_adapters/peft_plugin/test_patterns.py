@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.tnlib_adapters.adapters import adapted, alone, every_method, moved, parts
+from tests.tnlib_adapters.expert_models import mixture
 from tests.tnlib_adapters.forms import METHODS, SITE
 from tests.tnlib_adapters.models import assert_same_outputs, logits, make
 from tests.tolerances import assert_close
@@ -148,3 +149,12 @@ def test_methods_of_ones_own_have_patterns_and_dropout_too():
     assert (first.sizes["r"], second.sizes["r"]) == (2, 4)
     assert first.dropout == 0.1
     assert_close(first.delta(first.initial()), torch.zeros(48, 48), size=1.0)
+
+
+def test_a_configuration_that_fails_keeps_its_patterns():
+    patterns = {"down_proj": 3, "nowhere": 2}
+    fields = {"target_parameters": ["experts.down_proj"], "rank_pattern": dict(patterns)}
+    config = METHODS["lotr"](**fields)
+    with pytest.raises(RuntimeWarning, match="nowhere"):
+        peft.get_peft_model(mixture("Qwen3MoeExperts", "eager"), config)
+    assert config.rank_pattern == patterns
