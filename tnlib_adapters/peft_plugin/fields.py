@@ -15,7 +15,6 @@ from peft.config import PeftConfig
 
 from tnlib_adapters.checks import choice, flag, fraction, unknown_field
 from tnlib_adapters.peft_plugin.adapter_file_checks import mention_import, shapes_in
-from tnlib_adapters.peft_plugin.expert_targets import ALL_EXPERTS
 from tnlib_adapters.peft_plugin.method import MethodBase
 from tnlib_adapters.peft_plugin.peft_type import peft_type, saved_type
 
@@ -158,7 +157,7 @@ class MethodFields(MethodBase, PeftConfig):
 
     def _check_experts(self) -> None:
         entries = self.target_parameters
-        if isinstance(entries, str) and entries != ALL_EXPERTS:
+        if isinstance(entries, str) and entries != "all-experts":
             raise ValueError(
                 f"target_parameters={entries!r}: give a list of names such as "
                 "['experts.down_proj'], or 'all-experts'"
