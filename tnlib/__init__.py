@@ -18,6 +18,8 @@ from tnlib.ranks.allocate import Allocation, allocate_ranks
 from tnlib.ranks.profile import RankProfile
 from tnlib.ranks.profile_array import rank_profile
 from tnlib.result import Info
+from tnlib.surveys.result import Survey, SurveyedMatrix
+from tnlib.surveys.survey import survey
 from tnlib.trains.batch import mpo_decompose_batch
 from tnlib.trains.mpo import MPO, mpo_decompose
 from tnlib.trains.permuting import tt_permute
@@ -42,6 +44,8 @@ __all__ = [
     "PlansBySize",
     "RankProfile",
     "Roofline",
+    "Survey",
+    "SurveyedMatrix",
     "Tucker",
     "allocate_ranks",
     "contract",
@@ -61,6 +65,7 @@ __all__ = [
     "rank_profile",
     "save",
     "suggest_dims",
+    "survey",
     "to_tensorly",
     "tt_cross",
     "tt_permute",
