@@ -139,8 +139,16 @@ def _weights(
     notes: tuple[str, ...],
     quantised: str,
 ) -> Weights:
-    tensors, codes = sorted_out(_scaled(found), quantised)
+    scaled = _scaled(found)
+    tensors, codes = sorted_out(
+        {name: scaled[name] for name in sorted(scaled, key=_natural)}, quantised
+    )
     return Weights(label, tensors, {**problems, **codes}, notes)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which layer 2 comes before layer 10: files are ordered by the alphabet."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _scaled(found: Mapping[str, WeightTensor]) -> dict[str, WeightTensor]:
