@@ -17,11 +17,11 @@ ORDER = {
     "tnlib": [
         ["common"],
         ["arrays"],
-        ["result", "mode_sizes", "linalg"],
+        ["result", "mode_sizes", "linalg", "weights"],
         ["contraction", "ranks"],
         ["trains", "tucker"],
         ["cp", "cross"],
-        ["io", "interop", "testing"],
+        ["io", "interop", "testing", "surveys"],
     ],
     "tnlib_adapters": [
         ["requirements", "checks", "progress", "base_model", "execution"],
@@ -32,14 +32,15 @@ ORDER = {
         ["methods"],
         ["convert", "parameter_count"],
         ["gradients"],
-        ["commands"],
+        ["commands", "surveys"],
     ],
 }
 # What one package may know of another, besides its public names.
 BETWEEN = {
     "tnlib": (),
-    "tnlib_adapters": ("tnlib.common",),
-    "tnlib_adapters_cli": ("tnlib.common",),
+    "tnlib_adapters": ("tnlib.common", "tnlib.weights", "tnlib.surveys"),
+    "tnlib_adapters_cli": ("tnlib.common", "tnlib_cli.driver"),
+    "tnlib_cli": ("tnlib.common",),
 }
 
 

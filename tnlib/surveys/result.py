@@ -131,7 +131,8 @@ class Survey:
         from tnlib.common import atomic
         from tnlib.surveys.report import page
 
-        atomic.replace(Path(path), page(self).encode())
+        text = page(self.source, self.is_update, self.options, self.records, self.notes)
+        atomic.replace(Path(path), text.encode())
 
     def __str__(self) -> str:
         """A row for every kind of matrix, and what failed."""

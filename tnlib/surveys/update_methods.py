@@ -1,8 +1,8 @@
 """Methods of fine-tuning side by side: how much of an update each can hold, at which size.
 
 tnlib knows low rank alone. Other packages register theirs as an entry point of the group
-``tnlib.update_methods``, under the name of the method: a function that takes an :class:`Update` and
-gives one :class:`MethodPoint` for every size.
+``tnlib.update_methods``: a function without arguments that gives, by the names of methods,
+functions from an :class:`Update` to one :class:`MethodPoint` for every size.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def known_methods() -> dict[str, Callable[[Update], Iterable[MethodPoint]]]:
     """Low rank, and what other packages have registered, by name."""
     found: dict[str, Callable[[Update], Iterable[MethodPoint]]] = {"low rank": low_rank}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        found[entry.name] = entry.load()
+        found |= entry.load()()
     return found
 
 

@@ -157,6 +157,11 @@ class LoRETTAConfig(NetworkConfig, method="loretta"):
         widths = [config.bottleneck or 1 for config in configs]
         return fields | ({"bottleneck": sum(widths)} if exact else {})
 
+    @classmethod
+    def for_survey(cls, size: int) -> LoRETTAConfig:
+        """The variant rep, with a bottleneck as wide as its rank up to 16."""
+        return cls(bottleneck=16).resized(size)
+
     def for_fitting(self, **fields: Any) -> LoRETTAConfig:
         """A copy with other fields, of an adapter that is fitted to a LoRA: without norms."""
         if self.variant != "rep" or self.tt_head:

@@ -71,6 +71,7 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
     num_heads: int | None = None
     num_kv_heads: int | None = None
 
+    survey_sizes = (4, 16, 64)
     fit_updates = staticmethod(fit_shared_cp)
     fit_gradients = staticmethod(lead_shared_cp)
 

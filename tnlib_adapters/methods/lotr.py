@@ -63,6 +63,7 @@ class LoTRConfig(NetworkConfig, method="lotr"):
     use_rslora: bool = False
     init: str = "scaled"
 
+    survey_sizes = (4, 8, 16, 32, 64, 128)
     fit_updates = staticmethod(fit_tucker2)
 
     def __post_init__(self) -> None:

@@ -29,6 +29,8 @@ class MethodBase:
         Whether the initial cores depend on the base weight.
     size_field : str
         The field that sets its size.
+    survey_sizes : tuple of int
+        Sizes at which ``tnlib survey`` fits it to an update.
     additive_form : str
         What to set for an update of weights, where not every configuration is one.
     fit_updates : callable, optional
@@ -40,6 +42,7 @@ class MethodBase:
     starts: ClassVar[tuple[bool | str, ...]] = (True, False, "saved")
     uses_weight: ClassVar[bool] = False
     size_field: ClassVar[str] = "r"
+    survey_sizes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32)
     additive_form: ClassVar[str] = ""
     fit_updates: ClassVar[Fit | None] = None
     init_weights: bool | str
@@ -89,6 +92,11 @@ class MethodBase:
     def resized(self, size: int) -> Self:
         """The same configuration of another size."""
         return dataclasses.replace(self, **{self.size_field: size})  # type: ignore[type-var]
+
+    @classmethod
+    def for_survey(cls, size: int) -> Self:
+        """A configuration of some size that is an update of weights."""
+        return cls().resized(size)
 
     def for_fitting(self, **fields: Any) -> Self:
         """A copy with other fields, of an adapter that is fitted to a LoRA."""

@@ -539,8 +539,8 @@ def test_a_signal_during_imports_ends_quietly(tmp_path):
     script = (
         f"import signal, sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import tnlib_adapters_cli as cli\n"
-        "cli._imported('slow_command', 'run')\n"
+        "from tnlib_cli import driver\n"
+        "driver._imported('slow_command', 'run')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"stopped\n")

@@ -10,27 +10,43 @@ import base64
 import gzip
 import html
 import json
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tnlib.surveys.result import Survey
+from typing import Any
 
 # Digits of the numbers in a report.
 _DIGITS = 5
+_TITLES = {False: "What is in the weights", True: "What fine-tuning changed"}
+_KINDS = {"matrix": "matrices", "stack": "stacks", "method": "methods", "failure": "failures"}
 
 
-def page(survey: Survey) -> str:
-    """The page as text."""
+def page(
+    source: str,
+    is_update: bool,
+    options: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
+) -> str:
+    """The page of a survey as text."""
     from plotly.offline import get_plotlyjs
 
     folder = files(__package__)
     parts = {name: (folder / name).read_text("utf-8") for name in ("report.css", "report.js")}
+    data = {
+        "source": source,
+        "update": is_update,
+        "budgets": options["budgets"],
+        "eps": options["eps"],
+        "options": {key: value for key, value in options.items() if value is not None},
+        "notes": list(notes),
+    }
+    for kind, plural in _KINDS.items():
+        data[plural] = [record for record in records if record["record"] == kind]
     content = {
-        "title": html.escape(_title(survey)),
+        "title": html.escape(f"{_TITLES[is_update]}: {source}"),
         "style": parts["report.css"],
         "script": parts["report.js"],
-        "data": _packed(json.dumps(_data(survey), separators=(",", ":"))),
+        "data": _packed(json.dumps(_rounded(data), separators=(",", ":"))),
         "library": _packed(get_plotlyjs()),
     }
     text = (folder / "report.html").read_text("utf-8")
@@ -39,31 +55,8 @@ def page(survey: Survey) -> str:
     return text
 
 
-def _title(survey: Survey) -> str:
-    what = "What fine-tuning changed" if survey.is_update else "What is in the weights"
-    return f"{what}: {survey.source}"
-
-
 def _packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
-
-
-def _data(survey: Survey) -> dict[str, Any]:
-    """What the page shows, rounded."""
-    found: dict[str, Any] = {
-        "source": survey.source,
-        "update": survey.is_update,
-        "budgets": survey.options["budgets"],
-        "eps": survey.options["eps"],
-        "options": {k: v for k, v in survey.options.items() if v is not None},
-        "notes": list(survey.notes),
-        "matrices": survey.of("matrix"),
-        "stacks": survey.of("stack"),
-        "methods": survey.of("method"),
-        "failures": survey.of("failure"),
-    }
-    rounded: dict[str, Any] = _rounded(found)
-    return rounded
 
 
 def _rounded(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""What `tnlib survey` asks of this package."""
