@@ -8,7 +8,7 @@ from typing import Any
 
 from tnlib.surveys.inventory import Matrix, matrices, stacks
 from tnlib.surveys.options import Options
-from tnlib.surveys.tasks import MatrixTask, StackTask, Task
+from tnlib.surveys.tasks import MatrixTask, StackTask
 from tnlib.weights.source import Weights
 from tnlib.weights.tensor import Difference, WeightTensor
 
@@ -23,7 +23,7 @@ class Plan:
     ----------
     matrices : tuple of Matrix
         In the order of the source.
-    tasks : tuple of task
+    tasks : tuple of MatrixTask or StackTask
         One for every matrix, and one for every stack.
     problems : tuple of dict
         Records of what cannot be read.
@@ -32,12 +32,12 @@ class Plan:
     """
 
     matrices: tuple[Matrix, ...]
-    tasks: tuple[Task, ...]
+    tasks: tuple[MatrixTask | StackTask, ...]
     problems: tuple[Record, ...]
     others: tuple[str, ...]
 
     @property
-    def by_cost(self) -> list[Task]:
+    def by_cost(self) -> list[MatrixTask | StackTask]:
         """The tasks, the longest first."""
         return sorted(self.tasks, key=lambda task: -task.cost)
 
@@ -68,7 +68,7 @@ def planned(weights: Weights, base: Weights | None, options: Options) -> Plan:
             f"nothing is selected of {weights.label}, which has {some}"
             f"{' and others' if len(everything) > 3 else ''}"
         )
-    tasks: list[Task] = [
+    tasks: list[MatrixTask | StackTask] = [
         MatrixTask(m, weights.tensors[m.tensor], options, _base(m, weights, base)) for m in wanted
     ]
     for stack in stacks(wanted):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +19,8 @@ from tnlib.surveys.plan import Plan, ordered, planned
 from tnlib.surveys.result import Survey
 from tnlib.surveys.running import run
 from tnlib.surveys.store import Memory, Store
-from tnlib.surveys.tasks import Done
-from tnlib.surveys.update_methods import LEADING, Update, known_methods
+from tnlib.surveys.tasks import Task
+from tnlib.surveys.update_methods import LEADING, MethodTask, Update, known_methods
 from tnlib.weights.difference import difference
 from tnlib.weights.opening import open_weights
 from tnlib.weights.source import Weights
@@ -157,15 +155,15 @@ def survey(
     plan = planned(weights, before, options)
     about = _about(weights, before, options)
     store = Memory() if folder is None else Store(folder, about)
-    _work(
-        plan,
-        store,
-        _workers(workers, plan, isinstance(source, str | os.PathLike)),
-        scheduler,
-        progress,
-    )
+    processes = _workers(workers, plan, isinstance(source, str | os.PathLike))
+    left = [task for task in plan.by_cost if not _is_done(task.key, store, plan)]
+    _work(plan.tasks, left, store, "survey", progress, workers=processes, scheduler=scheduler)
     if weights.is_update:
-        _compare_methods(_update(plan, store, weights, before, base), store, progress)
+        update = _update(plan, store, weights, before, base)
+        methods = [MethodTask(name, update) for name in known_methods() if update.matrices]
+        fitting = [task for task in methods if task.key not in store.records]
+        # Methods read what was kept of all matrices, which workers of a cluster may not see.
+        _work(methods, fitting, store, "methods", progress, workers=1 if scheduler else processes)
     records = ordered(plan, store.records)
     found = Survey(
         weights.label, weights.is_update, options.as_json(), tuple(records), weights.notes
@@ -216,21 +214,25 @@ def _workers(asked: int | None, plan: Plan, from_files: bool) -> int:
 
 
 def _work(
-    plan: Plan, store: Store | Memory, workers: int, scheduler: str | None, progress: bool
+    tasks: Sequence[Task],
+    left: Sequence[Task],
+    store: Store | Memory,
+    what: str,
+    progress: bool,
+    **where: Any,
 ) -> None:
-    """Do what is not done."""
-    tasks = [task for task in plan.by_cost if not _is_done(task.key, store, plan)]
-    total = sum(task.cost for task in plan.tasks)
-    begun = total - sum(task.cost for task in tasks)
+    """Do those of the tasks that are left."""
+    total = sum(task.cost for task in tasks)
+    begun = total - sum(task.cost for task in left)
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
     with tqdm(
-        total=total, initial=begun, desc="survey", disable=not progress, delay=2, bar_format=form
+        total=total, initial=begun, desc=what, disable=not progress, delay=2, bar_format=form
     ) as bar:
-        number = len(plan.tasks) - len(tasks)
-        for task, done in run(tasks, workers=workers, scheduler=scheduler):
+        number = len(tasks) - len(left)
+        for task, done in run(left, **where):
             store.add(task.key, done)
             number += 1
-            bar.set_postfix_str(f" {number} of {len(plan.tasks)}", refresh=False)
+            bar.set_postfix_str(f" {number} of {len(tasks)}", refresh=False)
             bar.update(task.cost)
 
 
@@ -266,21 +268,3 @@ def _update(
         None if before is None else lambda name: read(name, before),
         folder if folder is not None and folder.is_dir() else None,
     )
-
-
-def _compare_methods(update: Update, store: Store | Memory, progress: bool) -> None:
-    """Fit every known method to the update; one that cannot be is a failure."""
-    if not update.matrices:
-        return
-    methods = known_methods()
-    left = [name for name in methods if f"method {name}" not in store.records]
-    for name in tqdm(left, desc="methods", disable=not progress, delay=2):
-        record: dict[str, Any] = {"record": "method", "name": name}
-        begin = time.perf_counter()
-        try:
-            record["points"] = [asdict(point) for point in methods[name](update)]
-        except (ImportError, OSError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            record |= {"record": "failure", "what": "method", "reason": reason}
-        record["seconds"] = round(time.perf_counter() - begin, 4)
-        store.add(f"method {name}", Done(record))

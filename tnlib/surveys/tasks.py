@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from tnlib.weights.tensor import WeightTensor
 
 Record = dict[str, Any]
 Factors = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+# What weights can make go wrong.
+_EXPECTED = (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,19 @@ class StackTask:
         return Done(record | found)
 
 
-Task = MatrixTask | StackTask
+class Task(Protocol):
+    """A piece of work that gives one record."""
+
+    @property
+    def key(self) -> str:
+        """By which it is found again: what it is, and of what."""
+
+    @property
+    def cost(self) -> int:
+        """About how much work it is, in any unit."""
+
+    def run(self) -> Done:
+        """Do it."""
 
 
 def done(task: Task, threads: int | None) -> tuple[str, Done]:
@@ -114,7 +128,7 @@ def done(task: Task, threads: int | None) -> tuple[str, Done]:
             found = task.run()
     except MemoryError:
         found = Done(_failed(task, "there is not enough memory; use fewer workers"))
-    except (OSError, ValueError, ArithmeticError, np.linalg.LinAlgError, RuntimeError) as error:
+    except _EXPECTED as error:
         found = Done(_failed(task, " ".join(str(error).split())))
     found.record["seconds"] = round(time.perf_counter() - begin, 4)
     return task.key, found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tnlib.ranks.choose_ranks import Task, choose
 from tnlib.ranks.parameter_counts import ChainCount
 from tnlib.ranks.spectra import Spectra
 from tnlib.surveys.inventory import Matrix
-from tnlib.surveys.tasks import Factors
+from tnlib.surveys.tasks import Done, Factors
 
 GROUP = "tnlib.update_methods"
 # Singular vectors of every update that methods are fitted to.
@@ -88,6 +88,29 @@ class MethodPoint:
     params: int
     bytes: int
     kept: float
+
+
+@dataclass(frozen=True)
+class MethodTask:
+    """A method to fit to an update, at all its sizes."""
+
+    name: str
+    update: Update
+
+    @property
+    def key(self) -> str:
+        """By which it is found again."""
+        return f"method {self.name}"
+
+    @property
+    def cost(self) -> int:
+        """One; how long a method takes nobody knows."""
+        return 1
+
+    def run(self) -> Done:
+        """Fit it."""
+        points = [asdict(point) for point in known_methods()[self.name](self.update)]
+        return Done({"record": "method", "name": self.name, "points": points})
 
 
 def known_methods() -> dict[str, Callable[[Update], Iterable[MethodPoint]]]:

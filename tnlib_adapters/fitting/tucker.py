@@ -18,6 +18,9 @@ from tnlib import tucker_hooi, tucker_hosvd
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.networks.network import Network
 
+# Sweeps end when one lowers the error by less than this; what is left beyond is a 10^-4 of it.
+_TOLERANCE = 1e-5
+
 
 def fit_tucker2(
     networks: Mapping[str, Network],
@@ -68,10 +71,9 @@ def tucker2(
     outer = torch.linalg.qr(torch.cat([update.left for update in updates], 1))[0]
     inner = torch.linalg.qr(torch.cat([update.right for update in updates], 0).mT)[0]
     stack = torch.stack([(outer.mT @ f.left) @ (f.right @ inner) for f in updates])
-    ranks = (len(updates), min(rank, stack.shape[1]), min(rank, stack.shape[2]))
-    start = tucker_hosvd(stack, ranks, rng=generator)
-    better = tucker_hooi(stack, ranks, init=start, rng=generator)
+    ranks = (min(rank, stack.shape[1]), min(rank, stack.shape[2]))
+    start = tucker_hosvd(stack, ranks, modes=(1, 2), rng=generator)
+    better = tucker_hooi(stack, ranks, modes=(1, 2), init=start, tol=_TOLERANCE, rng=generator)
     best = min(start, better, key=lambda tucker: tucker.error or 0.0)
-    weights, u, v = best.factors
-    cores = torch.tensordot(torch.as_tensor(weights), torch.as_tensor(best.core), 1)
-    return outer @ u, cores, inner @ v
+    u, v = best.factors
+    return outer @ u, torch.as_tensor(best.core), inner @ v

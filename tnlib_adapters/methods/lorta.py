@@ -71,7 +71,7 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
     num_heads: int | None = None
     num_kv_heads: int | None = None
 
-    survey_sizes = (4, 16, 64)
+    survey_sizes = (4, 16, 32)
     fit_updates = staticmethod(fit_shared_cp)
     fit_gradients = staticmethod(lead_shared_cp)
 
@@ -86,6 +86,11 @@ class LoRTAConfig(NetworkConfig, method="lorta"):
                 positive_int(name, getattr(self, name))
         if self.num_kv_heads is not None and self.num_heads is None:
             raise ValueError("num_kv_heads is given without num_heads; give both")
+
+    @staticmethod
+    def survey_directions(size: int) -> int:
+        """Few: more take longer, and the terms that are found hold no more."""
+        return max(8, size // 2)
 
     def default_targets(
         self, sites: Mapping[str, Site], usual: set[str] | str | None

@@ -98,6 +98,11 @@ class MethodBase:
         """A configuration of some size that is an update of weights."""
         return cls().resized(size)
 
+    @staticmethod
+    def survey_directions(size: int) -> int:
+        """To how many leading directions of every weight's update that one is fitted."""
+        return 64
+
     def for_fitting(self, **fields: Any) -> Self:
         """A copy with other fields, of an adapter that is fitted to a LoRA."""
         return dataclasses.replace(self, **fields)  # type: ignore[type-var]

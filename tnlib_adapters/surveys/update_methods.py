@@ -49,14 +49,18 @@ def _points_of(kind: type[NetworkConfig]) -> Callable[[Update], Iterator[MethodP
             if leading is not None:
                 gradients[key] = leading
         for size in kind.survey_sizes:
-            config = kind.for_survey(size)
-            yield MethodPoint(f"{kind.size_field}={size}", *_fitted(config, sites, gradients))
+            config, most = kind.for_survey(size), kind.survey_directions(size)
+            found = _fitted(config, sites, gradients, most)
+            yield MethodPoint(f"{kind.size_field}={size}", *found)
 
     return points
 
 
 def _fitted(
-    config: NetworkConfig, sites: Mapping[str, Site], gradients: Mapping[str, WeightGradient]
+    config: NetworkConfig,
+    sites: Mapping[str, Site],
+    gradients: Mapping[str, WeightGradient],
+    most: int,
 ) -> tuple[int, int, float]:
     """Parameters and bytes of a method of one size, and the share of the energy that it holds."""
     networks: dict[str, Any] = {name: declared(config, site) for name, site in sites.items()}
@@ -73,8 +77,15 @@ def _fitted(
     changed = {key: single[key] for key in gradients}
     fit = config.fit_updates or config.fit_gradients
     assert fit is not None
-    cores = fitted(fit, changed, gradients, torch.Generator().manual_seed(0))
+    leading = {key: _first(gradient, most) for key, gradient in gradients.items()}
+    cores = fitted(fit, changed, leading, torch.Generator().manual_seed(0))
     return params, _BYTES * (params + len(multipliers)), held_energy(changed, cores, gradients)
+
+
+def _first(gradient: WeightGradient, most: int) -> WeightGradient:
+    """The first of the leading directions."""
+    leading = gradient.leading
+    return replace(gradient, leading=LowRankUpdate(leading.left[:, :most], leading.right[:most]))
 
 
 def _leading(update: Update, matrix: Matrix, site: Site) -> WeightGradient | None:
