@@ -165,9 +165,10 @@ def _energies(matrix: Array, rank: int, energy: float, rng: Any) -> tuple[Vector
         basis = truncated_basis.truncated_basis(
             matrix, energy=energy, max_rank=rank, allowed=None, method="auto", rng=rng
         )
-        rows = [backend.energy(row) for row in basis.rest]
+        # Rows of the rest need not be orthogonal.
+        found = gram_matrices.energies(basis.rest)
         values = np.zeros(rank)
-        values[: len(rows)] = sorted(rows, reverse=True)
+        values[: len(found)] = found
         rest, total = backend.residual_energy(matrix, basis.vectors, basis.rest), energy
     else:
         values = gram_matrices.energies(matrix)

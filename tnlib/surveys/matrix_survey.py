@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tnlib.arrays import backend
 from tnlib.arrays.backend import Array
+from tnlib.linalg import lapack
 from tnlib.linalg.basis import Basis
 from tnlib.linalg.preparation import prepare
 from tnlib.linalg.truncated_basis import truncated_basis
@@ -70,7 +72,10 @@ def _of_spectrum(found: Spectrum) -> Record:
 def leading_factors(
     matrix: Array, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-    """The leading part of a matrix as two factors in single precision; None of the zero matrix."""
+    """The leading singular vectors of a matrix, left ones and right ones times the singular values.
+
+    In single precision; None of the zero matrix.
+    """
     prepared = prepare(matrix, None)
     if prepared.energy == 0:
         return None
@@ -82,5 +87,7 @@ def leading_factors(
         method="auto",
         rng=rng,
     )
-    rest = np.ldexp(np.asarray(basis.rest, np.float64), prepared.exponent)
-    return np.asarray(basis.vectors, np.float32), rest.astype(np.float32)
+    vectors, rest = (backend.to_numpy(part) for part in (basis.vectors, basis.rest))
+    rotation, values, right = lapack.svd(rest.astype(np.float64))
+    scaled = np.ldexp(values[:, None] * right, prepared.exponent)
+    return (vectors @ rotation).astype(np.float32), scaled.astype(np.float32)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from tnlib.arrays import backend
 from tnlib.linalg import gram_matrices
 from tnlib.linalg.preparation import Prepared
 from tnlib.linalg.truncated_basis import truncated_basis
@@ -123,5 +122,4 @@ def spectrum(
     basis = truncated_basis(
         matrix, energy=energy, max_rank=rank, allowed=None, method="auto", rng=rng
     )
-    rows = sorted((backend.energy(row) for row in basis.rest), reverse=True)
-    return Spectrum(np.array(rows) / energy, side, norm)
+    return Spectrum(gram_matrices.energies(basis.rest) / energy, side, norm)

@@ -6,6 +6,7 @@ when the folder is opened again. The other files appear whole, under their names
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from tnlib.common import atomic
 from tnlib.surveys.tasks import Done, Factors
 
 ABOUT, RECORDS, FACTORS = "survey.json", "records.jsonl", "factors"
+_SIDES = ("left", "right")
 Record = dict[str, Any]
 
 
@@ -75,7 +77,8 @@ class Store:
     def add(self, key: str, done: Done) -> None:
         """Keep a result."""
         if done.factors is not None:
-            arrays = dict(zip(("left", "right"), done.factors, strict=True))
+            # safetensors writes the memory of an array as if it was in C order.
+            arrays = {k: np.ascontiguousarray(v) for k, v in zip(_SIDES, done.factors, strict=True)}
             (self.folder / FACTORS).mkdir(exist_ok=True)
             atomic.replace(self._factors(done.record["name"]), serialized(arrays))
         line = (json.dumps(done.record, allow_nan=False) + "\n").encode()
@@ -98,7 +101,8 @@ class Store:
         if not path.is_file():
             return None
         arrays = load_file(path)
-        return arrays["left"], arrays["right"]
+        left, right = (arrays[side] for side in _SIDES)
+        return left, right
 
     def has_factors(self, record: Record) -> bool:
         """Whether nothing is missing of the update that a record is of."""
@@ -119,8 +123,9 @@ class Store:
             folder.rmdir()
 
     def _factors(self, name: str) -> Path:
-        safe = "".join(c if c.isalnum() or c in "._-[]" else "_" for c in name)
-        return self.folder / FACTORS / f"{safe}.safetensors"
+        # Names of tensors may be anything, those of files may not.
+        digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+        return self.folder / FACTORS / f"{digest}.safetensors"
 
 
 class Memory:
