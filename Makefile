@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 LOWEST_TOOLS := $(shell grep -E '^(pytest|pytest-xdist|threadpoolctl)==' constraints.txt)
 LOWEST_TESTS := tests/tnlib tests/tnlib_adapters tnlib tnlib_adapters
-SOURCES := tnlib tnlib_adapters tnlib_adapters_cli tests examples benchmarks $(wildcard docs/*.py)
+SOURCES := tnlib tnlib_adapters tnlib_adapters_cli tnlib_cli tests examples benchmarks $(wildcard docs/*.py)
 
 .PHONY: demo test slow test-machines test-lowest docs docs-check bench clean
 

@@ -91,7 +91,7 @@ def _arrays(arrays: Mapping[Any, Any], label: str, name: str) -> Weights:
         if not isinstance(key, str):
             raise TypeError(f"{name}: names must be strings, got {key!r}")
         if not backend.is_torch(array):
-            if not isinstance(array, np.ndarray):
+            if not isinstance(array, np.ndarray | np.generic):
                 raise TypeError(
                     f"{name}: {key} must be an array of NumPy or torch, got {type(array).__name__}"
                 )

@@ -190,7 +190,8 @@ class Difference(WeightTensor):
     def read(self, index: int | None = None) -> Values:
         """The new one less the old one."""
         new, old = self.new.read(index), self.old.read(index)
-        own = new.flags.owndata and new.flags.writeable and new.dtype == old.dtype
+        # What was widened while it was read is nobody else's.
+        own = isinstance(self.new, FileTensor) and new.flags.owndata and new.dtype == old.dtype
         return np.asarray(np.subtract(new, old, out=new if own else None))
 
     def sample(self) -> bytes:
