@@ -14,6 +14,8 @@ from tnlib_adapters import methods as methods
 from tnlib_adapters.base_model.expert_parameters import find_expert_sites
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
+from tnlib_adapters.convert.extract import extract
+from tnlib_adapters.convert.extraction import Extraction
 from tnlib_adapters.convert.from_lora import from_lora
 from tnlib_adapters.convert.merge import MergeReport, merge
 from tnlib_adapters.convert.write_lora import to_lora
@@ -46,6 +48,7 @@ __all__ = [
     "Core",
     "Count",
     "CountRow",
+    "Extraction",
     "FusedProjection",
     "GradientStart",
     "GradientSurvey",
@@ -66,6 +69,7 @@ __all__ = [
     "count",
     "create_loraplus_optimizer",
     "draw",
+    "extract",
     "find_expert_sites",
     "find_sites",
     "from_lora",

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         By argparse: after help, and with code 2 for wrong usage.
     """
-    return run(parser(), argv, "rank|eps|base|dtype")
+    return run(parser(), argv, "rank|eps|base|dtype|max_params")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     _merge(commands)
     _to_lora(commands)
     _from_lora(commands)
+    _extract(commands)
     return top
 
 
@@ -169,6 +170,36 @@ examples:
         "--eps", type=_error, metavar="X", help="smallest size with this error, up to the METHOD's"
     )
     _base(command)
+
+
+def _extract(commands: Any) -> None:
+    command = _command(
+        commands,
+        "extract",
+        ("tnlib_adapters.commands.exchange", "extract_command"),
+        "write what fine-tuning changed of a model as an adapter",
+        f"""{_SPEC}
+Targets are all linear layers but the output unless target_modules names others. Norms and biases
+that changed are in the adapter in full, and what modules_to_save names. With --eps or --budget the
+METHOD's size is the largest one.
+
+examples:
+  tnlib-adapters extract ./Llama-3-8B ./finetuned lora:r=32 --output ./lora
+  tnlib-adapters extract ./Llama-3-8B ./finetuned lora:r=256 --budget 40000000 --output ./lora
+  tnlib-adapters extract ./bert ./finetuned lotr:r=64,target_modules=query+value --output ./lotr""",
+    )
+    command.add_argument("base", metavar="BASE", type=_place, help="model before fine-tuning")
+    command.add_argument("finetuned", metavar="FINETUNED", type=_place, help="and after it")
+    command.add_argument("method", metavar="METHOD", type=_method)
+    command.add_argument(
+        "--output", metavar="FOLDER", type=_place, required=True, help="new or empty"
+    )
+    command.add_argument(
+        "--eps", type=_error, metavar="X", help="relative error of all weights that is enough"
+    )
+    command.add_argument(
+        "--budget", type=_positive, metavar="N", help="largest number of parameters"
+    )
 
 
 def _adapter_and_output(command: argparse.ArgumentParser) -> None:

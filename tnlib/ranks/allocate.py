@@ -19,6 +19,7 @@ from tnlib.linalg.preparation import prepare
 from tnlib.ranks.array_as_format import RankFormat, Reading, reading
 from tnlib.ranks.choose_ranks import Task, choose, equal
 from tnlib.ranks.parameter_counts import Ranks, ceilings
+from tnlib.ranks.profile import RankProfile
 
 K = TypeVar("K")
 
@@ -82,7 +83,7 @@ def _spaced(ranks: Ranks | None) -> str:
 
 @overload
 def allocate_ranks(
-    arrays: Mapping[K, AnyArray],
+    arrays: Mapping[K, AnyArray] | Mapping[K, RankProfile],
     max_params: int,
     *,
     format: RankFormat = ...,
@@ -90,12 +91,13 @@ def allocate_ranks(
     col_dims: Sequence[int] | None = ...,
     weights: Sequence[float] | None = ...,
     relative: bool = ...,
+    may_be_dense: bool = ...,
     progress: bool = ...,
     rng: RNG = ...,
 ) -> Allocation[K]: ...
 @overload
 def allocate_ranks(
-    arrays: Sequence[AnyArray],
+    arrays: Sequence[AnyArray] | Sequence[RankProfile],
     max_params: int,
     *,
     format: RankFormat = ...,
@@ -103,13 +105,14 @@ def allocate_ranks(
     col_dims: Sequence[int] | None = ...,
     weights: Sequence[float] | None = ...,
     relative: bool = ...,
+    may_be_dense: bool = ...,
     progress: bool = ...,
     rng: RNG = ...,
 ) -> Allocation[int]: ...
 @own_arithmetic()
 @keywords_named
 def allocate_ranks(
-    arrays: Mapping[Any, AnyArray] | Sequence[AnyArray],
+    arrays: Mapping[Any, Any] | Sequence[Any],
     max_params: int,
     *,
     format: RankFormat = "mpo",
@@ -117,6 +120,7 @@ def allocate_ranks(
     col_dims: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
     relative: bool = False,
+    may_be_dense: bool = True,
     progress: bool = True,
     rng: RNG = None,
 ) -> Allocation[Any]:
@@ -128,8 +132,10 @@ def allocate_ranks(
 
     Parameters
     ----------
-    arrays : mapping of arrays, or sequence of arrays
-        Matrices for "mpo", for example the linear weights of a model by name.
+    arrays : mapping or sequence of arrays, or of RankProfile
+        Matrices for "mpo", for example the linear weights of a model by name. A mapping that makes
+        an array when it is asked for one is asked for one at a time. Profiles, which know their
+        format, stand for arrays that were looked at before, up to the ranks that they know.
     max_params : int
         Largest number of values of all decompositions together.
     format : {"mpo", "tt", "tucker"}, optional
@@ -141,6 +147,8 @@ def allocate_ranks(
     relative : bool, optional
         Whether errors are relative to each array's norm; by default they are not, so that an array
         counts by its size.
+    may_be_dense : bool, optional
+        Whether arrays can be kept dense.
     progress : bool, optional
         Whether to show a progress bar, once a few seconds have gone.
     rng : None, int, numpy.random.Generator or torch.Generator, optional
@@ -171,15 +179,24 @@ def allocate_ranks(
     budget = checks.positive_int("max_params", max_params)
     if not isinstance(arrays, Mapping | Sequence) or isinstance(arrays, str):
         raise TypeError(f"arrays must be a mapping or a sequence, got {type(arrays).__name__}")
-    named = dict(arrays) if isinstance(arrays, Mapping) else dict(enumerate(arrays))
+    named = [*arrays] if isinstance(arrays, Mapping) else [*range(len(arrays))]
     if not named:
         raise ValueError("arrays is empty; give at least one")
     factors = _weights(weights, len(named))
     checks.flag("relative", relative)
+    checks.flag("may_be_dense", may_be_dense)
     generator = backend.as_generator(rng)
-    readings = [_read(name, array, format, row_dims, col_dims) for name, array in named.items()]
+    if isinstance(arrays, dict | list | tuple):
+        for name in named:
+            if not isinstance(arrays[name], RankProfile):
+                _read(name, arrays[name], format, row_dims, col_dims)
     spectra = []
-    for how in bar(readings, "spectra", progress):
+    for name in bar(named, "spectra", progress):
+        array = arrays[name]
+        if isinstance(array, RankProfile):
+            spectra.append(array.spectra)
+            continue
+        how = _read(name, array, format, row_dims, col_dims)
         prepared = prepare(how.array, None, how.axes)
         spectra.append(how.spectra(prepared, ceilings(how.count, budget), generator))
     top = max((found.exponent for found in spectra if found.energy > 0), default=0)
@@ -188,7 +205,7 @@ def allocate_ranks(
     shares = [1.0 if relative else scale / largest for scale in scales]
     heaviest = max(factors) or 1.0
     scaled = tuple(w / heaviest * share for w, share in zip(factors, shares, strict=True))
-    task = Task(tuple(spectra), scaled, may_be_dense=True)
+    task = Task(tuple(spectra), scaled, may_be_dense)
     chosen, level = choose(task, budget), equal(task, budget)
     whole = math.fsum(scaled) or 1.0
     bounds = [s.bounds(r)[1] if r else 0.0 for s, r in zip(spectra, chosen, strict=True)]

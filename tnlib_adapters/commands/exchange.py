@@ -10,6 +10,7 @@ from tnlib_adapters.commands.method_argument import (
     configuration,
     written_fields,
 )
+from tnlib_adapters.convert.extract import extract
 from tnlib_adapters.convert.from_lora import COPIED, from_lora
 from tnlib_adapters.convert.merge import merge
 from tnlib_adapters.convert.write_lora import to_lora
@@ -58,5 +59,21 @@ def from_lora_command(options: argparse.Namespace) -> str:
         eps=options.eps,
         base=options.base,
         progressbar=shown,
+    )
+    return f"{report}\nwritten to {options.output}"
+
+
+def extract_command(options: argparse.Namespace) -> str:
+    """Write what fine-tuning changed as an adapter."""
+    if options.eps is not None and options.budget is not None:
+        raise WrongMethod("--eps and --budget cannot both be given; leave one out")
+    report = extract(
+        options.base,
+        options.finetuned,
+        configuration(options.method),
+        options.output,
+        eps=options.eps,
+        max_params=options.budget,
+        progressbar=False if options.quiet else None,
     )
     return f"{report}\nwritten to {options.output}"

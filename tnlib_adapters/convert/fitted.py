@@ -1,13 +1,15 @@
-"""Cores that were fitted to a LoRA, and how far they are from it."""
+"""Cores that were fitted to given updates, and how far they are from them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tnlib_adapters.convert.conversion import Conversion, ConvertedWeight
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
@@ -16,7 +18,7 @@ from tnlib_adapters.peft_plugin.config import NetworkConfig
 
 
 class Fitted:
-    """A configuration with the cores that stand for the updates of a LoRA.
+    """A configuration with the cores that stand for given updates.
 
     Parameters
     ----------
@@ -27,7 +29,7 @@ class Fitted:
     cores : dict of str to dict of str to Tensor
         Values by weight and key, of experts by that of each; those of a group are the same in
         every weight. They are rounded to float32, as a file has them.
-    updates : dict of str to LowRankUpdate
+    updates : mapping of str to LowRankUpdate
         What they stand for, of experts that of each.
     others : dict of str to Tensor
         What was trained in full, by its names in a file.
@@ -40,7 +42,7 @@ class Fitted:
         config: NetworkConfig,
         networks: dict[str, Any],
         cores: dict[str, dict[str, Tensor]],
-        updates: dict[str, LowRankUpdate],
+        updates: Mapping[str, LowRankUpdate],
         others: dict[str, Tensor],
         strengths: dict[str, float | None],
     ) -> None:
@@ -94,3 +96,49 @@ class Fitted:
         error = off / norm if norm else (math.inf if off else 0.0)
         size = sum(value.numel() for value in own.values())
         return ConvertedWeight(name, shape, ranks, size, error, norm)
+
+
+def check_networks(networks: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all networks are updates of weights."""
+    for name, network in networks.items():
+        if not network.additive:
+            form = f"; a LoRA can become {network.additive_form}" if network.additive_form else ""
+            raise ValueError(f"{name}: a {network.title} is not a change of weights{form}")
+
+
+def check_cores(
+    networks: Mapping[str, Any], cores: Mapping[str, Mapping[str, Tensor]], config: NetworkConfig
+) -> None:
+    """Raise ValueError unless a fit gives what the networks need."""
+    for name, network in networks.items():
+        found = {key: tuple(cores[name][key].shape) for key in network.shapes if key in cores[name]}
+        if found != network.shapes:
+            raise ValueError(
+                f"{name}: fit_updates of {type(config).__name__} gives cores of shapes {found}, "
+                f"the network needs {network.shapes}"
+            )
+
+
+def smallest(
+    fitted: Callable[[NetworkConfig], Fitted], config: NetworkConfig, eps: float, *, show: bool
+) -> Fitted:
+    """The fit of the smallest size whose error is at most `eps`, by bisection."""
+    best = fitted(config)
+    if best.error > eps:
+        raise ValueError(
+            f"the relative error is {best.error:.3g} at the largest size allowed, which is more "
+            f"than eps={eps:g}; raise {config.size_field} in the configuration, or eps"
+        )
+    # What is known not to be enough, and what is.
+    low, high = 0, getattr(config, config.size_field)
+    with tqdm(desc="sizes", disable=not show) as bar:
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = fitted(config.resized(middle))
+            bar.set_postfix_str(f"{middle}: {found.error:.3g}")
+            bar.update()
+            if found.error <= eps:
+                best, high = found, middle
+            else:
+                low = middle
+    return best

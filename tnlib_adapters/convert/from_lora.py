@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 
 from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.base_model.sites import Site, find_sites
 from tnlib_adapters.convert.candidates import candidates
 from tnlib_adapters.convert.conversion import Conversion
 from tnlib_adapters.convert.expert_updates import expert_sites, expert_updates
-from tnlib_adapters.convert.fitted import Fitted
+from tnlib_adapters.convert.fitted import Fitted, check_cores, check_networks, smallest
 from tnlib_adapters.convert.folder import check_free
 from tnlib_adapters.convert.read_lora import LoRA, read_lora
 from tnlib_adapters.convert.truncation import check_target
@@ -131,15 +129,15 @@ def from_lora(
 
     def fitted(config: NetworkConfig) -> Fitted:
         networks: dict[str, Any] = {name: declared(config, site) for name, site in sites.items()}
-        _check_networks(networks)
+        check_networks(networks)
         assert config.fit_updates is not None
         single = expert_by_expert(networks)
         cores = config.fit_updates(single, updates, drawn, show=show)
-        _check_cores(single, cores, config)
+        check_cores(single, cores, config)
         strengths = {name: config.strength(site) for name, site in sites.items()}
         return Fitted(config, networks, cores, updates, source.others, strengths)
 
-    found = fitted(largest) if eps is None else _smallest(fitted, largest, eps, show=show)
+    found = fitted(largest) if eps is None else smallest(fitted, largest, eps, show=show)
     size = write_adapter(folder, found, model)
     return found.conversion(size)
 
@@ -155,27 +153,6 @@ def _check_config(config: object) -> None:
             f"{type(config).__name__} has no field {config.size_field!r}; name the field that sets "
             "its size: size_field"
         )
-
-
-def _check_networks(networks: Mapping[str, Any]) -> None:
-    """Raise ValueError unless all networks are updates of weights."""
-    for name, network in networks.items():
-        if not network.additive:
-            form = f"; a LoRA can become {network.additive_form}" if network.additive_form else ""
-            raise ValueError(f"{name}: a {network.title} is not a change of weights{form}")
-
-
-def _check_cores(
-    networks: Mapping[str, Any], cores: Mapping[str, Mapping[str, Tensor]], config: NetworkConfig
-) -> None:
-    """Raise ValueError unless a fit gives what the networks need."""
-    for name, network in networks.items():
-        found = {key: tuple(cores[name][key].shape) for key in network.shapes if key in cores[name]}
-        if found != network.shapes:
-            raise ValueError(
-                f"{name}: fit_updates of {type(config).__name__} gives cores of shapes {found}, "
-                f"the network needs {network.shapes}"
-            )
 
 
 def _model(source: LoRA, config: NetworkConfig, base: Any) -> tuple[nn.Module, dict[str, Site]]:
@@ -221,28 +198,3 @@ def _with_fields_of(source: LoRA, config: NetworkConfig) -> NetworkConfig:
     bias = source.config.get("bias") or "none"
     fields["bias"] = f"{config.method}_only" if bias == "lora_only" else bias
     return config.for_fitting(inference_mode=True, **fields)
-
-
-def _smallest(
-    fitted: Callable[[NetworkConfig], Fitted], config: NetworkConfig, eps: float, *, show: bool
-) -> Fitted:
-    """The fit of the smallest size whose error is at most `eps`, by bisection."""
-    best = fitted(config)
-    if best.error > eps:
-        raise ValueError(
-            f"the relative error is {best.error:.3g} at the largest size allowed, which is more "
-            f"than eps={eps:g}; raise {config.size_field} in the configuration, or eps"
-        )
-    # What is known not to be enough, and what is.
-    low, high = 0, getattr(config, config.size_field)
-    with tqdm(desc="sizes", disable=not show) as bar:
-        while high - low > 1:
-            middle = (low + high) // 2
-            found = fitted(config.resized(middle))
-            bar.set_postfix_str(f"{middle}: {found.error:.3g}")
-            bar.update()
-            if found.error <= eps:
-                best, high = found, middle
-            else:
-                low = middle
-    return best

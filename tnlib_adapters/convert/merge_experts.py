@@ -94,11 +94,7 @@ class ExpertMerge:
     ) -> Iterator[tuple[str, str, Change]]:
         parameters = expert_parameters(self.source.model)
         module, _, leaf = name.rpartition(".")
-        found: dict[tuple[int, str], str] = {}
-        for stored in self.pieces[name]:
-            match = _PIECE.search(stored)
-            if match is not None and match[2] in _LEAVES:
-                found[int(match[1]), _LEAVES[match[2]]] = stored
+        found = expert_pieces(self.pieces[name])
         numbers, leaves = range(layers[0].parameter.n_experts), FUSED.get(leaf, (leaf,))
         if {*found} != {*itertools.product(numbers, leaves)}:
             raise ValueError(_not_there(self.checkpoint, name))
@@ -177,6 +173,16 @@ class ExpertMerge:
             return written
 
         return value
+
+
+def expert_pieces(names: Sequence[str]) -> dict[tuple[int, str], str]:
+    """Tensors that have a matrix of one expert each, by the expert and the projection."""
+    found: dict[tuple[int, str], str] = {}
+    for stored in names:
+        match = _PIECE.search(stored)
+        if match is not None and match[2] in _LEAVES:
+            found[int(match[1]), _LEAVES[match[2]]] = stored
+    return found
 
 
 def _not_there(checkpoint: Checkpoint, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import safetensors.torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
+from tnlib_adapters.base_model.linear_modules import without_values
 from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.convert.fitted import Fitted
 from tnlib_adapters.convert.folder import whole
@@ -20,6 +22,7 @@ from tnlib_adapters.networks.expert_network import ExpertNetwork
 from tnlib_adapters.networks.facts import facts
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.core_store import STORE
+from tnlib_adapters.peft_plugin.trained_norms import TrainedNorm, is_multiplied
 from tnlib_adapters.peft_plugin.tuner import NetworkTuner
 
 _CARD = """---
@@ -28,11 +31,20 @@ _CARD = """---
 
 # {method} adapter
 
-Converted from a LoRA by tnlib_adapters; the relative error of its updates is {error:.3g}.
+{text}
 """
 
 
-def write_adapter(folder: Path, fitted: Fitted, model: nn.Module) -> int:
+def model_card(method: str, base: str | None, text: str) -> str:
+    """The model card of an adapter: its method, its base, and what there is to say."""
+    named = f"base_model: {base}\n" if base else ""
+    return _CARD.format(base=named, method=method, text=text)
+
+
+_CONVERTED = "Converted from a LoRA by tnlib_adapters; the relative error of its updates is {:.3g}."
+
+
+def write_adapter(folder: Path, fitted: Fitted, model: nn.Module, card: str = "") -> int:
     """Write an adapter's folder whole or not at all; the size of its tensor file.
 
     Parameters
@@ -43,6 +55,8 @@ def write_adapter(folder: Path, fitted: Fitted, model: nn.Module) -> int:
         What is written.
     model : torch.nn.Module
         The base model on the meta device, in which the adapter is put to see that it fits.
+    card : str
+        What the model card says of it, by default that it was made of a LoRA.
 
     Raises
     ------
@@ -51,18 +65,14 @@ def write_adapter(folder: Path, fitted: Fitted, model: nn.Module) -> int:
     """
     config = fitted.config
     config.described = facts(fitted.networks.values())
-    tensors = {PREFIX + name: value for name, value in _named(fitted)} | fitted.others
+    tensors = {PREFIX + name: value for name, value in _named(fitted)}
+    tensors |= _stored_norms(fitted.others, model) if config.rate_scaling else fitted.others
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with whole(folder) as place:
-        base = config.base_model_name_or_path
-        (place / "README.md").write_text(
-            _CARD.format(
-                base=f"base_model: {base}\n" if base else "",
-                method=type(config).__name__.removesuffix("Config"),
-                error=fitted.error,
-            ),
-            encoding="utf-8",
-        )
+        method = type(config).__name__.removesuffix("Config")
+        text = card or _CONVERTED.format(fitted.error)
+        named = model_card(method, config.base_model_name_or_path, text)
+        (place / "README.md").write_text(named, encoding="utf-8")
         config.save_pretrained(str(place))
         path = place / SAFETENSORS_WEIGHTS_NAME
         path.write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
@@ -71,6 +81,19 @@ def write_adapter(folder: Path, fitted: Fitted, model: nn.Module) -> int:
         loaded: NetworkConfig = type(config).from_pretrained(str(place))
         tuner(config)(model, {"default": loaded}, "default")
     return size
+
+
+def _stored_norms(others: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """What is in full, norms as rate scaling stores them: divided by their size."""
+    found = dict(others)
+    for name, module in model.named_modules():
+        own = {key: f"{PREFIX}{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
+        if is_multiplied(module) and all(place in found for place in own.values()):
+            norm = without_values(module).to_empty(device="cpu")
+            norm.load_state_dict({key: found[place] for key, place in own.items()}, assign=True)
+            stored = TrainedNorm(norm, scaled=True).state_dict()
+            found |= {f"{PREFIX}{name}.{key}": value for key, value in stored.items()}
+    return found
 
 
 def _named(fitted: Fitted) -> list[tuple[str, Tensor]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def to_lora(
         weights.append(factors.converted(common))
     config = _config(source, ranks_of_layers, common, base)
     with whole(target) as folder:
-        _write(folder, config, tensors)
+        write_folder(folder, config, tensors)
         size = (folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size
     return Conversion(tuple(weights), 0, size)
 
@@ -182,26 +182,61 @@ def _check_read_as_written(source: Adapter, config: LoraConfig) -> None:
 
 
 def _config(source: Adapter, ranks: dict[str, int], of_experts: int, base: Any) -> LoraConfig:
+    """The configuration of the LoRA of an adapter."""
+    transposed = any(is_transposed(layer.get_base_layer()) for layer in source.layers.values())
+    names = (source.modules, source.parameters)
+    return lora_config(
+        source.config, source.model, ranks, [*source.experts], of_experts, names, transposed, base
+    )
+
+
+def lora_config(
+    old: Any,
+    model: Any,
+    ranks: dict[str, int],
+    experts: Sequence[str],
+    of_experts: int,
+    names: tuple[Sequence[str], Sequence[str]],
+    transposed: bool,
+    base: Any,
+) -> LoraConfig:
     """A configuration that matches the adapted modules and scales every product by 1.
 
-    `ranks` are those of linear layers, `of_experts` that of parameters.
+    Parameters
+    ----------
+    old : NetworkConfig or LoraConfig
+        What says the task, biases, modules to save and the base.
+    model : torch.nn.Module
+        The base model.
+    ranks : dict of str to int
+        Ranks of linear layers.
+    experts : sequence of str
+        Parameters of experts that are adapted.
+    of_experts : int
+        Their rank.
+    names : (sequence of str, sequence of str)
+        All modules and all parameters of the model.
+    transposed : bool
+        Whether the layers' weights are.
+    base : object
+        The base, where `old` names none.
     """
-    old, experts = source.config, source.experts
+    modules, parameters = names
     usual = of_experts if experts else Counter(ranks.values()).most_common(1)[0][0]
     pattern = {f"^{re.escape(name)}": r for name, r in ranks.items() if r != usual}
     bias: Any = old.bias if old.bias in ("none", "all") else "lora_only"
     mapping = old.auto_mapping
     if old.task_type is None and mapping is None:
-        kind = type(source.model)
+        kind = type(model)
         mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
     config = LoraConfig(
         r=usual,
         lora_alpha=usual,
         rank_pattern=dict(pattern),
         alpha_pattern=dict(pattern),
-        target_modules=_targets(old.target_modules, ranks, source.modules) if ranks else [],
-        target_parameters=target_entries([*experts], source.parameters) if experts else None,
-        fan_in_fan_out=any(is_transposed(x.get_base_layer()) for x in source.layers.values()),
+        target_modules=_targets(old.target_modules, ranks, modules) if ranks else [],
+        target_parameters=target_entries([*experts], parameters) if experts else None,
+        fan_in_fan_out=transposed,
         bias=bias,
         modules_to_save=list(dict.fromkeys(old.modules_to_save or ())) or None,
         task_type=old.task_type,
@@ -230,7 +265,18 @@ def _spellings(old: Any, names: Collection[str]) -> Iterator[list[str] | str]:
     yield "|".join(map(re.escape, sorted(names)))
 
 
-def _write(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
+def write_folder(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
+    """Write the two files of a LoRA into a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        It is there.
+    config : LoraConfig
+        Configuration.
+    tensors : dict of str to Tensor
+        By their names in the file.
+    """
     config.save_pretrained(str(folder))
     path = folder / CONFIG_NAME
     fields = json.loads(path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ two modes per side and one bond this is PiSSA's A = U S^(1/2), B = S^(1/2) V^T.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -98,6 +99,10 @@ class DoTAConfig(NetworkConfig, method="dota"):
         if self.init_weights != "random":
             config.init_weights = "saved"
         return config
+
+    def for_fitting(self, **fields: Any) -> DoTAConfig:
+        """A copy with other fields: one operator for the update, without theta_0."""
+        return dataclasses.replace(self, init_weights="random", residual=False, **fields)
 
     def fields_of_sum(self, configs: Sequence[Any], *, exact: bool) -> dict[str, Any]:
         """One operator without theta_0, in which a difference of two has twice their rank."""
