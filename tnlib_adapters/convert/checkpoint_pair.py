@@ -61,7 +61,7 @@ class Stored:
             If the checkpoint has it in no form that is known.
         """
         if name in self.names:
-            return torch.from_numpy(self.weights.tensors[self.names[name]].read(expert).copy())
+            return self._tensor(self.names[name], expert)
         if expert is None or name not in self.pieces:
             raise ValueError(f"{self.weights.label} has no tensor for {name}")
         found = expert_pieces(self.pieces[name])
@@ -69,8 +69,12 @@ class Stored:
         parts = [found.get((expert, own)) for own in FUSED.get(leaf, (leaf,))]
         if None in parts:
             raise ValueError(f"{self.weights.label} has not all of {name}[{expert}]")
-        tensors = self.weights.tensors
-        return torch.cat([torch.from_numpy(tensors[str(part)].read()) for part in parts])
+        return torch.cat([self._tensor(str(part), None) for part in parts])
+
+    def _tensor(self, stored: str, expert: int | None) -> Tensor:
+        """The numbers of a tensor, which nobody else has."""
+        values = self.weights.tensors[stored].read(expert)
+        return torch.from_numpy(values if values.flags.owndata else values.copy())
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has a parameter, in one tensor or in several."""
