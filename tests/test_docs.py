@@ -25,6 +25,7 @@ import tnlib
 import tnlib.testing
 import tnlib_adapters
 import tnlib_adapters_cli
+import tnlib_cli
 from tnlib_adapters import quantization
 
 ROOT = Path(__file__).parents[1]
@@ -152,14 +153,16 @@ COMMANDS = sorted(
         for page in (ROOT / "README.md", *DOCS.rglob("*.md"))
         if "_build" not in page.parts
         for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
-        if re.match(r"\s*(\$ )?tnlib-adapters [a-z]", line)
+        if re.match(r"\s*(\$ )?(tnlib|tnlib-adapters) [a-z]", line)
     }
 )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_a_page_is_one_that_the_program_takes(command):
-    options = tnlib_adapters_cli.parser().parse_args(shlex.split(command)[1:])
+    program, *arguments = shlex.split(command)
+    parsers = {"tnlib": tnlib_cli.parser, "tnlib-adapters": tnlib_adapters_cli.parser}
+    options = parsers[program]().parse_args(arguments)
     assert options.function
 
 

@@ -8,6 +8,7 @@ did not arrive are handed out again.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -90,7 +91,9 @@ def _parallel(
     from joblib import Parallel, delayed
 
     context: AbstractContextManager[Any] = where()
-    with context:
+    with context, warnings.catch_warnings():
+        # joblib replaces a worker whose memory has grown, and no result is lost by it.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
         parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
         yield from parallel(delayed(done)(task, threads) for task in [*tasks])
 

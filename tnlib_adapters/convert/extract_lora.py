@@ -21,7 +21,7 @@ from tnlib_adapters.convert.finetuned_change import FinetunedChange, site_keys
 from tnlib_adapters.convert.folder import whole
 from tnlib_adapters.convert.stored_updates import StoredUpdates
 from tnlib_adapters.convert.truncation import LowRank
-from tnlib_adapters.convert.write_adapter import model_card
+from tnlib_adapters.convert.write_adapter import extracted_text, model_card
 from tnlib_adapters.convert.write_lora import lora_config, write_folder
 
 # Values of a weight whose error is measured at a time.
@@ -78,7 +78,9 @@ def extract_lora(
     result = Extraction(tuple(weights), 0, 0, change.saved, change.left_out, change.unchanged)
     lora = _config(change, config, layers, [*experts], common, base)
     with whole(folder) as place:
-        (place / "README.md").write_text(model_card("LoRA", base, str(result)), encoding="utf-8")
+        labels = change.pair.finetuned.weights.label, change.pair.base.weights.label
+        text = extracted_text(*labels, str(result), needs_import=False)
+        (place / "README.md").write_text(model_card("LoRA", base, text), encoding="utf-8")
         write_folder(place, lora, tensors)
         size = (place / SAFETENSORS_WEIGHTS_NAME).stat().st_size
     return result.of_size(size)

@@ -12,7 +12,7 @@ from tnlib_adapters.convert.extraction import Extraction
 from tnlib_adapters.convert.finetuned_change import FinetunedChange
 from tnlib_adapters.convert.fitted import Fitted, check_cores, check_networks, smallest
 from tnlib_adapters.convert.stored_updates import StoredUpdates
-from tnlib_adapters.convert.write_adapter import write_adapter
+from tnlib_adapters.convert.write_adapter import extracted_text, write_adapter
 from tnlib_adapters.networks.expert_network import expert_by_expert
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.declarations import declared
@@ -68,7 +68,9 @@ def extract_method(
         config = largest_within(config, max_params, lambda c: _n_params(c, change))
     found = fitted(config) if eps is None else smallest(fitted, config, eps, show=show)
     result = _result(found, change, 0)
-    size = write_adapter(folder, found, change.pair.model, str(result))
+    labels = change.pair.finetuned.weights.label, change.pair.base.weights.label
+    card = extracted_text(*labels, str(result), needs_import=True)
+    size = write_adapter(folder, found, change.pair.model, card)
     return result.of_size(size)
 
 

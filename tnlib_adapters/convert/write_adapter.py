@@ -41,7 +41,19 @@ def model_card(method: str, base: str | None, text: str) -> str:
     return _CARD.format(base=named, method=method, text=text)
 
 
+_EXTRACTED = """Extracted by tnlib_adapters from {finetuned}, which was fine-tuned from {base}.
+Load it with `peft.PeftModel.from_pretrained`{needs}.
+
+```text
+{table}
+```"""
 _CONVERTED = "Converted from a LoRA by tnlib_adapters; the relative error of its updates is {:.3g}."
+
+
+def extracted_text(finetuned: str, base: str, table: str, *, needs_import: bool) -> str:
+    """What the card of an extracted adapter says: where it is from, how to load it, its errors."""
+    needs = " after `import tnlib_adapters`" if needs_import else ""
+    return _EXTRACTED.format(finetuned=finetuned, base=base, table=table, needs=needs)
 
 
 def write_adapter(folder: Path, fitted: Fitted, model: nn.Module, card: str = "") -> int:
