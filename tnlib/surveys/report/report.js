@@ -239,7 +239,7 @@ function errors(short) {
   const here = section(
     "Error against size",
     "The relative error of every matrix of a kind with a share of its values: for low rank as it is, for " +
-    "operators (mpo) and trains (tt) of several bonds an estimate between two bounds, which the table of one matrix shows."
+    "operators (mpo) and trains (tt) of several bonds an estimate between two bounds, which a point shows."
   );
   const row = element("div", { className: "choices" });
   here.append(row);
@@ -252,7 +252,8 @@ function errors(short) {
       const found = format.value === "best" ? best(m) : formats(m).find(f => f.shape === format.value);
       const size = m.shape[0] * m.shape[1];
       if (!found) return { x: [], y: [] };
-      const text = found.text || found.ranks.map(r => `ranks ${[r].flat().join(" ")}`);
+      const bounds = k => found.low ? `, from ${digits(found.low[k], 3)} to ${digits(found.high[k], 3)}` : "";
+      const text = found.text || found.ranks.map((r, k) => `ranks ${[r].flat().join(" ")}${bounds(k)}`);
       return {
         x: found.params.map(p => p / size), y: found.error, text,
         hovertemplate: `${m.name}<br>%{text}<br>%{x:.2%} of the values, error %{y:.3~g}<extra></extra>`,
