@@ -3,9 +3,9 @@
     python benchmarks/survey.py --model FOLDER [--rounds 3] [--layers 4]
 
 FOLDER is a checkpoint in safetensors. Three parts: the whole checkpoint by the command, with its
-peak memory; some of its layers by tnlib, tensorly (one train for every matrix and mode shape, at
-the ranks of the largest budget, and the singular values) and, where it is installed, WeightWatcher
-(``analyze``, spectra alone), alternating; and a sharded bfloat16 checkpoint of `--layers` layers of
+peak memory; the matrices of three layers by tnlib, tensorly (its singular values and every
+decomposition whose error the survey tells) and, where it is installed, WeightWatcher (``analyze``,
+spectra alone), alternating; and a sharded bfloat16 checkpoint of `--layers` layers of
 Llama 7B's shapes, with one worker and with two.
 """
 
@@ -78,13 +78,12 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def plain_ranks(weights: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[tuple[Any, list[int]]]]:
-    """The mode shapes of every matrix, with the ranks at the largest budget."""
-    found = {}
-    for name, matrix in weights.items():
-        record = tnlib.survey({"w": matrix}, shapes=SHAPES, progress=False).of("matrix")[0]
-        found[name] = [(curve["shape"], [1, *curve["ranks"][-1], 1]) for curve in record["formats"]]
-    return found
+def points(matrix: np.ndarray[Any, Any]) -> list[tuple[str, list[int]]]:
+    """The decompositions that a survey tells the error of: mode shapes and ranks."""
+    record = tnlib.survey({"w": matrix}, shapes=SHAPES, progress=False).of("matrix")[0]
+    return [
+        (curve["shape"], [1, *ranks, 1]) for curve in record["formats"] for ranks in curve["ranks"]
+    ]
 
 
 def compare(folder: Path, rounds: int) -> dict[str, Any]:
@@ -94,31 +93,31 @@ def compare(folder: Path, rounds: int) -> dict[str, Any]:
     layers = sorted({int(n.split(".layers.")[1].split(".")[0]) for n in names})
     some = {layers[0], layers[len(layers) // 2], layers[-1]}
     chosen = [n for n in names if int(n.split(".layers.")[1].split(".")[0]) in some]
-    weights = {n: source.tensors[n].read() for n in chosen}
-    ranks = plain_ranks(weights)
+    weights = {f"w{k}": source.tensors[n].read() for k, n in enumerate(chosen)}
+    wanted = {name: points(matrix) for name, matrix in weights.items()}
 
-    def tensorly_run() -> None:
+    def by_tensorly() -> None:
         for name, matrix in weights.items():
             np.linalg.svd(matrix, compute_uv=False)
-            for shape, bonds in ranks[name]:
+            for shape, ranks in wanted[name]:
                 rows, columns = modes_of(shape, *matrix.shape) or ((), ())
                 tensor = matrix.reshape(*rows, *columns)
-                tensor_train_matrix(tensor, bonds) if shape[0] == "m" else tensor_train(
-                    tensor, bonds
-                )
+                (tensor_train_matrix if shape[0] == "m" else tensor_train)(tensor, ranks)
 
     runs: dict[str, Any] = {
-        "tnlib": lambda: tnlib.survey(weights, workers=1, progress=False),
-        "tensorly": tensorly_run,
+        "tnlib": lambda: tnlib.survey(weights, shapes=SHAPES, progress=False),
+        "tensorly": by_tensorly,
     }
     watcher = watched(weights)
     if watcher is not None:
+        runs["tnlib, spectra alone"] = lambda: tnlib.survey(weights, shapes=[], progress=False)
         runs["WeightWatcher"] = watcher
-        runs["tnlib, spectra alone"] = lambda: tnlib.survey(
-            {n: w for n, w in weights.items()}, shapes=["mpo-2"], budget=1e-4, progress=False
-        )
     seconds = harness.alternate(runs, rounds, patience=600)
-    return {"matrices": len(weights), "seconds": {n: sorted(s) for n, s in seconds.items()}}
+    return {
+        "matrices": len(weights),
+        "decompositions": sum(map(len, wanted.values())),
+        "seconds": {name: sorted(spent) for name, spent in seconds.items()},
+    }
 
 
 def watched(weights: dict[str, np.ndarray[Any, Any]]) -> Any:
@@ -220,7 +219,8 @@ def markdown(result: dict[str, Any], about: dict[str, Any]) -> str:
     return (
         f"# Surveys\n\nThe whole checkpoint: {whole['seconds']:.0f} s, peak "
         f"{whole['peak_bytes'] / 1e9:.2f} GB, all processes together.\n\n"
-        f"Three layers, {compared['matrices']} matrices, medians:\n\n{first}\n\n"
+        f"Three layers, {compared['matrices']} matrices, {compared['decompositions']} "
+        f"decompositions, medians:\n\n{first}\n\n"
         f"A sharded bfloat16 checkpoint of 7B's shapes, {seven['bytes'] / 1e9:.2f} GB; the largest "
         f"matrix has {seven['largest_float32'] / 1e9:.2f} GB in float32:\n\n{second}\n\n"
         f"{about['cpu']}, {about['cores']} cores, load {about['load']} at the start.\n"

@@ -102,8 +102,6 @@ def _shapes(shapes: Sequence[str]) -> tuple[str, ...]:
                 f"shapes are like 'mpo-2' or 'tt-4' (a train of an even number of cores, half of "
                 f"them for the rows), got {shape!r}"
             )
-    if not shapes:
-        raise ValueError("shapes is empty; name one at least, such as 'mpo-2'")
     return tuple(dict.fromkeys(shapes))
 
 

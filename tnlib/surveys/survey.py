@@ -80,7 +80,7 @@ def survey(
         Regular expressions, searched for in the names of matrices.
     shapes : sequence of str, optional
         Formats: ``mpo-3`` is an operator of three cores with balanced modes, ``tt-4`` a train of
-        four, two for the rows.
+        four, two for the rows. Without any, low rank alone is looked at.
     budget : float or sequence of float, optional
         Shares of a matrix's values, at which the best format is told; curves end at the largest.
     eps : float or sequence of float, optional

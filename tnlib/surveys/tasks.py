@@ -19,6 +19,8 @@ from tnlib.weights.tensor import WeightTensor
 
 Record = dict[str, Any]
 Factors = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+# Cost of a task up to which threads cost more than they give, and wait for a busy machine.
+_SMALL = 1 << 23
 # What weights can make go wrong.
 _EXPECTED = (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -124,7 +126,7 @@ def done(task: Task, threads: int | None) -> tuple[str, Done]:
 
     begin = time.perf_counter()
     try:
-        with threadpool_limits(threads), own_arithmetic():
+        with threadpool_limits(1 if task.cost < _SMALL else threads), own_arithmetic():
             found = task.run()
     except MemoryError:
         found = Done(_failed(task, "there is not enough memory; use fewer workers"))

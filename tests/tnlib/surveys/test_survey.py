@@ -219,7 +219,6 @@ BAD_CALLS = [
     ({"select": "nothing"}, ValueError, "nothing is selected"),
     ({"shapes": ["mpo-1"]}, ValueError, "'mpo-2'"),
     ({"shapes": ["tt-3"]}, ValueError, "even number"),
-    ({"shapes": []}, ValueError, "empty"),
     ({"budget": 2}, ValueError, "at most 1"),
     ({"budget": []}, ValueError, "above 0"),
     ({"budget": "much"}, TypeError, "number"),
