@@ -9,7 +9,7 @@ J. Matrix Anal. Appl. 21, 2000, Property 10).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -110,10 +110,14 @@ def chain_spectra(
     most: Sequence[int | None],
     rng: Any,
     progress: bool = False,
+    known: Mapping[int, Vector] | None = None,
 ) -> Spectra:
-    """Spectra of the unfoldings of a train, each up to a largest rank."""
+    """Spectra of the unfoldings of a train, each up to a largest rank.
+
+    `known` has all energies of some bonds, as shares of their sum.
+    """
     unfoldings = [prepared.data.reshape(math.prod(modes[:k]), -1) for k in range(1, len(modes))]
-    return _spectra(ChainCount(tuple(modes)), unfoldings, prepared, most, rng, progress)
+    return _spectra(ChainCount(tuple(modes)), unfoldings, prepared, most, rng, progress, known)
 
 
 def mode_spectra(
@@ -135,12 +139,17 @@ def _spectra(
     most: Sequence[int | None],
     rng: Any,
     progress: bool,
+    known: Mapping[int, Vector] | None = None,
 ) -> Spectra:
     found = []
-    asked_of = list(zip(unfoldings, count.limits, most, strict=True))
-    for matrix, limit, asked in bar(asked_of, "spectra", progress):
+    asked_of = list(enumerate(zip(unfoldings, count.limits, most, strict=True)))
+    for position, (matrix, limit, asked) in bar(asked_of, "spectra", progress):
         rank = limit if asked is None else min(limit, asked)
-        found.append(_energies(matrix, rank, prepared.energy, rng))
+        if known is not None and position in known:
+            values = known[position]
+            found.append((values[:rank], math.fsum(values[rank:])))
+        else:
+            found.append(_energies(matrix, rank, prepared.energy, rng))
     arrays = math.sqrt(len(unfoldings) + 1)
     floor = max(backend.unit_roundoff(prepared.out), resolution(prepared.data.dtype))
     return Spectra(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from tnlib.arrays.backend import Array
 from tnlib.linalg.preparation import prepare
 from tnlib.ranks.array_as_format import Reading, reading
 from tnlib.ranks.curve import curve
-from tnlib.ranks.parameter_counts import ceilings
+from tnlib.ranks.parameter_counts import ChainCount, ceilings
+from tnlib.ranks.spectra import chain_spectra
 from tnlib.surveys.spectrum import Spectrum
 from tnlib.trains.mpo import mpo_decompose
 
@@ -44,16 +45,26 @@ def low_rank_curve(spectrum: Spectrum, rows: int, columns: int, most: int) -> Re
 
 
 def format_curve(
-    matrix: Array,
+    read: Callable[[], Array],
+    spectrum: Spectrum,
     shape: str,
     modes: tuple[tuple[int, ...], tuple[int, ...]],
     budgets: tuple[int, ...],
     rng: np.random.Generator,
 ) -> Record:
-    """An operator or a train in given modes: ranks, numbers of values, errors and their bounds."""
-    how = _reading(matrix, shape, modes)
+    """An operator or a train in given modes: ranks, numbers of values, errors and their bounds.
+
+    The matrix is read anew, so that beside it in its order of modes there is no other copy. The
+    bond between the rows and the columns of a train has the matrix's own spectrum.
+    """
+    how = _reading(read(), shape, modes)
     prepared = prepare(how.array, None, how.axes)
-    spectra = how.spectra(prepared, ceilings(how.count, max(budgets)), rng)
+    assert isinstance(how.count, ChainCount)
+    chain = how.count.modes
+    del how
+    known = {len(modes[0]) - 1: spectrum.energies} if shape[0] == "t" and spectrum.exact else None
+    most = ceilings(ChainCount(chain), max(budgets))
+    spectra = chain_spectra(prepared, chain, most, rng, known=known)
     found = curve(spectra, budgets, _POINTS)
     bounds = [spectra.bounds(ranks) for ranks in found]
     return {
@@ -75,7 +86,7 @@ def _reading(matrix: Array, shape: str, modes: tuple[tuple[int, ...], tuple[int,
 
 
 def best_of(
-    matrix: Array,
+    read: Callable[[], Array],
     low_rank: Record,
     curves: Sequence[Record],
     budget: int,
@@ -98,7 +109,7 @@ def best_of(
                 found["measured"] = exact
     if found and not found["measured"] and found["format"].startswith("mpo"):
         dims = {"row_dims": found["row_dims"], "col_dims": found["col_dims"]}
-        mpo: Any = mpo_decompose(matrix, found["ranks"], **dims, rng=rng)
+        mpo: Any = mpo_decompose(read(), found["ranks"], **dims, rng=rng)
         found |= {"error": mpo.error, "measured": True}
     return found
 

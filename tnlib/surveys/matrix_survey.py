@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ Record = dict[str, Any]
 _SHOWN = 48
 
 
-def matrix_record(matrix: Array, options: Options, rng: np.random.Generator) -> Record:
-    """Norm, ranks, spectrum, power law and formats of a matrix."""
-    rows, columns = (int(n) for n in matrix.shape)
-    prepared = prepare(matrix, None)
+def matrix_record(read: Callable[[], Array], options: Options, rng: np.random.Generator) -> Record:
+    """Norm, ranks, spectrum, power law and formats of a matrix, which is read several times."""
+    prepared = prepare(read(), None)
+    rows, columns = (int(n) for n in prepared.data.shape)
     found = spectrum(prepared, exact_side=options.exact_side, leading=options.leading, rng=rng)
     del prepared
     budgets = tuple(max(int(share * rows * columns), 1) for share in options.budgets)
@@ -34,8 +35,8 @@ def matrix_record(matrix: Array, options: Options, rng: np.random.Generator) -> 
     for shape in options.shapes if found.norm else ():
         modes = modes_of(shape, rows, columns)
         if modes is not None:
-            curves.append(format_curve(matrix, shape, modes, budgets, rng))
-    best = [best_of(matrix, low_rank, curves, budget, rng) for budget in budgets]
+            curves.append(format_curve(read, found, shape, modes, budgets, rng))
+    best = [best_of(read, low_rank, curves, budget, rng) for budget in budgets]
     return {
         **_of_spectrum(found),
         "low_rank": low_rank,

@@ -58,14 +58,15 @@ class MatrixTask:
         record: Record = {"record": "matrix", "name": one.name, "tensor": one.tensor}
         record |= {"index": one.index, "kind": one.kind, "layer": one.layer, "expert": one.expert}
         record |= {"shape": list(one.shape), "dtype": self.tensor.dtype}
-        values = _read(self.tensor, one, self.options)
-        record |= matrix_record(values, self.options, rng)
+        record |= matrix_record(lambda: _read(self.tensor, one, self.options), self.options, rng)
         if self.base is not None:
             old = _read(self.base, one, self.options)
             record["base_norm"] = float(np.sqrt(backend.energy(old)))
         factors = None
         if self.options.factors:
-            factors = leading_factors(values, self.options.factors, rng)
+            factors = leading_factors(
+                _read(self.tensor, one, self.options), self.options.factors, rng
+            )
         return Done(record, factors)
 
 
