@@ -64,7 +64,9 @@ def read_lora(folder: Path) -> Weights:
         if {*pair} != {"A", "B"} or any(len(part.shape) != 2 for part in pair.values()):
             problems[name] = "is no product of two matrices, as those of convolutions are not"
         else:
-            scale = _scale(config, name, pair["A"].shape[0])
+            rank = pair["A"].shape[0]
+            alpha = by_module(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+            scale = scale_of(rank, alpha, config)
             tensors[f"{name}.weight"] = Product(pair["B"], pair["A"], scale)
     notes = (f"{len(others)} tensors beside the factors, {others[0]} the first",) if others else ()
     if not tensors:
@@ -72,12 +74,12 @@ def read_lora(folder: Path) -> Weights:
     return Weights(str(folder), tensors, problems, notes, is_update=True)
 
 
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
-    alpha = float(_by_module(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
+def scale_of(rank: int, alpha: float, config: Mapping[str, Any]) -> float:
+    """What the product of two factors is multiplied by."""
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_module(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
+def by_module(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
     """The value of the first pattern that is the name or the end of it, by PEFT's rule."""
     for key, value in (pattern or {}).items():
         if re.match(rf"(.*\.)?({key})$", name):

@@ -6,7 +6,6 @@ or alpha / sqrt(r) with rank-stabilised scaling, where r and alpha may differ by
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from tnlib.common.atomic import read_json
+from tnlib.weights.lora import by_module, scale_of
 from tnlib_adapters.base_model.peft_names import PREFIX
 from tnlib_adapters.fitting.low_rank_update import LowRankUpdate
 from tnlib_adapters.methods.lora import MORE_THAN_TWO_FACTORS
@@ -102,7 +102,7 @@ def _is_of_experts(name: str, pair: Mapping[str, Tensor], config: Mapping[str, A
     if not config.get("target_parameters"):
         return False
     return name.endswith(".base_layer") or (
-        "A" in pair and len(pair["A"]) != _by_module(config.get("rank_pattern"), name, config["r"])
+        "A" in pair and len(pair["A"]) != by_module(config.get("rank_pattern"), name, config["r"])
     )
 
 
@@ -123,7 +123,7 @@ def _of_experts(
             f"{name}: factors have shapes {tuple(a.shape)} and {tuple(b.shape)}, which are not "
             f"those of experts of rank {rank}"
         )
-    return a.double(), _scale(rank, alpha, config) * b.double()
+    return a.double(), scale_of(rank, alpha, config) * b.double()
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:
@@ -149,8 +149,8 @@ def _update(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     """The update of one module, of whose factors `pair` has A and B."""
     _check_pair(name, pair)
     a, b = pair["A"], pair["B"]
-    rank = _by_module(config.get("rank_pattern"), name, config.get("r", 8))
-    alpha = _by_module(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+    rank = by_module(config.get("rank_pattern"), name, config.get("r", 8))
+    alpha = by_module(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
     if a.ndim != 2 or b.ndim != 2:
         raise ValueError(
             f"{name}: factors have shapes {tuple(a.shape)} and {tuple(b.shape)}, so it is no "
@@ -161,7 +161,7 @@ def _update(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) ->
             f"{name}: factors have shapes {tuple(a.shape)} and {tuple(b.shape)}, but the "
             f"configuration says rank {rank} (r and rank_pattern)"
         )
-    return LowRankUpdate(_scale(rank, alpha, config) * b.double(), a.double())
+    return LowRankUpdate(scale_of(rank, alpha, config) * b.double(), a.double())
 
 
 def _check_pair(name: str, pair: Mapping[str, Tensor]) -> None:
@@ -169,15 +169,3 @@ def _check_pair(name: str, pair: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{name} has a lora_{''.join(pair)} and not the other factor")
     if not all(torch.isfinite(factor).all() for factor in pair.values()):
         raise ValueError(f"{name}: a factor holds nan or inf")
-
-
-def _scale(rank: int, alpha: float, config: Mapping[str, Any]) -> float:
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _by_module(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
-    """The value of the first pattern that is the name or the end of it, by PEFT's rule."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return otherwise
