@@ -3,9 +3,9 @@
     python benchmarks/extract.py --base FOLDER --finetuned FOLDER --text FILE [--layer]
 
 FILE is a text (.txt or .txt.gz) that was not trained on; the loss is that of 32 blocks of 256
-tokens of it. Beside every LoRA stands the usual way to extract one: the whole singular value decomposition
-of every weight, in single precision by torch, cut to the rank. With `--layer`, one layer of Llama 3
-8B's shapes at rank 128 is timed instead, and multiplied by its 32 layers.
+tokens of it. Beside every LoRA stands the usual way to extract one: the whole singular value
+decomposition of every weight, in single precision by torch, cut to the rank. With `--layer`, one
+layer of Llama 3 8B's shapes at rank 128 is timed instead, and multiplied by its 32 layers.
 """
 
 from __future__ import annotations
