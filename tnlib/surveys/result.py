@@ -51,6 +51,15 @@ class SurveyedMatrix:
         For every budget the format with the least error, its ranks and its error.
     least : tuple of dict
         For every eps the fewest values by format, None where more than the curve has.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tnlib import survey
+    >>> found = survey({"layers.3.q_proj.weight": np.diag([2.0, 1.0, 1.0, 0.0])}, progress=False)
+    >>> matrix = found.matrices[0]
+    >>> matrix.name, matrix.layer, matrix.stable_rank, matrix.exact
+    ('layers.3.q_proj', 3, 1.5, True)
     """
 
     name: str
