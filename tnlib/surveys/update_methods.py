@@ -117,8 +117,20 @@ def known_methods() -> dict[str, Callable[[Update], Iterable[MethodPoint]]]:
     """Low rank, and what other packages have registered, by name."""
     found: dict[str, Callable[[Update], Iterable[MethodPoint]]] = {"low rank": low_rank}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        found |= entry.load()()
+        try:
+            found |= entry.load()()
+        except ImportError as error:
+            found[f"methods of {entry.name}"] = _missing(error)
     return found
+
+
+def _missing(error: ImportError) -> Callable[[Update], Iterable[MethodPoint]]:
+    """In the place of methods whose package lacks something: the failure says what."""
+
+    def missing(update: Update) -> Iterable[MethodPoint]:
+        raise ImportError(f"cannot be compared: {error}; install tnlib[adapters]") from error
+
+    return missing
 
 
 def low_rank(update: Update) -> Iterator[MethodPoint]:

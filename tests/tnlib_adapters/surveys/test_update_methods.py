@@ -158,6 +158,20 @@ def test_a_method_that_fails_stops_no_other(monkeypatch):
     assert found.failures == {"broken": "no such thing"}
 
 
+def test_methods_that_lack_a_library_are_told(monkeypatch):
+    """As where tnlib is installed without torch."""
+
+    class Lacking(Entry):
+        def load(self):
+            raise ModuleNotFoundError("No module named 'torch'")
+
+    monkeypatch.setattr("tnlib.surveys.update_methods.entry_points", lambda group: [Lacking({})])
+    base = {"layers.0.q.weight": np.eye(8)}
+    found = tnlib.survey({"layers.0.q.weight": np.ones((8, 8))}, base, progress=False)
+    assert {*points_of(found)} == {"low rank"}
+    assert "No module named 'torch'" in found.failures["methods of other"]
+
+
 class Entry:
     """An entry point of another package."""
 
