@@ -82,7 +82,7 @@ examples:
         "--exact-side",
         type=positive,
         metavar="N",
-        help="smaller sides up to which spectra are exact; default 4096",
+        help="smaller sides up to which spectra are exact; default 2048",
     )
     found.add_argument(
         "--workers", type=positive, metavar="N", help="processes; default: as memory allows"

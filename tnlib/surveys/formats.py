@@ -15,6 +15,7 @@ from tnlib.ranks.array_as_format import Reading, reading
 from tnlib.ranks.curve import curve
 from tnlib.ranks.parameter_counts import ChainCount, ceilings
 from tnlib.ranks.spectra import chain_spectra
+from tnlib.surveys.options import Options
 from tnlib.surveys.spectrum import Spectrum
 from tnlib.trains.mpo import mpo_decompose
 
@@ -50,6 +51,7 @@ def format_curve(
     shape: str,
     modes: tuple[tuple[int, ...], tuple[int, ...]],
     budgets: tuple[int, ...],
+    options: Options,
     rng: np.random.Generator,
 ) -> Record:
     """An operator or a train in given modes: ranks, numbers of values, errors and their bounds.
@@ -63,7 +65,11 @@ def format_curve(
     chain = how.count.modes
     del how
     known = {len(modes[0]) - 1: spectrum.energies} if shape[0] == "t" and spectrum.exact else None
-    most = ceilings(ChainCount(chain), max(budgets))
+    # Ranks of an unfolding of which only the leading part is looked at end with that.
+    count = ChainCount(chain)
+    pairs = zip(ceilings(count, max(budgets)), count.limits, strict=True)
+    few = options.leading
+    most = [min(top, few) if side > options.exact_side else top for top, side in pairs]
     spectra = chain_spectra(prepared, chain, most, rng, known=known)
     found = curve(spectra, budgets, _POINTS)
     bounds = [spectra.bounds(ranks) for ranks in found]

@@ -35,7 +35,7 @@ def matrix_record(read: Callable[[], Array], options: Options, rng: np.random.Ge
     for shape in options.shapes if found.norm else ():
         modes = modes_of(shape, rows, columns)
         if modes is not None:
-            curves.append(format_curve(read, found, shape, modes, budgets, rng))
+            curves.append(format_curve(read, found, shape, modes, budgets, options, rng))
     best = [best_of(read, low_rank, curves, budget, rng) for budget in budgets]
     return {
         **_of_spectrum(found),

@@ -45,7 +45,7 @@ class Options:
     exclude: str | None = None
     dtype: str | None = None
     device: str | None = None
-    exact_side: int = 4096
+    exact_side: int = 2048
     leading: int = 256
     factors: int = 0
 

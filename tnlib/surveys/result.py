@@ -80,6 +80,13 @@ class SurveyedMatrix:
     best: tuple[Record | None, ...]
     least: tuple[Record, ...]
 
+    def ends_before(self, budget: float) -> bool:
+        """Whether ranks were looked at for fewer values than a share of the matrix's."""
+        if self.exact or not self.low_rank:
+            return False
+        step = sum(self.shape)
+        return self.low_rank[-1][1] + step <= budget * self.shape[0] * self.shape[1]
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -165,7 +172,9 @@ class Survey:
             cells.append(f"{_mean([one.stable_rank for one in same]):.3g}")
             cells.append(f"{_mean([sum(one.effective_rank) / 2 for one in same]):.4g}")
             cells.append(f"{_mean(alphas):.2f}" if alphas else "")
-            cells += [f"{_mean(low):.3f}", f"{_mean(best):.3f}"]
+            # Where curves end before the budget, the error at the budget is lower still.
+            short = any(one.ends_before(last) for one in same)
+            cells += [f"{'<' if short else ''}{_mean(values):.3f}" for values in (low, best)]
             if self.is_update:
                 shares = [one.norm / one.base_norm for one in same if one.base_norm]
                 cells.append(f"{_mean(shares):.2%}" if shares else "")

@@ -50,7 +50,7 @@ def survey(
     eps: float | Sequence[float] = (0.5, 0.2, 0.1),
     dtype: str | None = None,
     device: Device | None = None,
-    exact_side: int = 4096,
+    exact_side: int = 2048,
     leading: int = 256,
     workers: int | None = None,
     scheduler: str | None = None,

@@ -319,6 +319,12 @@ function sharing(short) {
 
 function table() {
   const last = D.budgets.length - 1;
+  // Where a curve ends before the budget, the error at the budget is lower still.
+  const bounded = (x, m) => {
+    const size = m.shape[0] * m.shape[1], step = m.shape[0] + m.shape[1];
+    const ends = !m.spectrum.exact && m.low_rank.params.at(-1) + step <= D.budgets[last] * size;
+    return `${ends ? "<" : ""}${x.toFixed(3)}`;
+  };
   const columns = [
     ["matrix", m => m.name], ["rows", m => m.shape[0]], ["columns", m => m.shape[1]], ["norm", m => m.norm],
   ];
@@ -327,8 +333,8 @@ function table() {
     ["stable rank", m => m.stable_rank],
     ["effective rank", m => mean(m.effective_rank)],
     ["alpha", m => m.power_law ? m.power_law.alpha : NaN, x => x.toFixed(2)],
-    [`low rank at ${percent(D.budgets[last])}`, m => m.low_rank.error.at(-1) ?? 1, x => x.toFixed(3)],
-    [`best at ${percent(D.budgets[last])}`, m => m.best[last] ? m.best[last].error : 1, x => x.toFixed(3)],
+    [`low rank at ${percent(D.budgets[last])}`, m => m.low_rank.error.at(-1) ?? 1, bounded],
+    [`best at ${percent(D.budgets[last])}`, m => m.best[last] ? m.best[last].error : 1, bounded],
     ["with", m => m.best[last] ? m.best[last].format : "dense"],
     [`rank for ${digits(D.eps[0])}`, m => m.least[0].rank ?? NaN],
   );
@@ -352,7 +358,7 @@ function table() {
     }
     body.replaceChildren(...found.slice(0, SHOWN_ROWS).map(m => element("tr", {}, ...columns.map(([, value, shown]) => {
       const v = value(m);
-      const text = typeof v === "string" ? v : Number.isFinite(v) ? String(shown ? shown(v) : digits(v)) : "";
+      const text = typeof v === "string" ? v : Number.isFinite(v) ? String(shown ? shown(v, m) : digits(v)) : "";
       return element("td", { textContent: text });
     }))));
     document.getElementById("count").textContent =
