@@ -15,6 +15,9 @@ from tnlib_adapters.base_model.sites import Site
 from tnlib_adapters.convert.checkpoint_pair import CheckpointPair
 from tnlib_adapters.parameter_count import targeted
 from tnlib_adapters.peft_plugin.config import NetworkConfig
+from tnlib_adapters.peft_plugin.targets import ALL_LINEAR
+
+_REMEDY = "name its module in modules_to_save to have it"
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,14 @@ def change_of(pair: CheckpointPair, config: Any) -> FinetunedChange:
     """
     _check_same_model(pair)
     if not config.target_modules and not config.target_parameters:
-        config = dataclasses.replace(config, target_modules="all-linear")
+        config = dataclasses.replace(config, target_modules=ALL_LINEAR)
     resolved, sites = targeted(pair.model, config)
     weights = {name: _parameter(pair, name, site) for name, site in sites.items()}
-    for name, parameter in weights.items():
-        if not (pair.base.has(parameter) and pair.finetuned.has(parameter)):
-            raise ValueError(f"{name}: one of the checkpoints has no tensor for {parameter}")
-        shapes = pair.base.shape(parameter), pair.finetuned.shape(parameter)
-        if None not in shapes and shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{name} has shape {shapes[1]} in the fine-tuned model, and {shapes[0]} in the "
-                "base; leave it out of target_modules"
-            )
+    for name, problem in _not_compared(pair, weights).items():
+        # Who says "all linear layers" means those that can be; who names one is told.
+        if config.target_modules != ALL_LINEAR:
+            raise ValueError(f"{name} {problem}; leave it out of target_modules")
+        del weights[name], sites[name]
     changes = {parameter: pair.change(parameter) for parameter in dict.fromkeys(weights.values())}
     adapted = {name: site for name, site in sites.items() if changes[weights[name]][0]}
     if not adapted:
@@ -93,6 +92,20 @@ def change_of(pair: CheckpointPair, config: Any) -> FinetunedChange:
     full, saved, bias, left_out = _others(pair, set(weights.values()), adapted, resolved)
     unchanged = tuple(name for name in sites if name not in adapted)
     return FinetunedChange(pair, resolved, adapted, full, saved, bias, left_out, unchanged)
+
+
+def _not_compared(pair: CheckpointPair, weights: Mapping[str, str]) -> dict[str, str]:
+    """Targets that only one model has, or both in other shapes, with what is wrong."""
+    found = {}
+    for name, parameter in weights.items():
+        shapes = pair.base.shape(parameter), pair.finetuned.shape(parameter)
+        if not pair.base.has(parameter):
+            found[name] = "is not in the base"
+        elif not pair.finetuned.has(parameter):
+            found[name] = "is not in the fine-tuned checkpoint"
+        elif None not in shapes and shapes[0] != shapes[1]:
+            found[name] = f"has shape {shapes[1]}, and {shapes[0]} in the base"
+    return found
 
 
 def _check_same_model(pair: CheckpointPair) -> None:
@@ -136,7 +149,8 @@ def _others(
         module, _, leaf = name.rpartition(".")
         asked = any(is_named(module, entry) for entry in wanted)
         if problem and not (asked and pair.finetuned.shape(name)):
-            left_out[name] = problem
+            remedy = f"; {_REMEDY}" if pair.finetuned.shape(name) else ""
+            left_out[name] = problem + remedy
             continue
         off, norm = (1.0, 1.0) if problem else pair.change(name)
         if not off and not asked:
@@ -148,7 +162,7 @@ def _others(
             biases[name] = f"{module}.base_layer.bias" if module in adapted else name
         else:
             share = f"{off / norm:.2%}" if norm else f"a norm of {off:.3g} from zero"
-            left_out[name] = f"changed by {share}; name its module in modules_to_save to have it"
+            left_out[name] = f"changed by {share}; {_REMEDY}"
     for module in saved:
         for leaf, _ in pair.model.get_submodule(module).named_parameters():
             value = pair.finetuned.read(f"{module}.{leaf}")

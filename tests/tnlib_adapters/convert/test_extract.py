@@ -271,6 +271,23 @@ def test_a_resized_vocabulary_is_named(tmp_path):
     assert "(70, 48)" in found.left_out["model.embed_tokens.weight"]
 
 
+def test_a_head_that_the_base_lacks_is_named_or_saved(tmp_path):
+    """A classifier that was made from a language model's checkpoint has a new head."""
+    after = make("bert")
+    make("bert").bert.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        after.bert.encoder.layer[0].output.dense.weight += 0.01
+        after.classifier.weight += 0.5
+    saved(after, tmp_path / "after")
+    folders = tmp_path / "base", tmp_path / "after"
+    found = extract(*folders, LoraConfig(r=2, target_modules="all-linear"), tmp_path / "one")
+    assert "not in the base; name its module" in found.left_out["classifier.weight"]
+    config = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["classifier"])
+    extract(*folders, config, tmp_path / "two")
+    loaded = peft.PeftModel.from_pretrained(make("bert"), tmp_path / "two").eval()
+    assert_same_outputs(logits(loaded), logits(after.eval()))
+
+
 BAD = [
     (lambda c: {"config": "lora"}, TypeError, "LoraConfig"),
     (lambda c: {"config": METHODS["adp"]()}, ValueError, "change"),
