@@ -28,8 +28,9 @@ from tnlib.ranks.parameter_counts import ChainCount, Count, TuckerCount
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 # Energies are known to this share of the whole.
 _RESOLVED = 1e-15
-# A leading part of a spectrum is computed alone where it is at most this share of it.
-_FEW = 1 / 8
+# A leading part of a spectrum is computed alone where it is at most this share of it, and the side
+# is longer than this: of a shorter one all singular values take no longer.
+_FEW, _SHORT = 1 / 8, 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,7 @@ def _energies(matrix: Array, rank: int, energy: float, rng: Any) -> tuple[Vector
     if energy == 0.0:
         return np.zeros(rank), 0.0
     side = min(matrix.shape)
-    if side >= truncated_basis.KRYLOV_SIDE and rank <= side * _FEW:
+    if side > _SHORT and rank <= side * _FEW:
         basis = truncated_basis.truncated_basis(
             matrix, energy=energy, max_rank=rank, allowed=None, method="auto", rng=rng
         )
