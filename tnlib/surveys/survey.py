@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     Source = str | os.PathLike[str] | torch.nn.Module | Mapping[str, AnyArray]
 
 TABLE, REPORT = "table.txt", "report.html"
-# Bytes that a worker needs for every value of its matrix: three copies in single precision.
-_WORKING = 12
+# Bytes that a worker needs for every value of its matrix, as measured.
+_WORKING = 16
 
 
 @keywords_named
@@ -119,7 +119,7 @@ def survey(
 
     Notes
     -----
-    A worker needs about three times its largest matrix in single precision.
+    A worker needs about four times its largest matrix in single precision.
 
     Examples
     --------
