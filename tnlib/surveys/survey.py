@@ -156,7 +156,10 @@ def survey(
     about = _about(weights, before, options)
     store = Memory() if folder is None else Store(folder, about)
     processes = _workers(workers, plan, isinstance(source, str | os.PathLike))
-    left = [task for task in plan.by_cost if not _is_done(task.key, store, plan)]
+    with_factors = weights.is_update and any(
+        f"method {name}" not in store.records for name in known_methods()
+    )
+    left = [task for task in plan.by_cost if not _is_done(task.key, store, with_factors)]
     _work(plan.tasks, left, store, "survey", progress, workers=processes, scheduler=scheduler)
     if weights.is_update:
         update = _update(plan, store, weights, before, base)
@@ -236,12 +239,12 @@ def _work(
             bar.update(task.cost)
 
 
-def _is_done(key: str, store: Store | Memory, plan: Plan) -> bool:
+def _is_done(key: str, store: Store | Memory, with_factors: bool) -> bool:
+    """Whether a task has its result, with what methods that are left to fit need of it."""
     record = store.records.get(key)
     if record is None:
         return False
-    with_factors = record["record"] == "matrix" and plan.tasks[0].options.factors
-    return not with_factors or store.has_factors(record)
+    return not (with_factors and record["record"] == "matrix") or store.has_factors(record)
 
 
 def _update(

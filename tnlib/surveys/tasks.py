@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import numpy as np
 
 from tnlib.arrays import backend
 from tnlib.arrays.arithmetic import own_arithmetic
+from tnlib.linalg.preparation import prepare
 from tnlib.surveys.inventory import Matrix, Stack
 from tnlib.surveys.matrix_survey import leading_factors, matrix_record
 from tnlib.surveys.options import Options
@@ -60,8 +62,8 @@ class MatrixTask:
         record |= {"shape": list(one.shape), "dtype": self.tensor.dtype}
         record |= matrix_record(lambda: _read(self.tensor, one, self.options), self.options, rng)
         if self.base is not None:
-            old = _read(self.base, one, self.options)
-            record["base_norm"] = float(np.sqrt(backend.energy(old)))
+            old = prepare(_read(self.base, one, self.options), None)
+            record["base_norm"] = math.ldexp(math.sqrt(old.energy), old.exponent)
         factors = None
         if self.options.factors:
             factors = leading_factors(

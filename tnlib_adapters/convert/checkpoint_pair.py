@@ -115,6 +115,9 @@ class CheckpointPair:
         if old.is_update or new.is_update:
             one = "base" if old.is_update else "finetuned"
             raise ValueError(f"{one} is a LoRA and no checkpoint; a LoRA is converted by from_lora")
+        for weights in (old, new):
+            for name, reason in weights.problems.items():
+                raise ValueError(f"{name} of {weights.label} {reason}")
         model = _hollow_model(finetuned, base)
         return cls(model, Stored(old, model), Stored(new, model))
 

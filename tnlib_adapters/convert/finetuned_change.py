@@ -169,6 +169,11 @@ def _others(
             full[f"{PREFIX}{module}.{leaf}"] = value.contiguous()
     if biases:
         full |= _biases(pair, adapted, set(saved))
+    for name, value in full.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"{name.removeprefix(PREFIX)} holds nan or inf in the fine-tuned model"
+            )
     unknown = pair.unknown
     left_out |= dict.fromkeys(unknown, "is in the fine-tuned checkpoint and not in the model")
     return full, (*saved, *(["biases"] if biases else [])), bool(biases), left_out

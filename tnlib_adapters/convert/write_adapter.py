@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ _CARD = """---
 
 def model_card(method: str, base: str | None, text: str) -> str:
     """The model card of an adapter: its method, its base, and what there is to say."""
-    named = f"base_model: {base}\n" if base else ""
+    named = f"base_model: {json.dumps(base)}\n" if base else ""  # a string of JSON is one of YAML
     return _CARD.format(base=named, method=method, text=text)
 
 

@@ -338,6 +338,28 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+def test_norms_that_are_not_finite_are_refused(tmp_path):
+    base = make("llama")
+    after = changed(base)
+    with torch.no_grad():
+        after.model.norm.weight[3] = torch.inf
+    with pytest.raises(ValueError, match=r"model\.norm\.weight holds nan or inf"):
+        extract(base, after, LoraConfig(r=2), tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_damaged_checkpoint_is_refused_with_the_reason(checkpoints, tmp_path):
+    changed(make("llama")).save_pretrained(tmp_path / "after", max_shard_size="20KB")
+    shard = sorted((tmp_path / "after").glob("*.safetensors"))[1]
+    os.truncate(shard, shard.stat().st_size - 200)
+    with pytest.raises(ValueError, match="cut off"):
+        extract(checkpoints / "base", tmp_path / "after", LoraConfig(r=2), tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        extract(checkpoints / "base", tmp_path / "after", LoraConfig(r=2), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_base_is_named_in_the_adapter(checkpoints, tmp_path):
     extract(checkpoints / "base", checkpoints / "after", LoraConfig(r=2), tmp_path / "lora")
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
