@@ -58,7 +58,8 @@ def extract(
         the fewest parameters; other methods the smallest size.
     max_params : int, optional
         Largest number of parameters of all weights together, in the same way: a LoRA has the ranks
-        that :func:`tnlib.allocate_ranks` finds. Not together with `eps`.
+        that :func:`tnlib.allocate_ranks` finds. Not together with `eps`, and neither for a LoRA of
+        experts, which has one rank for all of them.
     generator : torch.Generator, optional
         Randomness of LoRTA's starts and of columns that are left free; a fixed seed by default.
     progressbar : bool, optional

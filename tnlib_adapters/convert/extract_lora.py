@@ -93,6 +93,11 @@ def _ranks(
     keys = change.keys
     if eps is None and max_params is None:
         return dict.fromkeys(keys, most)
+    if any(site.experts for site in change.sites.values()):
+        raise ValueError(
+            "a LoRA of experts has one rank for all of them, so eps= and max_params= cannot choose "
+            "ranks; give r alone, or leave experts out of target_parameters"
+        )
     profiles: dict[str, RankProfile] = {}
     for key in tqdm(keys, desc="spectra", disable=not show, unit="weight"):
         delta = change.pair.delta(key).contiguous()

@@ -141,6 +141,8 @@ def _others(
 ) -> tuple[dict[str, Tensor], tuple[str, ...], bool, dict[str, str]]:
     """What goes along in full, the modules of it, whether biases are in it, and what does not."""
     wanted: Sequence[str] = tuple(config.modules_to_save or ())
+    both: Mapping[str, str] = getattr(pair.model, "all_tied_weights_keys", None) or {}
+    tied = {*both, *both.values()}
     full: dict[str, Tensor] = {}
     saved: dict[str, None] = {}
     biases: dict[str, str] = {}
@@ -148,6 +150,11 @@ def _others(
     for name, problem in pair.others(targets):
         module, _, leaf = name.rpartition(".")
         asked = any(is_named(module, entry) for entry in wanted)
+        if asked and name in tied:
+            raise ValueError(
+                f"{name} is one tensor with {', '.join(sorted(tied - {name}))}, and would be saved "
+                "apart from it; leave its module out of modules_to_save"
+            )
         if problem and not (asked and pair.finetuned.shape(name)):
             remedy = f"; {_REMEDY}" if pair.finetuned.shape(name) else ""
             left_out[name] = problem + remedy

@@ -360,6 +360,26 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason(checkpoints, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tied_embedding_is_not_saved_apart_from_the_head(tmp_path):
+    base = make("qwen2")
+    after = changed(base)
+    with torch.no_grad():
+        after.model.embed_tokens.weight += 0.1
+    config = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["embed_tokens"])
+    with pytest.raises(ValueError, match="one tensor with lm_head"):
+        extract(base, after, config, tmp_path / "out")
+
+
+def test_ranks_of_experts_are_not_chosen(tmp_path):
+    base = whole_model("Qwen3Moe")
+    after = copy.deepcopy(base)
+    with torch.no_grad():
+        after.model.layers[0].mlp.experts.down_proj += 0.01
+    config = LoraConfig(r=2, target_modules=[], target_parameters=["experts.down_proj"])
+    with pytest.raises(ValueError, match="one rank for all of them"):
+        extract(base, after, config, tmp_path / "out", max_params=1000)
+
+
 def test_the_base_is_named_in_the_adapter(checkpoints, tmp_path):
     extract(checkpoints / "base", checkpoints / "after", LoraConfig(r=2), tmp_path / "lora")
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
