@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tnlib.weights.tensor import WeightTensor
 
@@ -135,10 +135,6 @@ def stacks(found: Sequence[Matrix]) -> list[Stack]:
     return [
         stack
         if len(sizes[stack.name]) == 1
-        else Stack(f"{stack.name} {'x'.join(map(str, stack.matrices[0].shape))}", *_rest(stack))
+        else replace(stack, name=f"{stack.name} {'x'.join(map(str, stack.matrices[0].shape))}")
         for stack in result
     ]
-
-
-def _rest(stack: Stack) -> tuple[str, tuple[Matrix, ...]]:
-    return stack.over, stack.matrices

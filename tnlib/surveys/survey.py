@@ -156,17 +156,16 @@ def survey(
     about = _about(weights, before, options)
     store = Memory() if folder is None else Store(folder, about)
     processes = _workers(workers, plan, isinstance(source, str | os.PathLike))
-    with_factors = weights.is_update and any(
-        f"method {name}" not in store.records for name in known_methods()
-    )
+    methods = [*known_methods()] if weights.is_update else []
+    with_factors = any(f"method {name}" not in store.records for name in methods)
     left = [task for task in plan.by_cost if not _is_done(task.key, store, with_factors)]
     _work(plan.tasks, left, store, "survey", progress, workers=processes, scheduler=scheduler)
     if weights.is_update:
         update = _update(plan, store, weights, before, base)
-        methods = [MethodTask(name, update) for name in known_methods() if update.matrices]
-        fitting = [task for task in methods if task.key not in store.records]
+        fits = [MethodTask(name, update) for name in methods if update.matrices]
+        fitting = [task for task in fits if task.key not in store.records]
         # Methods read what was kept of all matrices, which workers of a cluster may not see.
-        _work(methods, fitting, store, "methods", progress, workers=1 if scheduler else processes)
+        _work(fits, fitting, store, "methods", progress, workers=1 if scheduler else processes)
     records = ordered(plan, store.records)
     found = Survey(
         weights.label, weights.is_update, options.as_json(), tuple(records), weights.notes

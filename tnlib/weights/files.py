@@ -161,6 +161,7 @@ def _scaled(found: Mapping[str, WeightTensor]) -> dict[str, WeightTensor]:
             scale = next((key for key in near if key in found), None)
             if scale is not None:
                 scales[name] = scale
+    counted = set(scales.values())
     kept: dict[str, WeightTensor] = {}
     for name, tensor in found.items():
         if name in scales:
@@ -168,7 +169,7 @@ def _scaled(found: Mapping[str, WeightTensor]) -> dict[str, WeightTensor]:
             assert isinstance(codes, FileTensor)
             assert isinstance(scale_tensor, FileTensor)
             kept[name] = ScaledTensor(codes, scale_tensor)
-        elif name not in scales.values():
+        elif name not in counted:
             kept[name] = tensor
     return kept
 
