@@ -6,7 +6,6 @@ model's, and than each other's: transformers says which tensor is which paramete
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -194,7 +193,7 @@ def _expert(key: str) -> tuple[str, int | None]:
 
 def _hollow_model(*sources: Any) -> nn.Module:
     """The model of the first source that says what it is, on the meta device."""
-    for source in itertools.chain(sources):
+    for source in sources:
         if isinstance(source, nn.Module):
             return hollow(source)
         path = Path(source)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnlib import RankProfile, allocate_ranks, rank_profile
@@ -19,7 +20,7 @@ from tnlib_adapters.convert.expert_factors import ExpertFactors, by_owner, wrapp
 from tnlib_adapters.convert.extraction import Extraction
 from tnlib_adapters.convert.finetuned_change import FinetunedChange, site_keys
 from tnlib_adapters.convert.folder import whole
-from tnlib_adapters.convert.stored_updates import StoredUpdates
+from tnlib_adapters.convert.stored_updates import leading
 from tnlib_adapters.convert.truncation import LowRank
 from tnlib_adapters.convert.write_adapter import extracted_text, model_card
 from tnlib_adapters.convert.write_lora import lora_config, write_folder
@@ -49,8 +50,7 @@ def extract_lora(
     ranks = _ranks(change, config.r, eps, max_params, show)
     found: dict[str, LowRank] = {}
     for key in tqdm(keys, desc="extracting", disable=not show, unit="weight"):
-        updates = StoredUpdates(change.pair, [key], ranks[key])
-        found[key] = _factors(change, key, updates)
+        found[key] = _factors(key, change.pair.delta(key), ranks[key])
     layers = {name: found[name] for name, site in change.sites.items() if not site.experts}
     weights = [
         ConvertedWeight(
@@ -133,10 +133,9 @@ def _allocated(profiles: Mapping[str, RankProfile], size: int) -> tuple[dict[str
     return {key: rank[0] for key, rank in ranks.items()}, found.estimate
 
 
-def _factors(change: FinetunedChange, key: str, updates: StoredUpdates) -> LowRank:
+def _factors(key: str, delta: Tensor, rank: int) -> LowRank:
     """Balanced float32 factors of one matrix and their error, measured."""
-    left, right = updates.factors(key)
-    delta = change.pair.delta(key)
+    left, right = leading(key, delta, rank)
     norm = math.sqrt(float(delta.square().sum(dtype=torch.double)))
     if not norm:
         return LowRank(left.new_zeros(len(left), 1), right.new_zeros(1, right.shape[1]), 0.0, 0.0)

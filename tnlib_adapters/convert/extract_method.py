@@ -14,6 +14,7 @@ from tnlib_adapters.convert.fitted import Fitted, check_cores, check_networks, s
 from tnlib_adapters.convert.stored_updates import StoredUpdates
 from tnlib_adapters.convert.write_adapter import extracted_text, write_adapter
 from tnlib_adapters.networks.expert_network import expert_by_expert
+from tnlib_adapters.networks.facts import total_parameters
 from tnlib_adapters.peft_plugin.config import NetworkConfig
 from tnlib_adapters.peft_plugin.declarations import declared
 
@@ -80,12 +81,7 @@ def _networks(config: NetworkConfig, change: FinetunedChange) -> dict[str, Any]:
 
 def _n_params(config: NetworkConfig, change: FinetunedChange) -> int:
     """Parameters of a method of one size, those that are shared counted once."""
-    sizes: dict[tuple[str, str], int] = {}
-    for name, network in _networks(config, change).items():
-        for core in network.cores:
-            number = torch.Size(network.shapes[core.key]).numel()
-            sizes[core.key, core.group or name] = number
-    return sum(sizes.values())
+    return total_parameters(_networks(config, change))
 
 
 def largest_within(

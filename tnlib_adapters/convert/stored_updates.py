@@ -56,14 +56,7 @@ class StoredUpdates(Mapping[str, LowRankUpdate]):
             If the update is not finite.
         """
         if name not in self._found:
-            delta = self.pair.delta(name)
-            kept = min(self.kept, *delta.shape)
-            try:
-                first, second = tt_svd(delta.contiguous(), kept, rng=0).cores
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            left, right = torch.as_tensor(first)[0], torch.as_tensor(second)[..., 0]
-            self._found[name] = left.float(), right.float()
+            self._found[name] = leading(name, self.pair.delta(name), self.kept)
         return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -71,3 +64,18 @@ class StoredUpdates(Mapping[str, LowRankUpdate]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def leading(name: str, delta: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """The leading directions of an update in float32: orthonormal columns (out, k), and (k, in).
+
+    Raises
+    ------
+    ValueError
+        If the update is not finite.
+    """
+    try:
+        first, second = tt_svd(delta.contiguous(), min(kept, *delta.shape), rng=0).cores
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return torch.as_tensor(first)[0].float(), torch.as_tensor(second)[..., 0].float()

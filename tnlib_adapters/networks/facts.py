@@ -1,8 +1,9 @@
-"""What the declarations of an adapter say of it to somebody who has only its file."""
+"""What the declarations of an adapter say of it as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tnlib_adapters.networks.declaration_kinds import Declaration
@@ -10,7 +11,7 @@ from tnlib_adapters.networks.low_rank import has_rank
 
 
 def facts(declarations: Iterable[Declaration]) -> dict[str, Any]:
-    """Facts that a saved configuration carries.
+    """Facts that a saved configuration carries, for somebody who has only the file.
 
     Returns
     -------
@@ -28,3 +29,13 @@ def facts(declarations: Iterable[Declaration]) -> dict[str, Any]:
             low_rank = low_rank and has_rank(part, most)
     scale = scales.pop() if len(scales) == 1 else None
     return {"scale": scale, "merges": merges, "low_rank": merges and low_rank}
+
+
+def total_parameters(declarations: Mapping[str, Declaration]) -> int:
+    """Parameters of all cores of declarations by weight, those of a group counted once."""
+    sizes: dict[tuple[str, str], int] = {}
+    for name, declaration in declarations.items():
+        shapes = declaration.shapes
+        for core in declaration.cores:
+            sizes[core.key, core.group or name] = math.prod(shapes[core.key])
+    return sum(sizes.values())

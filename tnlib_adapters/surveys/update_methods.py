@@ -7,7 +7,6 @@ is beyond them counts as lost. The functions are registered as entry points of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +24,7 @@ from tnlib_adapters.gradients.weight_gradients import WeightGradient
 from tnlib_adapters.methods import METHODS
 from tnlib_adapters.methods.lora import CountedLoRA
 from tnlib_adapters.networks.expert_network import expert_by_expert
+from tnlib_adapters.networks.facts import total_parameters
 from tnlib_adapters.networks.rate_scaling import declared_multipliers
 from tnlib_adapters.parameter_count import skeleton
 from tnlib_adapters.peft_plugin.config import NetworkConfig
@@ -64,15 +64,12 @@ def _fitted(
 ) -> tuple[int, int, float]:
     """Parameters and bytes of a method of one size, and the share of the energy that it holds."""
     networks: dict[str, Any] = {name: declared(config, site) for name, site in sites.items()}
-    sizes: dict[tuple[str, str], int] = {}
     multipliers: set[tuple[str, str]] = set()
     for name, network in networks.items():
         owners = {core.key: core.group or name for core in network.cores}
-        shapes = network.shapes
-        sizes |= {(key, owner): math.prod(shapes[key]) for key, owner in owners.items()}
         if config.rate_scaling and not isinstance(config, CountedLoRA):
             multipliers |= {(key, owners[key]) for key in declared_multipliers(network)}
-    params = sum(sizes.values())
+    params = total_parameters(networks)
     single = expert_by_expert(networks)
     changed = {key: single[key] for key in gradients}
     fit = config.fit_updates or config.fit_gradients
